@@ -1,0 +1,462 @@
+"""DeepFashion's annotation files and plain photo folders -> tables of pictures.
+
+Both benchmarks are read, attribute prediction and in-shop retrieval, in the layout of this
+project (`Anno/`, `Eval/`, `img/`) or as the official archives unpack (`Anno_coarse/`, `Img/img/`).
+Every list has the same form: line 1 the count of rows, line 2 the names of the columns, then one
+row a line in columns padded with blanks. A path or name may contain blanks itself, so rows are
+split from the right.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils import PICTURE_SUFFIXES, UserError, atomic_write
+
+ANNO_FOLDERS = ("Anno", "Anno_coarse", "Anno_fine")
+PARTITIONS = ("train", "val", "test")
+INSHOP_PARTITIONS = ("train", "query", "gallery")
+SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+MADE_FOLDERS = frozenset({"models"})  # what this project itself writes below DATASET_BASE
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A table of N pictures, one array or list a column.
+
+    Attributes
+    ----------
+    paths : N paths relative to DATASET_BASE, with "/" on every system
+    categories : N, int16; index into `category_names`, -1 where unknown
+    category_names : names of the categories, by number
+    partitions : N, str; train, val, test, or train, query, gallery for in-shop pictures
+    boxes : N x 4, int32; x1 y1 x2 y2 of the garment in px, all 0 where there is none
+    items : N, str; the garment's id, "" where unknown
+    colors : N, str; the colour variant of the item, "" where unknown
+    """
+
+    paths: list[str]
+    categories: np.ndarray
+    category_names: list[str]
+    partitions: np.ndarray
+    boxes: np.ndarray
+    items: np.ndarray
+    colors: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def select(self, rows: np.ndarray) -> "Pictures":
+        """The rows of a mask or an index array, in its order."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, column in columns.items():
+            if isinstance(column, np.ndarray):
+                columns[name] = column[rows]
+        columns["paths"] = [self.paths[row] for row in rows.tolist()]
+        return Pictures(**columns)
+
+    def in_partition(self, *names: str) -> "Pictures":
+        """The pictures of the named partitions."""
+        return self.select(np.isin(self.partitions, names))
+
+
+def read_list(path: Path, columns: Sequence[str]) -> list[list[str]]:
+    """Read one annotation list.
+
+    Parameters
+    ----------
+    path : the list; a byte-order mark, CRLF and a missing last newline are accepted
+    columns : what each column is, for error messages; all but the first are free of blanks
+
+    Returns
+    -------
+    The columns, each a list of N strings. Row i of them is line i + 3 of the file.
+
+    Raises
+    ------
+    UserError : the file cannot be read, the count is no number or not that of the rows, or a row
+        has too few columns; it names file, line and what was expected
+    """
+    try:
+        lines = path.read_text("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    while lines and not lines[-1].strip():
+        lines.pop()
+    count = lines[0].strip() if lines else ""
+    if not count.isdecimal():
+        raise UserError(f"{path}:1: expected the number of rows, found {count[:60]!r}")
+    width = len(columns)
+    cells: list[list[str]] = [[] for _ in columns]
+    # By blocks: a list for every row of a large file at once would keep the garbage collector busy
+    # for most of the time, and take most of the memory.
+    for start in range(2, len(lines), 512):
+        rows = [line.rsplit(None, width - 1) for line in lines[start : start + 512]]
+        if set(map(len, rows)) != {width}:
+            wrong = next(i for i, row in enumerate(rows, start) if len(row) != width)
+            _malformed(path, wrong - 2, columns, lines[wrong])
+        for column, block in zip(cells, zip(*rows, strict=True), strict=True):
+            column.extend(block)
+    if int(count) != len(cells[0]):
+        raise UserError(f"{path}:1: announces {int(count)} rows, but {len(cells[0])} rows follow")
+    return cells
+
+
+def write_list(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write one annotation list, as `read_list` reads it, columns padded to equal width."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max((len(row[i]) for row in cells), default=0) for i in range(len(columns) - 1)]
+    with atomic_write(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
+        file.write(f"{len(cells)}\n{'  '.join(columns)}\n")
+        for row in cells:
+            padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+            file.write("  ".join([*padded, row[-1]]) + "\n")
+
+
+def _malformed(path: Path, row: int, columns: Sequence[str], found: object) -> None:
+    raise UserError(f"{path}:{row + 3}: expected {' '.join(columns)}; found {str(found)[:200]!r}")
+
+
+def _numbers(path: Path, cells: list[list[str]], index: int, columns: Sequence[str]) -> list[int]:
+    """One column as integers: digits alone, unlike `int`, which takes signs and underscores too."""
+    if not all(map(str.isdecimal, cells[index])):
+        row = next(i for i, cell in enumerate(cells[index]) if not cell.isdecimal())
+        _malformed(path, row, columns, " ".join(column[row] for column in cells))
+    return list(map(int, cells[index]))
+
+
+def _names(
+    path: Path,
+    cells: list[list[str]],
+    index: int,
+    columns: Sequence[str],
+    allowed: Sequence[str],
+) -> np.ndarray:
+    """One column, N, str, where each cell is one of the `allowed` names."""
+    if not set(cells[index]) <= set(allowed):
+        row = next(i for i, cell in enumerate(cells[index]) if cell not in allowed)
+        _malformed(path, row, columns, " ".join(column[row] for column in cells))
+    return np.array(cells[index], "<U7")
+
+
+def _paths(path: Path, cells: list[list[str]]) -> list[str]:
+    """The first column, where no picture may stand twice."""
+    paths = cells[0]
+    if len(set(paths)) != len(paths):
+        first: dict[str, int] = {}
+        for row, picture in enumerate(paths):
+            if picture in first:
+                line = first[picture] + 3
+                raise UserError(f"{path}:{row + 3}: {picture!r} stands in line {line} already")
+            first[picture] = row
+    return paths
+
+
+def _boxes(path: Path, cells: list[list[str]], columns: Sequence[str]) -> np.ndarray:
+    """The last four columns as N x 4 int32."""
+    corners = [_numbers(path, cells, i, columns) for i in range(len(columns) - 4, len(columns))]
+    return np.array(corners, np.int32).T.reshape(-1, 4)
+
+
+def _aligned(paths: list[str], other: list[str]) -> np.ndarray:
+    """For each path its row in `other`, -1 where it is missing."""
+    if paths == other:
+        return np.arange(len(paths))
+    place = {path: row for row, path in enumerate(other)}
+    return np.array([place.get(path, -1) for path in paths], np.int64)
+
+
+def _first_existing(candidates: Iterable[Path]) -> Path | None:
+    return next((path for path in candidates if path.exists()), None)
+
+
+def _blank(count: int) -> np.ndarray:
+    return np.full(count, "", "<U1")
+
+
+def attribute_list(base: Path) -> Path | None:
+    """The attribute benchmark's picture list below `base`, None where there is none."""
+    return _first_existing(base / folder / "list_category_img.txt" for folder in ANNO_FOLDERS)
+
+
+def inshop_list(base: Path) -> Path | None:
+    """The in-shop benchmark's partition list below `base`, None where there is none."""
+    names = ("list_eval_partition.txt", "Eval/list_eval_partition.txt")
+    return _first_existing(base / "in_shop" / name for name in names)
+
+
+def read_attribute(base: Path, categories: int) -> Pictures:
+    """Read the attribute-prediction benchmark.
+
+    Parameters
+    ----------
+    base : DATASET_BASE
+    categories : keep the pictures of categories 1 to this number
+
+    Raises
+    ------
+    UserError : a list is missing or malformed
+    """
+    list_path = attribute_list(base)
+    if list_path is None:
+        raise UserError(f"{base}: no Anno/list_category_img.txt")
+    anno = list_path.parent
+    cloth = read_list(anno / "list_category_cloth.txt", ("category_name", "category_type"))[0]
+    names = [name.strip() for name in cloth[:categories]]
+
+    columns = ("image_name", f"category_label (1 to {len(cloth)})")
+    cells = read_list(list_path, columns)
+    paths = _paths(list_path, cells)
+    label = np.array(_numbers(list_path, cells, 1, columns), np.int64) - 1
+    if len(label) and not 0 <= label.min() <= label.max() < len(cloth):
+        row = int(np.flatnonzero((label < 0) | (label >= len(cloth)))[0])
+        _malformed(list_path, row, columns, f"{paths[row]} {cells[1][row]}")
+
+    partition_path = base / "Eval" / "list_eval_partition.txt"
+    columns = ("image_name", f"evaluation_status ({', '.join(PARTITIONS)})")
+    cells = read_list(partition_path, columns)
+    row_of = _aligned(paths, _paths(partition_path, cells))
+    if (row_of < 0).any():
+        missing = paths[int(np.argmin(row_of))]
+        raise UserError(f"{partition_path}: no row for {missing!r} of {list_path}")
+    partitions = _names(partition_path, cells, 1, columns, PARTITIONS)[row_of]
+
+    boxes = np.zeros((len(paths), 4), np.int32)
+    box_path = anno / "list_bbox.txt"
+    if box_path.exists():
+        columns = ("image_name", "x_1", "y_1", "x_2", "y_2")
+        cells = read_list(box_path, columns)
+        box_of = _aligned(paths, _paths(box_path, cells))
+        boxes[box_of >= 0] = _boxes(box_path, cells, columns)[box_of[box_of >= 0]]
+
+    unpacked = (base / "Img" / "img").exists() and not (base / "img").exists()
+    every = Pictures(
+        paths=["Img/" + path for path in paths] if unpacked else paths,
+        categories=label.astype(np.int16),
+        category_names=names,
+        partitions=partitions,
+        boxes=boxes,
+        items=_blank(len(paths)),
+        colors=_blank(len(paths)),
+    )
+    return every.select(label < categories)
+
+
+def read_inshop(base: Path) -> Pictures:
+    """Read the in-shop retrieval benchmark below `base`/in_shop.
+
+    An item's category is the folder above the item's (`img/WOMEN/Dresses/id_00000001/...` is a
+    Dresses), its colour variant the file name up to the first "_", unless a third list of this
+    project, `list_color_inshop.txt`, names it. Pictures lie below in_shop/, or below `base` itself
+    where `data.py import` has made the lists.
+
+    Raises
+    ------
+    UserError : a list is missing or malformed
+    """
+    list_path = inshop_list(base)
+    if list_path is None:
+        raise UserError(f"{base}: no in_shop/list_eval_partition.txt")
+    columns = ("image_name", "item_id", f"evaluation_status ({', '.join(INSHOP_PARTITIONS)})")
+    cells = read_list(list_path, columns)
+    paths, items = _paths(list_path, cells), cells[1]
+    partitions = _names(list_path, cells, 2, columns, INSHOP_PARTITIONS)
+    folders = [path.split("/")[-3] if path.count("/") > 1 else "" for path in paths]
+    names = sorted(set(folders))
+    number = {name: i for i, name in enumerate(names)}
+
+    boxes = np.zeros((len(paths), 4), np.int32)
+    inshop = base / "in_shop"
+    box_path = _first_existing(
+        (inshop / "list_bbox_inshop.txt", inshop / "Anno" / "list_bbox_inshop.txt")
+    )
+    if box_path is not None:
+        columns = ("image_name", "clothes_type", "pose_type", "x_1", "y_1", "x_2", "y_2")
+        cells = read_list(box_path, columns)
+        box_of = _aligned(paths, _paths(box_path, cells))
+        boxes[box_of >= 0] = _boxes(box_path, cells, columns)[box_of[box_of >= 0]]
+
+    colors = [path.rsplit("/", 1)[-1].split("_")[0] for path in paths]
+    color_path = inshop / "list_color_inshop.txt"
+    if color_path.exists():
+        cells = read_list(color_path, ("image_name", "color"))
+        named = dict(zip(_paths(color_path, cells), cells[1], strict=True))
+        colors = [named.get(path, color) for path, color in zip(paths, colors, strict=True)]
+
+    prefix = "in_shop/" if (inshop / "img").exists() else ""
+    prefix = "in_shop/Img/" if (inshop / "Img" / "img").exists() and not prefix else prefix
+    return Pictures(
+        paths=[prefix + path for path in paths],
+        categories=np.array([number[folder] for folder in folders], np.int16),
+        category_names=names,
+        partitions=partitions,
+        boxes=boxes,
+        items=np.array(items),
+        colors=np.array(colors),
+    )
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """Paths of all pictures below a folder, relative to it, sorted; hidden ones are left out."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        top = Path(place) == folder
+        folders[:] = [f for f in folders if f[0] != "." and not (top and f in MADE_FOLDERS)]
+        relative = Path(place).relative_to(folder)
+        found += [
+            (relative / file).as_posix()
+            for file in files
+            if file[0] != "." and os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES
+        ]
+    return sorted(found)
+
+
+def held_out(groups: np.ndarray, share: float) -> np.ndarray:
+    """Choose which of some groups (items, or single pictures) are held out for validation.
+
+    Parameters
+    ----------
+    groups : N names; equal names stay together
+    share : share of the groups to hold out, 0 to 1; at least one where there are two or more
+
+    Returns
+    -------
+    Mask of N. It hangs on the names alone, so the same folder is always split in the same way.
+    """
+    names = sorted(set(groups.tolist()), key=lambda n: hashlib.sha256(n.encode()).digest())
+    count = max(round(share * len(names)), 1) if len(names) > 1 else 0
+    return np.isin(groups, names[:count])
+
+
+def read_folder(base: Path, val_share: float) -> Pictures:
+    """Read a plain folder of photos: one folder per category, or none.
+
+    A split in train/, val/ or validation/, and test/ folders is kept; else `val_share` of each
+    category's pictures are held out.
+
+    Raises
+    ------
+    UserError : no such folder, or no picture in it
+    """
+    paths = find_pictures(base) if base.is_dir() else []
+    if not paths:
+        state = "no pictures below it" if base.is_dir() else "no such folder"
+        raise UserError(f"{base}: {state}; set DATASET_BASE (--dataset-base) to a data set")
+    parts = [path.split("/") for path in paths]
+    split = all(len(part) > 1 and part[0] in SPLIT_FOLDERS for part in parts)
+    folders = [part[1:-1] if split else part[:-1] for part in parts]
+    category = [folder[0] if folder else "all" for folder in folders]
+    names = sorted(set(category))
+    number = {name: i for i, name in enumerate(names)}
+    label = np.array([number[name] for name in category], np.int16)
+    if split:
+        partitions = np.array([SPLIT_FOLDERS[part[0]] for part in parts], "<U7")
+    else:
+        partitions = np.full(len(paths), "train", "<U7")
+        for i in range(len(names)):
+            rows = np.flatnonzero(label == i)
+            chosen = held_out(np.array([paths[row] for row in rows]), val_share)
+            partitions[rows[chosen]] = "val"
+    return Pictures(
+        paths=paths,
+        categories=label,
+        category_names=names,
+        partitions=partitions,
+        boxes=np.zeros((len(paths), 4), np.int32),
+        items=_blank(len(paths)),
+        colors=_blank(len(paths)),
+    )
+
+
+def read_labelled(base: Path, categories: int, val_share: float) -> Pictures:
+    """Read what has categories below `base`: the attribute benchmark's lists, else its folders.
+
+    Raises
+    ------
+    UserError : neither is there, or a list is malformed
+    """
+    if attribute_list(base) is not None:
+        return read_attribute(base, categories)
+    if inshop_list(base) is not None:
+        raise UserError(
+            f"{base}: has in_shop/ but no Anno/list_category_img.txt; `data.py import` makes both"
+            " lists for a folder of photos with items"
+        )
+    pictures = read_folder(base, val_share)
+    if len(pictures.category_names) > categories:
+        pictures = pictures.select(pictures.categories < categories)
+    return pictures
+
+
+def read_collection(base: Path, categories: int, inshop: bool, val_share: float) -> Pictures:
+    """Read all pictures of a data set, each once, whatever its partition.
+
+    Parameters
+    ----------
+    base : DATASET_BASE
+    categories : keep categories 1 to this number of the attribute benchmark
+    inshop : add the in-shop part; a picture in both parts keeps its category, gets its item
+    val_share : as for `read_folder`
+
+    Raises
+    ------
+    UserError : nothing there, or a list is malformed
+    """
+    labelled = read_labelled(base, categories, val_share)
+    return merge(labelled, read_inshop(base)) if inshop else labelled
+
+
+def merge(labelled: Pictures, inshop: Pictures) -> Pictures:
+    """Both parts as one table: the labelled pictures first, then the in-shop ones not among them.
+
+    Categories of the same name become one. A picture in both keeps its category, partition and
+    box, and gets its item and colour variant.
+    """
+    row_of = _aligned(labelled.paths, inshop.paths)
+    both = row_of >= 0
+    new = inshop.select(np.setdiff1d(np.arange(len(inshop)), row_of[both]))
+    used = np.unique(new.categories).tolist()
+    names = list(labelled.category_names)
+    names += [n for n in (inshop.category_names[i] for i in used) if n not in names]
+    renumber = np.array([names.index(n) if n in names else -1 for n in inshop.category_names])
+    items, colors = inshop.items[row_of], inshop.colors[row_of]
+    return Pictures(
+        paths=labelled.paths + new.paths,
+        categories=np.concatenate([labelled.categories, renumber[new.categories].astype(np.int16)]),
+        category_names=names,
+        partitions=np.concatenate([labelled.partitions, new.partitions]),
+        boxes=np.concatenate([labelled.boxes, new.boxes]),
+        items=np.concatenate([np.where(both, items, ""), new.items]),
+        colors=np.concatenate([np.where(both, colors, ""), new.colors]),
+    )
+
+
+def find_box(base: Path, path: str) -> tuple[int, int, int, int] | None:
+    """The box of one picture of the data set, without reading the whole lists.
+
+    Parameters
+    ----------
+    base : DATASET_BASE
+    path : relative to it, as in the lists of the feature database
+    """
+    lists = [base / folder / "list_bbox.txt" for folder in ANNO_FOLDERS]
+    name = path.removeprefix("Img/")
+    if path.startswith("in_shop/"):
+        inshop = base / "in_shop"
+        lists = [inshop / "list_bbox_inshop.txt", inshop / "Anno" / "list_bbox_inshop.txt"]
+        name = path.removeprefix("in_shop/").removeprefix("Img/")
+    box_path = _first_existing(lists)
+    if box_path is None:
+        return None
+    with open(box_path, encoding="utf-8-sig") as file:
+        for line in file:
+            if line.startswith(name) and line[len(name) : len(name) + 1].isspace():
+                x1, y1, x2, y2 = map(int, line.split()[-4:])
+                return x1, y1, x2, y2
+    return None

@@ -1,0 +1,191 @@
+"""Classification models of torchvision and timm -> backbones that end in their last conv map."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from utils import UserError
+
+
+class WeightsError(Exception):
+    """Weights that are not those of the network they are loaded into."""
+
+
+def build_backbone(
+    name: str, imagenet: bool = False, weights: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """Build a backbone: N x 3 x H x W -> N x C x h x w.
+
+    A ResNet's state dict gets the keys 0, 1, 4 ... 7 for conv1, bn1, layer1 ... layer4, as in the
+    2018 project. A vision transformer's patch tokens are laid out as a map.
+
+    Parameters
+    ----------
+    name : a torchvision classification model, or timm/NAME
+    imagenet : load the library's ImageNet weights (downloaded by it on first use)
+    weights : a state dict in the library's own names, with or without the classifier
+
+    Raises
+    ------
+    UserError : no such model, or its ImageNet weights cannot be had
+    WeightsError : `weights` are another model's
+    """
+    if name.startswith("timm/"):
+        model = _timm_model(name.removeprefix("timm/"), imagenet)
+        cut = _timm_conv_map
+    else:
+        model = _torchvision_model(name, imagenet)
+        cut = _torchvision_conv_map
+    loaded = load_fitting(model, weights) if weights is not None else None
+    backbone = cut(model)
+    if loaded is not None:
+        require_loaded(backbone, loaded, name)
+    return backbone
+
+
+def load_fitting(module: nn.Module, weights: Mapping[str, Tensor]) -> set[int]:
+    """Load the tensors that fit by name and shape.
+
+    Returns
+    -------
+    The `id` of each of the module's tensors that got its value: names change when the module
+    becomes a part of another one, the tensors stay.
+    """
+    own = module.state_dict(keep_vars=True)
+    fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    module.load_state_dict(fitting, strict=False)
+    return {id(own[key]) for key in fitting}
+
+
+def require_loaded(module: nn.Module, loaded: set[int], name: str) -> None:
+    """Raise a `WeightsError` unless every tensor of a module is among the `loaded`."""
+    own = module.state_dict(keep_vars=True)
+    # Written since PyTorch 0.4.1 only, and used by no batch norm with a momentum.
+    wanted = {k: v for k, v in own.items() if not k.endswith("num_batches_tracked")}
+    missing = [key for key, tensor in wanted.items() if id(tensor) not in loaded]
+    if missing:
+        raise WeightsError(
+            f"not the weights of a {name}: {len(missing)} of {len(wanted)} tensors are missing or"
+            f" of another shape, {missing[0]} among them"
+        )
+
+
+class _VitTokens(nn.Module):
+    """torchvision's vision transformer up to its last tokens."""
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        self.vit = vit
+        vit.heads = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.vit._process_input(x)
+        start = self.vit.class_token.expand(len(x), -1, -1)
+        return self.vit.encoder(torch.cat([start, patches], 1))
+
+
+class _TokensToMap(nn.Module):
+    """N x tokens x C -> N x C x h x w: leading tokens that are no patch dropped, h = w."""
+
+    def __init__(self, leading: int) -> None:
+        super().__init__()
+        self.leading = leading
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = x[:, self.leading :].transpose(1, 2)
+        side = round(patches.shape[2] ** 0.5)
+        return patches.unflatten(2, (side, side))
+
+
+class _ChannelsFirst(nn.Module):
+    """N x h x w x C -> N x C x h x w."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2)
+
+
+class _HalfNormalised(nn.Module):
+    """ImageNet's normalisation -> mean and deviation 0.5, as GoogLeNet and Inception want it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.new_tensor([0.485, 0.456, 0.406])[:, None, None]
+        deviation = x.new_tensor([0.229, 0.224, 0.225])[:, None, None]
+        return (x * deviation + mean - 0.5) / 0.5
+
+
+def _torchvision_conv_map(model: nn.Module) -> nn.Module:
+    """Cut the pooling and the classifier off."""
+    if hasattr(model, "class_token"):  # ViT
+        return nn.Sequential(_VitTokens(model), _TokensToMap(leading=1))
+    if hasattr(model, "permute"):  # Swin
+        return nn.Sequential(model.features, model.norm, model.permute)
+    if hasattr(model, "features"):  # VGG, MobileNet, EfficientNet, ConvNeXt, DenseNet ...
+        dense = type(model).__name__ == "DenseNet"  # its forward ends in a ReLU
+        return nn.Sequential(model.features, nn.ReLU()) if dense else model.features
+    if hasattr(model, "layers"):  # MNASNet
+        return model.layers
+    parts: list[nn.Module] = [_HalfNormalised()] if hasattr(model, "transform_input") else []
+    for name, child in model.named_children():  # ResNet, RegNet, ShuffleNet, Inception, MaxVit ...
+        if name in {"avgpool", "fc", "classifier"}:
+            break
+        if not name.lower().startswith("aux"):
+            parts += child if isinstance(child, nn.ModuleList) else [child]
+    return nn.Sequential(*parts)
+
+
+def _timm_conv_map(model: nn.Module) -> nn.Module:
+    """Bring the output of a timm model without head into the form of a conv map."""
+    if getattr(model, "output_fmt", "NCHW") == "NHWC":
+        return nn.Sequential(model, _ChannelsFirst())
+    if hasattr(model, "num_prefix_tokens"):
+        return nn.Sequential(model, _TokensToMap(model.num_prefix_tokens))
+    return model
+
+
+def _torchvision_model(name: str, imagenet: bool) -> nn.Module:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise _unknown(name)
+    if not imagenet:
+        # These two say so in a warning when they are not told.
+        told = {"init_weights": True} if name in {"googlenet", "inception_v3"} else {}
+        return models.get_model(name, weights=None, **told)
+    # The first weights of each model, not the newest: those the literature's figures start from.
+    weights = next(iter(models.get_model_weights(name)))
+    try:
+        return models.get_model(name, weights=weights)
+    except (URLError, OSError) as error:
+        place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+        raise UserError(
+            f"PRETRAINED imagenet: {weights.url} cannot be downloaded ({error}); get it elsewhere"
+            f" and put it at {place}, or set PRETRAINED to the file, or to none"
+        ) from None
+
+
+def _timm_model(name: str, imagenet: bool) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise UserError(f"BACKBONE timm/{name}: timm is missing; run: pip install timm") from None
+    if not timm.is_model(name):
+        raise _unknown(f"timm/{name}")
+    try:
+        return timm.create_model(name, pretrained=imagenet, num_classes=0, global_pool="")
+    except Exception as error:  # the hub's client raises many types when it is out of reach
+        if not imagenet:
+            raise
+        raise UserError(
+            f"PRETRAINED imagenet: the weights of timm/{name} cannot be downloaded: {error}; set"
+            " PRETRAINED to a file with them, or to none"
+        ) from None
+
+
+def _unknown(name: str) -> UserError:
+    return UserError(
+        f"BACKBONE {name!r}: not a torchvision classification model or timm/NAME; for instance"
+        " resnet50, mobilenet_v2, convnext_tiny"
+    )

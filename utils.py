@@ -1,0 +1,143 @@
+"""Helpers that several scripts share: errors, atomic files, reading one picture, timing."""
+
+import hashlib
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from PIL import Image, ImageOps
+
+PICTURE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jfif"}
+)
+
+
+class UserError(Exception):
+    """Something a user can mend; the message says what is wrong, where, and what to do."""
+
+
+class PictureError(UserError):
+    """A picture file that cannot be read."""
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's `main` and leave with its exit status.
+
+    A `UserError` becomes one line on standard error and status 2, Ctrl-C status 130.
+    """
+    name = Path(sys.argv[0]).name
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: stopped", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # the reader of our output, say `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; rename it over `path` when the block ends well, else remove it.
+
+    A reader sees the old file or the whole new one, never a part, whatever kills the writer.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_picture(path: Path | str, box: tuple[int, int, int, int] | None = None) -> Image.Image:
+    """Read a picture of any format Pillow knows, as RGB.
+
+    Turned upright as its EXIF data says; transparent parts become white, as in a shop's pictures;
+    16-bit grey is scaled to 8 bits.
+
+    Parameters
+    ----------
+    path : the file
+    box : x1, y1, x2, y2 in px of the upright picture, clipped to it; None keeps all of it
+
+    Raises
+    ------
+    PictureError : no such file, no picture, damaged, more pixels than Pillow's limit against
+        decompression bombs, or a box that leaves nothing of it
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # odd EXIF data; the pixels are sound
+            with Image.open(path) as file:
+                picture = _rgb(ImageOps.exif_transpose(file))
+    except FileNotFoundError:
+        raise PictureError(f"{path}: no such file") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        raise PictureError(
+            f"{path}: more than {limit} million pixels; scale the picture down first"
+        ) from None
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
+        reason = str(error).replace(str(path), "").replace("''", "").strip() or type(error).__name__
+        raise PictureError(f"{path}: cannot be read as a picture: {reason}") from None
+    if box is None:
+        return picture
+    x1, y1 = max(0, box[0]), max(0, box[1])
+    x2, y2 = min(picture.width, box[2]), min(picture.height, box[3])
+    if x1 >= x2 or y1 >= y2:
+        raise PictureError(
+            f"{path}: the box {' '.join(map(str, box))} leaves nothing of"
+            f" {picture.width} x {picture.height} px"
+        )
+    return picture.crop((x1, y1, x2, y2))
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):
+        # Pillow's own conversion cuts 16 bits off at 255: nearly everything would be white.
+        return picture.point(lambda value: value / 256).convert("L").convert("RGB")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+class Stopwatch:
+    """Wall-clock seconds of named steps, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time the block; the same name again adds to it."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
