@@ -282,15 +282,16 @@ def read_inshop(base: Path) -> Pictures:
         box_of = _aligned(paths, _paths(box_path, cells))
         boxes[box_of >= 0] = _boxes(box_path, cells, columns)[box_of[box_of >= 0]]
 
-    colors = [path.rsplit("/", 1)[-1].split("_")[0] for path in paths]
+    files = [path.rsplit("/", 1)[-1] for path in paths]
+    colors = [file.split("_")[0] if "_" in file else "" for file in files]
     color_path = inshop / "list_color_inshop.txt"
     if color_path.exists():
         cells = read_list(color_path, ("image_name", "color"))
         named = dict(zip(_paths(color_path, cells), cells[1], strict=True))
         colors = [named.get(path, color) for path, color in zip(paths, colors, strict=True)]
 
-    prefix = "in_shop/" if (inshop / "img").exists() else ""
-    prefix = "in_shop/Img/" if (inshop / "Img" / "img").exists() and not prefix else prefix
+    places = ("in_shop/", "in_shop/Img/", "Img/")
+    prefix = next((place for place in places if (base / place / "img").exists()), "")
     return Pictures(
         paths=[prefix + path for path in paths],
         categories=np.array([number[folder] for folder in folders], np.int16),
@@ -348,6 +349,9 @@ def read_folder(base: Path, val_share: float) -> Pictures:
     if not paths:
         state = "no pictures below it" if base.is_dir() else "no such folder"
         raise UserError(f"{base}: {state}; set DATASET_BASE (--dataset-base) to a data set")
+    if any("\n" in path for path in paths):
+        broken = next(path for path in paths if "\n" in path)
+        raise UserError(f"{base}: a file name with a line break cannot be listed: {broken!r}")
     parts = [path.split("/") for path in paths]
     split = all(len(part) > 1 and part[0] in SPLIT_FOLDERS for part in parts)
     folders = [part[1:-1] if split else part[:-1] for part in parts]
@@ -416,8 +420,11 @@ def merge(labelled: Pictures, inshop: Pictures) -> Pictures:
     """Both parts as one table: the labelled pictures first, then the in-shop ones not among them.
 
     Categories of the same name become one. A picture in both keeps its category, partition and
-    box, and gets its item and colour variant.
+    box, and gets its item and colour variant. In-shop pictures lose their boxes: the benchmark's
+    protocol takes them whole.
     """
+    if not len(inshop):
+        return labelled
     row_of = _aligned(labelled.paths, inshop.paths)
     both = row_of >= 0
     new = inshop.select(np.setdiff1d(np.arange(len(inshop)), row_of[both]))
@@ -431,29 +438,24 @@ def merge(labelled: Pictures, inshop: Pictures) -> Pictures:
         categories=np.concatenate([labelled.categories, renumber[new.categories].astype(np.int16)]),
         category_names=names,
         partitions=np.concatenate([labelled.partitions, new.partitions]),
-        boxes=np.concatenate([labelled.boxes, new.boxes]),
+        boxes=np.concatenate([labelled.boxes, np.zeros_like(new.boxes)]),
         items=np.concatenate([np.where(both, items, ""), new.items]),
         colors=np.concatenate([np.where(both, colors, ""), new.colors]),
     )
 
 
 def find_box(base: Path, path: str) -> tuple[int, int, int, int] | None:
-    """The box of one picture of the data set, without reading the whole lists.
+    """The box of one picture of the attribute benchmark, without reading the whole lists.
 
     Parameters
     ----------
     base : DATASET_BASE
-    path : relative to it, as in the lists of the feature database
+    path : relative to it, as in the list of the feature database
     """
-    lists = [base / folder / "list_bbox.txt" for folder in ANNO_FOLDERS]
-    name = path.removeprefix("Img/")
-    if path.startswith("in_shop/"):
-        inshop = base / "in_shop"
-        lists = [inshop / "list_bbox_inshop.txt", inshop / "Anno" / "list_bbox_inshop.txt"]
-        name = path.removeprefix("in_shop/").removeprefix("Img/")
-    box_path = _first_existing(lists)
+    box_path = _first_existing(base / folder / "list_bbox.txt" for folder in ANNO_FOLDERS)
     if box_path is None:
         return None
+    name = path.removeprefix("Img/")
     with open(box_path, encoding="utf-8-sig") as file:
         for line in file:
             if line.startswith(name) and line[len(name) : len(name) + 1].isspace():

@@ -120,7 +120,7 @@ class ColorFeature(nn.Module):
                 " lower it, or raise CROP_SIZE"
             )
         response = conv_map.float().mean(1).flatten(1)
-        strongest = response.argsort(1, descending=True, stable=True)[:, : self.top_n]
+        strongest = response.argsort(dim=1, descending=True, stable=True)[:, : self.top_n]
         colors = F.adaptive_avg_pool2d(x.float(), conv_map.shape[-2:]).flatten(2)
         return colors.gather(2, strongest[:, None].expand(-1, 3, -1)).flatten(1)
 
@@ -192,17 +192,14 @@ def save_checkpoint(path: Path, net: EmbeddingNet, network: Network, **facts: An
     """Write a checkpoint: the weights, what is needed to build the network, and plain facts."""
     # Without channels_last strides and device, so that the file hangs on the values alone.
     state = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
-    with atomic_write(path) as part:
-        torch.save({"network": asdict(network), "state_dict": state, **facts}, part)
+    content = {"network": asdict(network), "state_dict": state, **facts}
+    # Given a path, torch.save would write its name into the file: equal weights, unequal hash.
+    with atomic_write(path) as part, open(part, "wb") as file:
+        torch.save(content, file)
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], Network | None]:
-    """Read a checkpoint without running any code from it.
-
-    Returns
-    -------
-    The state dict, and the network it says it belongs to: None for a bare state dict, as the 2018
-    project and torchvision write them.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read the content of a checkpoint without running any code from it.
 
     Raises
     ------
@@ -215,10 +212,27 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Network | None]:
     except Exception as error:  # torch.load raises whatever the damaged archive leads to
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path}: no checkpoint that can be read safely: {reason}") from None
-    record = content.get("network") if isinstance(content, dict) else None
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
-    if not state or not tensors:
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: no checkpoint, but a {type(content).__name__}")
+    return content
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], Network | None]:
+    """Read the weights of a checkpoint.
+
+    Returns
+    -------
+    The state dict, and the network it says it belongs to: None for a bare state dict, as the 2018
+    project and torchvision write them.
+
+    Raises
+    ------
+    UserError : no such file, or no checkpoint
+    """
+    content = read_checkpoint(path)
+    record = content.get("network")
+    state = content.get("state_dict", content)
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: holds no state dict")
     state = {str(key).removeprefix("module."): value for key, value in state.items()}
     if record is None:
@@ -228,6 +242,22 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Network | None]:
     except (KeyError, TypeError):
         raise UserError(f"{path}: written by another version; train again") from None
     return state, network
+
+
+def find_model(base: Path, name: str) -> Path:
+    """The file that a DUMPED_MODEL setting means.
+
+    Raises
+    ------
+    UserError : there is none
+    """
+    for path in (Path(name), base / "models" / name):
+        if path.is_file():
+            return path
+    raise UserError(
+        f"DUMPED_MODEL {name}: no such file, nor {base / 'models' / name};"
+        f" run: python train.py --dataset-base {base}"
+    )
 
 
 def load_net(path: Path, bare: Network) -> tuple[EmbeddingNet, Network]:

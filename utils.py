@@ -1,5 +1,6 @@
 """Helpers that several scripts share: errors, atomic files, reading one picture, timing."""
 
+import errno
 import hashlib
 import os
 import sys
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
+# Of the disk, not of the program: full, read-only or somebody else's.
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 PICTURE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jfif"}
 )
@@ -43,6 +47,11 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output, say `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f"{name}: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        status = 2
     sys.exit(status)
 
 
@@ -141,3 +150,17 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def progress_bar(total: int, title: str, unit: str, done: int = 0) -> tqdm:
+    """A progress bar with speed and time left; in a log file, a line now and then."""
+    pause = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(
+        total=total,
+        desc=title,
+        unit=f" {unit}s",
+        initial=done,
+        mininterval=pause,
+        maxinterval=2 * pause,
+        dynamic_ncols=True,
+    )

@@ -1,0 +1,171 @@
+"""A report on a data set: what would disturb training or figures, before either is started."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from joblib import Parallel, delayed
+
+from annotations import (
+    INSHOP_PARTITIONS,
+    PARTITIONS,
+    Pictures,
+    attribute_list,
+    inshop_list,
+    read_inshop,
+    read_labelled,
+)
+from utils import PictureError, progress_bar, read_picture
+
+
+def check_data_set(base: Path, categories: int, inshop: bool, val_share: float, jobs: int) -> int:
+    """Read every list and every picture of a data set and print what is found.
+
+    Parameters
+    ----------
+    base : DATASET_BASE
+    categories : keep categories 1 to this number
+    inshop : training will use the in-shop part; it is reported whenever it is there
+    val_share : as for `annotations.read_folder`
+    jobs : processes that read pictures
+
+    Returns
+    -------
+    Exit status: 1 where training would fail, else 0.
+
+    Raises
+    ------
+    UserError : nothing there, or a malformed list
+    """
+    labelled = read_labelled(base, categories, val_share)
+    kind = "DeepFashion's lists" if attribute_list(base) else "a plain folder of photos"
+    print(f"{base}: {kind}\n")
+    _print_table(labelled, PARTITIONS)
+    fatal = _training_faults(labelled)
+
+    items = read_inshop(base) if inshop_list(base) or inshop else None
+    tables = [(labelled, True)]
+    if items is not None:
+        print("\nin-shop part")
+        _print_table(items, INSHOP_PARTITIONS)
+        _print_items(items)
+        known = set(labelled.paths)
+        others = items.select(np.array([path not in known for path in items.paths], bool))
+        tables += [(others, inshop)] if len(others) else []
+
+    print()
+    trained = 0
+    for table, used in tables:
+        unusable = _check_pictures(base, table, jobs)
+        trained += unusable if used else 0
+    if trained:
+        fatal.append(f"{trained} of the pictures it reads cannot be read or cropped")
+    for fault in fatal:
+        print(f"training would fail: {fault}")
+    print("no training as things are" if fatal else "ready for training")
+    return 1 if fatal else 0
+
+
+def _print_table(pictures: Pictures, partitions: Iterable[str]) -> None:
+    """Pictures per category and partition."""
+    partitions = list(partitions)
+    names = pictures.category_names
+    width = max([len(name) for name in names] + [8])
+    cells = Counter(zip(pictures.categories.tolist(), pictures.partitions.tolist(), strict=True))
+    print(" " * width + "".join(f"{name:>10}" for name in partitions))
+    for i, name in enumerate(names):
+        row = "".join(f"{cells[i, partition]:>10,}" for partition in partitions)
+        print(f"{name:<{width}}{row}")
+    total = "".join(f"{(pictures.partitions == name).sum():>10,}" for name in partitions)
+    print(f"{'total':<{width}}{total}")
+
+
+def _print_items(pictures: Pictures) -> None:
+    """Items per partition, and what the protocol cannot use of them."""
+    views = Counter(pictures.items.tolist())
+    single = sum(count == 1 for count in views.values())
+    print(f"{len(views):,} items; {single:,} with a single view (no triplet, no hit)")
+    gallery = set(pictures.in_partition("gallery").items.tolist())
+    lost = sum(item not in gallery for item in pictures.in_partition("query").items.tolist())
+    if lost:
+        print(f"{lost:,} queries whose item is not in the gallery: they can never be answered")
+
+
+def _training_faults(pictures: Pictures) -> list[str]:
+    """What the lists alone say against training."""
+    faults = []
+    train = pictures.in_partition("train")
+    sizes = Counter(train.categories.tolist())
+    if len(sizes) < 2:
+        faults.append(f"{len(sizes)} category with pictures in the train part; it needs two")
+    elif max(sizes.values()) < 2:
+        faults.append("no category has two pictures in the train part: no triplets")
+    if not len(pictures.in_partition("val")):
+        faults.append("no picture in the val part")
+    return faults
+
+
+def _inspect(path: Path, box: tuple[int, int, int, int] | None) -> tuple[str, str]:
+    """One picture: what is wrong with it ("" for nothing), and the SHA-256 of its bytes."""
+    if not path.exists():
+        return "missing", ""
+    try:
+        picture = read_picture(path)
+    except PictureError as error:
+        return str(error), ""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if box is None:
+        return "", digest
+    x1, y1, x2, y2 = box
+    if x1 >= min(x2, picture.width) or y1 >= min(y2, picture.height):
+        return f"{path}: the box {' '.join(map(str, box))} leaves nothing of it", digest
+    inside = x2 <= picture.width and y2 <= picture.height
+    return "" if inside else "box", digest
+
+
+def _check_pictures(base: Path, pictures: Pictures, jobs: int) -> int:
+    """Read the pictures, print what is wrong with them; return how many training trips over."""
+    tasks = (
+        delayed(_inspect)(base / path, tuple(box) if box[2] > 0 else None)
+        for path, box in zip(pictures.paths, pictures.boxes.tolist(), strict=True)
+    )
+    parallel = Parallel(n_jobs=max(jobs, 1), return_as="generator")
+    results = []
+    with progress_bar(len(pictures), "reading", "picture") as bar:
+        for result in parallel(tasks):
+            results.append(result)
+            bar.update()
+    missing, unreadable, outside = [], [], []
+    same: dict[str, list[int]] = defaultdict(list)
+    fatal = 0
+    for row, (fault, digest) in enumerate(results):
+        if fault == "missing":
+            missing.append(pictures.paths[row])
+        elif fault == "box":
+            outside.append(pictures.paths[row])
+        elif fault:
+            unreadable.append(fault)
+        fatal += fault not in {"", "box"} and pictures.partitions[row] in {"train", "val"}
+        if digest:
+            same[digest].append(row)
+    copies = [rows for rows in same.values() if len(rows) > 1]
+    across = sum(len(set(pictures.partitions[rows].tolist())) > 1 for rows in copies)
+    print(f"{len(pictures):,} pictures")
+    _print_some("missing", missing)
+    _print_some("unreadable, or with an empty box", unreadable)
+    _print_some("box reaches outside the picture (clipped)", outside)
+    _print_some(
+        f"duplicates (the same bytes; {across:,} times across partitions)",
+        [" = ".join(pictures.paths[row] for row in rows) for rows in copies],
+    )
+    return fatal
+
+
+def _print_some(title: str, names: list[str], most: int = 10) -> None:
+    print(f"{len(names):>9,} {title}")
+    for name in names[:most]:
+        print(f"          {name}")
+    if len(names) > most:
+        print(f"          and {len(names) - most:,} more")

@@ -1,0 +1,333 @@
+"""The feature database on disk, and the engines that rank it.
+
+The distance of a picture to a query is the weighted sum of its signals:
+d = metric0(deep) + COLOR_WEIGHT * metric1(colour), smaller is nearer.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from utils import UserError, atomic_write
+
+DEEP, COLOR = "all_feat.npy", "all_color_feat.npy"
+CATEGORY = "all_category.npy"
+LIST, INFO = "all_feat.list", "all_feat.json"
+CLUSTERS = "models/kmeans.m"
+BLOCK = 8192  # rows a call of cdist, which copies them to float64
+
+
+@dataclass(frozen=True)
+class FeatureDatabase:
+    """The features of N pictures, opened for reading; the matrices stay on disk until used.
+
+    Attributes
+    ----------
+    base : DATASET_BASE
+    deep : N x D, float32, the embeddings
+    color : N x 3T, float32, the colour features
+    paths : N paths relative to `base`
+    categories : N, int16; index into `category_names`, -1 where unknown
+    category_names : names of the categories
+    info : all_feat.json: the model and the settings that made the features, counts, hashes
+    """
+
+    base: Path
+    deep: np.ndarray
+    color: np.ndarray
+    paths: list[str]
+    categories: np.ndarray
+    category_names: list[str]
+    info: dict[str, Any]
+
+    def category(self, row: int) -> str:
+        """Name of a picture's category, "" where unknown."""
+        number = int(self.categories[row])
+        return self.category_names[number] if number >= 0 else ""
+
+    def rows_of(self, category: str) -> np.ndarray:
+        """Rows of the pictures of a category.
+
+        Raises
+        ------
+        UserError : no picture has such a category
+        """
+        lower = [name.lower() for name in self.category_names]
+        number = lower.index(category.lower()) if category.lower() in lower else -2
+        rows = np.flatnonzero(self.categories == number)
+        if not len(rows):
+            used = np.unique(self.categories[self.categories >= 0])
+            names = ", ".join(sorted(self.category_names[i] for i in used))
+            raise UserError(f"--category {category!r}: no such category; there are {names}")
+        return rows
+
+
+def open_database(base: Path) -> FeatureDatabase:
+    """Open the feature database of a data set.
+
+    Raises
+    ------
+    UserError : it is missing or unfinished, or its files do not belong together
+    """
+    again = f"run: python feature_extractor.py --dataset-base {base}"
+    if not (base / INFO).is_file():
+        raise UserError(f"{base}: no feature database ({INFO}); {again}")
+    try:
+        info = json.loads((base / INFO).read_text("utf-8"))
+        deep, color, categories = (
+            np.load(base / name, mmap_mode="r", allow_pickle=False)
+            for name in (DEEP, COLOR, CATEGORY)
+        )
+        paths = (base / LIST).read_text("utf-8").split("\n")[:-1]
+        count, names = info["pictures"], info["category_names"]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{base}: the feature database is damaged ({error}); {again}") from None
+    lengths = {DEEP: len(deep), COLOR: len(color), CATEGORY: len(categories), LIST: len(paths)}
+    for name, length in lengths.items():
+        if length != count:
+            raise UserError(f"{base / name}: has {length} rows, {INFO} says {count}; {again}")
+    if (deep.dtype, color.dtype) != (np.float32, np.float32) or (deep.ndim, color.ndim) != (2, 2):
+        raise UserError(f"{base}: {DEEP} and {COLOR} must be two float32 matrices; {again}")
+    return FeatureDatabase(base, deep, color, paths, categories, names, info)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One term of the distance.
+
+    Attributes
+    ----------
+    name : for the answer's parts, as in "deep" and "color"
+    features : N x D, the collection
+    metric : of scipy.spatial.distance.cdist
+    weight : factor of the metric's value
+    """
+
+    name: str
+    features: np.ndarray
+    metric: str
+    weight: float
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """What the metric takes from the collection: variances, or the inverse covariance."""
+        if self.metric == "seuclidean":
+            return {"V": np.var(self.features, axis=0, ddof=1, dtype=np.float64)}
+        if self.metric == "mahalanobis":
+            return {"VI": np.linalg.pinv(np.cov(self.features, rowvar=False))}
+        return {}
+
+
+def signals_of(
+    database: FeatureDatabase, metrics: tuple[str, str], color_weight: float
+) -> list[Signal]:
+    """The deep and the colour signal of a feature database."""
+    return [
+        Signal("deep", database.deep, metrics[0], 1.0),
+        Signal("color", database.color, metrics[1], color_weight),
+    ]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one query, nearest first.
+
+    Attributes
+    ----------
+    rows : k, int64; rows of the collection
+    distances : k, float64
+    parts : k x S, float64; the value of each signal's metric, before its weight
+    """
+
+    rows: np.ndarray
+    distances: np.ndarray
+    parts: np.ndarray
+
+
+class Engine(Protocol):
+    """What ranks a collection."""
+
+    def search(
+        self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
+    ) -> list[Answer]:
+        """Find the nearest pictures.
+
+        Parameters
+        ----------
+        queries : for each signal its features of the Q queries, Q x D
+        k : number of answers; fewer where fewer pictures are searched
+        rows : search these rows only, ascending; None for all
+
+        Returns
+        -------
+        An answer for each query. Equal distances stand in order of their rows.
+        """
+
+
+def nearest(distances: np.ndarray, k: int) -> np.ndarray:
+    """Places of the k smallest of N values, in the order of a stable `argsort` (NaN last)."""
+    if k < len(distances):
+        limit = np.partition(distances, k - 1)[k - 1]
+        if not np.isnan(limit):
+            # Every value equal to the limit stays in, or a tie would be cut in any order.
+            places = np.flatnonzero(distances <= limit)
+            return places[np.argsort(distances[places], kind="stable")][:k]
+    return np.argsort(distances, kind="stable")[:k]
+
+
+class ExactEngine:
+    """Ranks every picture: the order is that of `cdist` and a stable `argsort`.
+
+    Parameters
+    ----------
+    signals : the terms of the distance
+    """
+
+    def __init__(self, signals: Sequence[Signal]) -> None:
+        self.signals = signals
+        self.parameters = [signal.parameters() for signal in signals]
+
+    def search(
+        self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
+    ) -> list[Answer]:
+        """See `Engine.search`."""
+        answers = []
+        for i in range(len(queries[0])):
+            query = [features[i : i + 1] for features in queries]
+            places = nearest(self.distances(query, rows)[0], k)
+            found = places if rows is None else rows[places]
+            parts = np.stack([self._part(s, query[s], found)[0] for s in range(len(query))], axis=1)
+            # Summed in the order of `distances`, so that both give the same last bit.
+            total = np.zeros(len(found))
+            for signal, part in zip(self.signals, parts.T, strict=True):
+                total += signal.weight * part
+            answers.append(Answer(found, total, parts))
+        return answers
+
+    def distances(
+        self, queries: Sequence[np.ndarray], rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Distances of Q queries to the collection, or to some rows of it: Q x N, float64."""
+        count = len(self.signals[0].features) if rows is None else len(rows)
+        total = np.zeros((len(queries[0]), count))
+        for start in range(0, count, BLOCK):
+            block = slice(start, min(start + BLOCK, count))
+            chosen = block if rows is None else rows[block]
+            for s, signal in enumerate(self.signals):
+                total[:, block] += signal.weight * self._part(s, queries[s], chosen)
+        return total
+
+    def _part(self, s: int, query: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+        """The metric of one signal to some rows, Q x rows."""
+        signal = self.signals[s]
+        return cdist(query, signal.features[rows], signal.metric, **self.parameters[s])
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """K clusters of a feature database's deep features.
+
+    Attributes
+    ----------
+    centroids : K x D, float32
+    labels : N, int32; the cluster of each picture
+    features : SHA-256 of the all_feat.npy they belong to
+    normalised : features were scaled to length 1 first, as a cosine distance wants it
+    distance : the distance that `recall` was measured with
+    recall : K, float64; recall@10 against the exact engine with 1, 2 ... K clusters searched
+    """
+
+    centroids: np.ndarray
+    labels: np.ndarray
+    features: str
+    normalised: bool
+    distance: str
+    recall: np.ndarray
+
+    def order(self, queries: np.ndarray) -> np.ndarray:
+        """Clusters by the distance of their centroids, nearest first: Q x D -> Q x K."""
+        queries = unit_rows(queries) if self.normalised else queries
+        return np.argsort(cdist(queries, self.centroids), axis=1, kind="stable")
+
+
+def unit_rows(features: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1; rows of zeros stay."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def describe_distance(signals: Sequence[Signal]) -> str:
+    """The distance in words, as in "deep euclidean + 0.1 color euclidean"."""
+    return " + ".join(
+        f"{'' if s.weight == 1 else f'{s.weight:g} '}{s.name} {s.metric}" for s in signals
+    )
+
+
+def save_clusters(base: Path, clusters: Clusters) -> Path:
+    """Write models/kmeans.m: an .npz archive of plain arrays."""
+    path = base / CLUSTERS
+    with atomic_write(path) as part, open(part, "wb") as file:
+        np.savez(file, **{name: np.asarray(value) for name, value in vars(clusters).items()})
+    return path
+
+
+def open_clusters(database: FeatureDatabase) -> Clusters:
+    """Read models/kmeans.m.
+
+    Raises
+    ------
+    UserError : it is missing, damaged or of other features
+    """
+    path = database.base / CLUSTERS
+    again = f"run: python kmeans.py --dataset-base {database.base}"
+    if not path.is_file():
+        raise UserError(f"{path}: no clusters; {again}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            clusters = Clusters(
+                centroids=file["centroids"],
+                labels=file["labels"],
+                features=str(file["features"]),
+                normalised=bool(file["normalised"]),
+                distance=str(file["distance"]),
+                recall=file["recall"],
+            )
+    except Exception as error:  # a damaged archive raises many types
+        raise UserError(f"{path}: cannot be read ({error}); {again}") from None
+    if clusters.features != database.info["sha256"][DEEP]:
+        raise UserError(f"{path}: clusters of other features than {DEEP}; {again}")
+    return clusters
+
+
+class KMeansEngine:
+    """Ranks the pictures of the clusters nearest to the query, exactly.
+
+    Parameters
+    ----------
+    signals : the terms of the distance; the first is the clustered one
+    clusters : of its features
+    nprobe : clusters to search
+    """
+
+    def __init__(self, signals: Sequence[Signal], clusters: Clusters, nprobe: int) -> None:
+        self.exact = ExactEngine(signals)
+        self.clusters = clusters
+        self.nprobe = min(nprobe, len(clusters.centroids))
+        by_cluster = np.argsort(clusters.labels, kind="stable")
+        sizes = np.bincount(clusters.labels, minlength=len(clusters.centroids))
+        self.members = np.split(by_cluster, np.cumsum(sizes)[:-1])
+
+    def search(
+        self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
+    ) -> list[Answer]:
+        """See `Engine.search`; what lies in none of the `nprobe` nearest clusters is missed."""
+        answers = []
+        for i, order in enumerate(self.clusters.order(queries[0])):
+            found = np.sort(np.concatenate([self.members[c] for c in order[: self.nprobe]]))
+            if rows is not None:
+                found = np.intersect1d(found, rows, assume_unique=True)
+            answers += self.exact.search([q[i : i + 1] for q in queries], k, found)
+        return answers
