@@ -1,4 +1,4 @@
-"""DeepFashion's annotation files and plain photo folders -> tables of pictures.
+"""DeepFashion's annotation files -> tables of pictures.
 
 Both benchmarks are read, attribute prediction and in-shop retrieval, in the layout of this
 project (`Anno/`, `Eval/`, `img/`) or as the official archives unpack (`Anno_coarse/`, `Img/img/`).
@@ -7,8 +7,6 @@ row a line in columns padded with blanks. A path or name may contain blanks itse
 split from the right.
 """
 
-import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,13 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from utils import PICTURE_SUFFIXES, UserError, atomic_write
+from utils import UserError, atomic_write
 
 ANNO_FOLDERS = ("Anno", "Anno_coarse", "Anno_fine")
 PARTITIONS = ("train", "val", "test")
 INSHOP_PARTITIONS = ("train", "query", "gallery")
-SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
-MADE_FOLDERS = frozenset({"models"})  # what this project itself writes below DATASET_BASE
 
 
 @dataclass(frozen=True)
@@ -164,8 +160,8 @@ def _boxes(path: Path, cells: list[list[str]], columns: Sequence[str]) -> np.nda
     return np.array(corners, np.int32).T.reshape(-1, 4)
 
 
-def _aligned(paths: list[str], other: list[str]) -> np.ndarray:
-    """For each path its row in `other`, -1 where it is missing."""
+def align(paths: list[str], other: list[str]) -> np.ndarray:
+    """For each path its row in another list, int64, -1 where it is missing."""
     if paths == other:
         return np.arange(len(paths))
     place = {path: row for row, path in enumerate(other)}
@@ -176,7 +172,8 @@ def _first_existing(candidates: Iterable[Path]) -> Path | None:
     return next((path for path in candidates if path.exists()), None)
 
 
-def _blank(count: int) -> np.ndarray:
+def blank(count: int) -> np.ndarray:
+    """A column of empty strings: items or colours that are unknown."""
     return np.full(count, "", "<U1")
 
 
@@ -221,7 +218,7 @@ def read_attribute(base: Path, categories: int) -> Pictures:
     partition_path = base / "Eval" / "list_eval_partition.txt"
     columns = ("image_name", f"evaluation_status ({', '.join(PARTITIONS)})")
     cells = read_list(partition_path, columns)
-    row_of = _aligned(paths, _paths(partition_path, cells))
+    row_of = align(paths, _paths(partition_path, cells))
     if (row_of < 0).any():
         missing = paths[int(np.argmin(row_of))]
         raise UserError(f"{partition_path}: no row for {missing!r} of {list_path}")
@@ -232,7 +229,7 @@ def read_attribute(base: Path, categories: int) -> Pictures:
     if box_path.exists():
         columns = ("image_name", "x_1", "y_1", "x_2", "y_2")
         cells = read_list(box_path, columns)
-        box_of = _aligned(paths, _paths(box_path, cells))
+        box_of = align(paths, _paths(box_path, cells))
         boxes[box_of >= 0] = _boxes(box_path, cells, columns)[box_of[box_of >= 0]]
 
     unpacked = (base / "Img" / "img").exists() and not (base / "img").exists()
@@ -242,8 +239,8 @@ def read_attribute(base: Path, categories: int) -> Pictures:
         category_names=names,
         partitions=partitions,
         boxes=boxes,
-        items=_blank(len(paths)),
-        colors=_blank(len(paths)),
+        items=blank(len(paths)),
+        colors=blank(len(paths)),
     )
     return every.select(label < categories)
 
@@ -279,7 +276,7 @@ def read_inshop(base: Path) -> Pictures:
     if box_path is not None:
         columns = ("image_name", "clothes_type", "pose_type", "x_1", "y_1", "x_2", "y_2")
         cells = read_list(box_path, columns)
-        box_of = _aligned(paths, _paths(box_path, cells))
+        box_of = align(paths, _paths(box_path, cells))
         boxes[box_of >= 0] = _boxes(box_path, cells, columns)[box_of[box_of >= 0]]
 
     files = [path.rsplit("/", 1)[-1] for path in paths]
@@ -300,147 +297,6 @@ def read_inshop(base: Path) -> Pictures:
         boxes=boxes,
         items=np.array(items),
         colors=np.array(colors),
-    )
-
-
-def find_pictures(folder: Path) -> list[str]:
-    """Paths of all pictures below a folder, relative to it, sorted; hidden ones are left out."""
-    found = []
-    for place, folders, files in os.walk(folder):
-        top = Path(place) == folder
-        folders[:] = [f for f in folders if f[0] != "." and not (top and f in MADE_FOLDERS)]
-        relative = Path(place).relative_to(folder)
-        found += [
-            (relative / file).as_posix()
-            for file in files
-            if file[0] != "." and os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES
-        ]
-    return sorted(found)
-
-
-def held_out(groups: np.ndarray, share: float) -> np.ndarray:
-    """Choose which of some groups (items, or single pictures) are held out for validation.
-
-    Parameters
-    ----------
-    groups : N names; equal names stay together
-    share : share of the groups to hold out, 0 to 1; at least one where there are two or more
-
-    Returns
-    -------
-    Mask of N. It hangs on the names alone, so the same folder is always split in the same way.
-    """
-    names = sorted(set(groups.tolist()), key=lambda n: hashlib.sha256(n.encode()).digest())
-    count = max(round(share * len(names)), 1) if len(names) > 1 else 0
-    return np.isin(groups, names[:count])
-
-
-def read_folder(base: Path, val_share: float) -> Pictures:
-    """Read a plain folder of photos: one folder per category, or none.
-
-    A split in train/, val/ or validation/, and test/ folders is kept; else `val_share` of each
-    category's pictures are held out.
-
-    Raises
-    ------
-    UserError : no such folder, or no picture in it
-    """
-    paths = find_pictures(base) if base.is_dir() else []
-    if not paths:
-        state = "no pictures below it" if base.is_dir() else "no such folder"
-        raise UserError(f"{base}: {state}; set DATASET_BASE (--dataset-base) to a data set")
-    if any("\n" in path for path in paths):
-        broken = next(path for path in paths if "\n" in path)
-        raise UserError(f"{base}: a file name with a line break cannot be listed: {broken!r}")
-    parts = [path.split("/") for path in paths]
-    split = all(len(part) > 1 and part[0] in SPLIT_FOLDERS for part in parts)
-    folders = [part[1:-1] if split else part[:-1] for part in parts]
-    category = [folder[0] if folder else "all" for folder in folders]
-    names = sorted(set(category))
-    number = {name: i for i, name in enumerate(names)}
-    label = np.array([number[name] for name in category], np.int16)
-    if split:
-        partitions = np.array([SPLIT_FOLDERS[part[0]] for part in parts], "<U7")
-    else:
-        partitions = np.full(len(paths), "train", "<U7")
-        for i in range(len(names)):
-            rows = np.flatnonzero(label == i)
-            chosen = held_out(np.array([paths[row] for row in rows]), val_share)
-            partitions[rows[chosen]] = "val"
-    return Pictures(
-        paths=paths,
-        categories=label,
-        category_names=names,
-        partitions=partitions,
-        boxes=np.zeros((len(paths), 4), np.int32),
-        items=_blank(len(paths)),
-        colors=_blank(len(paths)),
-    )
-
-
-def read_labelled(base: Path, categories: int, val_share: float) -> Pictures:
-    """Read what has categories below `base`: the attribute benchmark's lists, else its folders.
-
-    Raises
-    ------
-    UserError : neither is there, or a list is malformed
-    """
-    if attribute_list(base) is not None:
-        return read_attribute(base, categories)
-    if inshop_list(base) is not None:
-        raise UserError(
-            f"{base}: has in_shop/ but no Anno/list_category_img.txt; `data.py import` makes both"
-            " lists for a folder of photos with items"
-        )
-    pictures = read_folder(base, val_share)
-    if len(pictures.category_names) > categories:
-        pictures = pictures.select(pictures.categories < categories)
-    return pictures
-
-
-def read_collection(base: Path, categories: int, inshop: bool, val_share: float) -> Pictures:
-    """Read all pictures of a data set, each once, whatever its partition.
-
-    Parameters
-    ----------
-    base : DATASET_BASE
-    categories : keep categories 1 to this number of the attribute benchmark
-    inshop : add the in-shop part; a picture in both parts keeps its category, gets its item
-    val_share : as for `read_folder`
-
-    Raises
-    ------
-    UserError : nothing there, or a list is malformed
-    """
-    labelled = read_labelled(base, categories, val_share)
-    return merge(labelled, read_inshop(base)) if inshop else labelled
-
-
-def merge(labelled: Pictures, inshop: Pictures) -> Pictures:
-    """Both parts as one table: the labelled pictures first, then the in-shop ones not among them.
-
-    Categories of the same name become one. A picture in both keeps its category, partition and
-    box, and gets its item and colour variant. In-shop pictures lose their boxes: the benchmark's
-    protocol takes them whole.
-    """
-    if not len(inshop):
-        return labelled
-    row_of = _aligned(labelled.paths, inshop.paths)
-    both = row_of >= 0
-    new = inshop.select(np.setdiff1d(np.arange(len(inshop)), row_of[both]))
-    used = np.unique(new.categories).tolist()
-    names = list(labelled.category_names)
-    names += [n for n in (inshop.category_names[i] for i in used) if n not in names]
-    renumber = np.array([names.index(n) if n in names else -1 for n in inshop.category_names])
-    items, colors = inshop.items[row_of], inshop.colors[row_of]
-    return Pictures(
-        paths=labelled.paths + new.paths,
-        categories=np.concatenate([labelled.categories, renumber[new.categories].astype(np.int16)]),
-        category_names=names,
-        partitions=np.concatenate([labelled.partitions, new.partitions]),
-        boxes=np.concatenate([labelled.boxes, np.zeros_like(new.boxes)]),
-        items=np.concatenate([np.where(both, items, ""), new.items]),
-        colors=np.concatenate([np.where(both, colors, ""), new.colors]),
     )
 
 

@@ -15,8 +15,8 @@ from annotations import (
     attribute_list,
     inshop_list,
     read_inshop,
-    read_labelled,
 )
+from collection import read_labelled
 from utils import PictureError, progress_bar, read_picture
 
 
@@ -28,7 +28,7 @@ def check_data_set(base: Path, categories: int, inshop: bool, val_share: float, 
     base : DATASET_BASE
     categories : keep categories 1 to this number
     inshop : training will use the in-shop part; it is reported whenever it is there
-    val_share : as for `annotations.read_folder`
+    val_share : as for `collection.read_folder`
     jobs : processes that read pictures
 
     Returns

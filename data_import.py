@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from annotations import SPLIT_FOLDERS, find_pictures, held_out, write_list
+from annotations import write_list
+from collection import SPLIT_FOLDERS, find_pictures, held_out
 from utils import UserError
 
 

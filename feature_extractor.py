@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from annotations import Pictures, read_collection
+from annotations import Pictures
+from collection import read_collection
 from config import parse_args
 from data import PictureDataset, eval_transform, make_loader
 from index import CATEGORY, COLOR, DEEP, INFO, LIST

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import Subset
 
-from annotations import Pictures, merge, read_inshop, read_labelled
+from annotations import Pictures, read_inshop
+from collection import merge, read_labelled
 from config import parse_args
 from data import PictureDataset, TrainBatches, eval_transform, make_loader, train_transform
 from net import Network, amp_type, initial_net, pick_device, save_checkpoint
@@ -34,7 +35,7 @@ def read_parts(
 
     Parameters
     ----------
-    base, categories, val_share : as for `annotations.read_labelled`
+    base, categories, val_share : as for `collection.read_labelled`
     inshop : add the in-shop training pictures, for triplets of items
 
     Returns

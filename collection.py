@@ -1,0 +1,162 @@
+"""What lies below DATASET_BASE, annotated or a plain folder of photos -> one table of pictures."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from annotations import (
+    Pictures,
+    align,
+    attribute_list,
+    blank,
+    inshop_list,
+    read_attribute,
+    read_inshop,
+)
+from utils import PICTURE_SUFFIXES, UserError
+
+SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+MADE_FOLDERS = frozenset({"models"})  # what this project itself writes below DATASET_BASE
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """Paths of all pictures below a folder, relative to it, sorted; hidden ones are left out."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        top = Path(place) == folder
+        folders[:] = [f for f in folders if f[0] != "." and not (top and f in MADE_FOLDERS)]
+        relative = Path(place).relative_to(folder)
+        found += [
+            (relative / file).as_posix()
+            for file in files
+            if file[0] != "." and os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES
+        ]
+    return sorted(found)
+
+
+def held_out(groups: np.ndarray, share: float) -> np.ndarray:
+    """Choose which of some groups (items, or single pictures) are held out for validation.
+
+    Parameters
+    ----------
+    groups : N names; equal names stay together
+    share : share of the groups to hold out, 0 to 1; at least one where there are two or more
+
+    Returns
+    -------
+    Mask of N. It hangs on the names alone, so the same folder is always split in the same way.
+    """
+    names = sorted(set(groups.tolist()), key=lambda n: hashlib.sha256(n.encode()).digest())
+    count = max(round(share * len(names)), 1) if len(names) > 1 else 0
+    return np.isin(groups, names[:count])
+
+
+def read_folder(base: Path, val_share: float) -> Pictures:
+    """Read a plain folder of photos: one folder per category, or none.
+
+    A split in train/, val/ or validation/, and test/ folders is kept; else `val_share` of each
+    category's pictures are held out.
+
+    Raises
+    ------
+    UserError : no such folder, or no picture in it
+    """
+    paths = find_pictures(base) if base.is_dir() else []
+    if not paths:
+        state = "no pictures below it" if base.is_dir() else "no such folder"
+        raise UserError(f"{base}: {state}; set DATASET_BASE (--dataset-base) to a data set")
+    if any("\n" in path for path in paths):
+        broken = next(path for path in paths if "\n" in path)
+        raise UserError(f"{base}: a file name with a line break cannot be listed: {broken!r}")
+    parts = [path.split("/") for path in paths]
+    split = all(len(part) > 1 and part[0] in SPLIT_FOLDERS for part in parts)
+    folders = [part[1:-1] if split else part[:-1] for part in parts]
+    category = [folder[0] if folder else "all" for folder in folders]
+    names = sorted(set(category))
+    number = {name: i for i, name in enumerate(names)}
+    label = np.array([number[name] for name in category], np.int16)
+    if split:
+        partitions = np.array([SPLIT_FOLDERS[part[0]] for part in parts], "<U7")
+    else:
+        partitions = np.full(len(paths), "train", "<U7")
+        for i in range(len(names)):
+            rows = np.flatnonzero(label == i)
+            chosen = held_out(np.array([paths[row] for row in rows]), val_share)
+            partitions[rows[chosen]] = "val"
+    return Pictures(
+        paths=paths,
+        categories=label,
+        category_names=names,
+        partitions=partitions,
+        boxes=np.zeros((len(paths), 4), np.int32),
+        items=blank(len(paths)),
+        colors=blank(len(paths)),
+    )
+
+
+def read_labelled(base: Path, categories: int, val_share: float) -> Pictures:
+    """Read what has categories below `base`: the attribute benchmark's lists, else its folders.
+
+    Raises
+    ------
+    UserError : neither is there, or a list is malformed
+    """
+    if attribute_list(base) is not None:
+        return read_attribute(base, categories)
+    if inshop_list(base) is not None:
+        raise UserError(
+            f"{base}: has in_shop/ but no Anno/list_category_img.txt; `data.py import` makes both"
+            " lists for a folder of photos with items"
+        )
+    pictures = read_folder(base, val_share)
+    if len(pictures.category_names) > categories:
+        pictures = pictures.select(pictures.categories < categories)
+    return pictures
+
+
+def read_collection(base: Path, categories: int, inshop: bool, val_share: float) -> Pictures:
+    """Read all pictures of a data set, each once, whatever its partition.
+
+    Parameters
+    ----------
+    base : DATASET_BASE
+    categories : keep categories 1 to this number of the attribute benchmark
+    inshop : add the in-shop part; a picture in both parts keeps its category, gets its item
+    val_share : as for `read_folder`
+
+    Raises
+    ------
+    UserError : nothing there, or a list is malformed
+    """
+    labelled = read_labelled(base, categories, val_share)
+    return merge(labelled, read_inshop(base)) if inshop else labelled
+
+
+def merge(labelled: Pictures, inshop: Pictures) -> Pictures:
+    """Both parts as one table: the labelled pictures first, then the in-shop ones not among them.
+
+    Categories of the same name become one. A picture in both keeps its category, partition and
+    box, and gets its item and colour variant. In-shop pictures lose their boxes: the benchmark's
+    protocol takes them whole.
+    """
+    if not len(inshop):
+        return labelled
+    row_of = align(labelled.paths, inshop.paths)
+    both = row_of >= 0
+    new = inshop.select(np.setdiff1d(np.arange(len(inshop)), row_of[both]))
+    used = np.unique(new.categories).tolist()
+    names = list(labelled.category_names)
+    names += [n for n in (inshop.category_names[i] for i in used) if n not in names]
+    renumber = np.array([names.index(n) if n in names else -1 for n in inshop.category_names])
+    items, colors = inshop.items[row_of], inshop.colors[row_of]
+    return Pictures(
+        paths=labelled.paths + new.paths,
+        categories=np.concatenate([labelled.categories, renumber[new.categories].astype(np.int16)]),
+        category_names=names,
+        partitions=np.concatenate([labelled.partitions, new.partitions]),
+        boxes=np.concatenate([labelled.boxes, np.zeros_like(new.boxes)]),
+        items=np.concatenate([np.where(both, items, ""), new.items]),
+        colors=np.concatenate([np.where(both, colors, ""), new.colors]),
+    )
