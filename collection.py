@@ -99,6 +99,12 @@ def read_folder(base: Path, val_share: float) -> Pictures:
 def read_labelled(base: Path, categories: int, val_share: float) -> Pictures:
     """Read what has categories below `base`: the attribute benchmark's lists, else its folders.
 
+    Parameters
+    ----------
+    base : DATASET_BASE
+    categories : keep categories 1 to this number of the lists; folders have no numbers
+    val_share : as for `read_folder`
+
     Raises
     ------
     UserError : neither is there, or a list is malformed
@@ -110,10 +116,7 @@ def read_labelled(base: Path, categories: int, val_share: float) -> Pictures:
             f"{base}: has in_shop/ but no Anno/list_category_img.txt; `data.py import` makes both"
             " lists for a folder of photos with items"
         )
-    pictures = read_folder(base, val_share)
-    if len(pictures.category_names) > categories:
-        pictures = pictures.select(pictures.categories < categories)
-    return pictures
+    return read_folder(base, val_share)
 
 
 def read_collection(base: Path, categories: int, inshop: bool, val_share: float) -> Pictures:

@@ -43,6 +43,10 @@ def check_data_set(base: Path, categories: int, inshop: bool, val_share: float, 
     kind = "DeepFashion's lists" if attribute_list(base) else "a plain folder of photos"
     print(f"{base}: {kind}\n")
     _print_table(labelled, PARTITIONS)
+    every = read_labelled(base, np.iinfo(np.int16).max, val_share)
+    if len(every) > len(labelled):
+        left = len(every) - len(labelled)
+        print(f"{left:,} pictures of other categories are left out: CATEGORIES is {categories}")
     fatal = _training_faults(labelled)
 
     items = read_inshop(base) if inshop_list(base) or inshop else None
