@@ -56,7 +56,7 @@ class Config(BaseSettings):
     )
     CATEGORIES: int = _setting(
         "data set",
-        "keep categories 1 to this number of the lists (20: DeepFashion's upper-body part, 50: all)",
+        "keep categories 1 to N of the lists (20: DeepFashion's upper-body part, 50: all)",
         20,
         ge=1,
     )

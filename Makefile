@@ -1,0 +1,61 @@
+# make demo   a small drawn collection: train, extract, cluster, measure, query; a picture of it
+# make test   all tests
+# Both set everything up first, in .venv.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+
+# Debian's Python comes without venv, and OpenCV's windows want two system libraries.
+APT = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+	then apt-get -qq update && apt-get -qq install -y $(1) >/dev/null; \
+	else echo "missing system packages; run: sudo apt-get install $(1)" >&2; exit 1; fi
+
+DEMO := --dataset-base data/demo --enable-inshop-dataset
+NETWORK := --backbone resnet18 --pretrained none --img-size 128 --crop-size 112
+
+.PHONY: setup setup-dev demo test lint clean
+
+setup: .venv/ready
+setup-dev: .venv/ready-dev
+
+.venv/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python 3.10 or newer is needed; make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(call APT,python3-venv); }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(PY) -c 'import cv2' 2>/dev/null || { $(call APT,libgl1 libglib2.0-0); }
+	@touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+demo: setup
+	$(PY) synthetic.py --dataset-base data/demo --items 400 --views 4 --inshop-items 150
+	@echo "--- the untrained network, to compare with"
+	$(PY) train.py $(DEMO) $(NETWORK) --epoch 0
+	$(PY) feature_extractor.py $(DEMO) --dumped-model model_0_final.pth.tar
+	@mkdir -p demo
+	$(PY) evaluate.py $(DEMO) --json > demo/untrained.json
+	@echo "--- training"
+	$(PY) train.py $(DEMO) $(NETWORK) --freeze-param false --epoch 20 --lr 0.05 --momentum 0.9 \
+		--triplet-batch-size 16 --resume
+	@echo "--- feature database, clusters, query"
+	$(PY) feature_extractor.py $(DEMO)
+	$(PY) kmeans.py $(DEMO)
+	$(PY) retrieval.py $$(awk '/query/ {print $$1; exit}' data/demo/in_shop/list_eval_partition.txt) \
+		$(DEMO) --output demo/results.jpg
+	@echo; echo "--- what training gave (before: the untrained network)"
+	@$(PY) evaluate.py $(DEMO) --against demo/untrained.json
+	@echo; echo "a picture of the answers: demo/results.jpg"
+
+test: setup-dev
+	$(PY) -m pytest
+
+lint: setup-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:
+	rm -rf .venv data/demo demo
