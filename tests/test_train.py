@@ -1,0 +1,194 @@
+"""Training: losses by hand, the freeze, what a run writes, and that a kill costs nothing."""
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from net import load_net, read_checkpoint
+from trainer import is_stable, triplet_loss
+from utils import UserError
+
+SMALL = "--backbone efficientnet_b0 --pretrained none --img-size 40 --crop-size 32".split()
+SMALL += "--train-batch-size 8 --triplet-batch-size 4 --test-interval 4 --log-interval 1".split()
+SMALL += "--lr 0.01 --momentum 0.9 --amp off".split()
+
+
+@pytest.fixture
+def base(drawn: Path, tmp_path: Path) -> Path:
+    """A data set of its own for each test; the pictures are linked."""
+    copy = tmp_path / "data"
+    shutil.copytree(drawn, copy, copy_function=os.link)
+    return copy
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(path)["state_dict"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], prefix: str = "") -> bool:
+    return all(torch.equal(a[key], b[key]) for key in a if key.startswith(prefix))
+
+
+def test_triplet_loss_by_hand() -> None:
+    anchor = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    positive = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    negative = torch.tensor([[0.0, 4.5], [-1.0, 0.0]])
+    # Distances 5 and 4.5, then sqrt(2) and 2: hinges 1.5 and 1 + sqrt(2) - 2.
+    expected = (1.5 + math.sqrt(2) - 1) / 2
+    assert triplet_loss(anchor, positive, negative, cosine=False).item() == pytest.approx(
+        expected, abs=1e-5
+    )
+    # Cosine distances of the second triplet: 1 and 2, so its hinge is 0.
+    loss = triplet_loss(anchor[1:], positive[1:], negative[1:], cosine=True)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    loss = triplet_loss(anchor[1:], negative[1:], positive[1:], cosine=True)
+    assert loss.item() == pytest.approx(2, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("history", "stable"),
+    [
+        ([(1.0, 0.5)] * 3, False),  # nothing to compare with yet
+        ([(1.0, 0.5)] * 4, True),
+        ([(1.0, 0.5), (0.9, 0.5), (0.9, 0.5), (0.9, 0.5)], False),  # the loss still falls
+        ([(1.0, 0.5), (1.0, 0.5), (1.0, 0.52), (1.0, 0.5)], False),  # the accuracy still rises
+        ([(1.0, 0.5), (0.995, 0.502), (1.1, 0.4), (1.0, 0.5)], True),  # by too little to count
+    ],
+)
+def test_is_stable(history: list[tuple[float, float]], stable: bool) -> None:
+    assert is_stable(history) == stable
+
+
+def test_a_killed_run_ends_with_the_same_weights(base: Path, tmp_path: Path) -> None:
+    """Guards the seeds of each sample, the generator's state and the optimizer's in checkpoints.
+
+    EfficientNet's stochastic depth draws from the global generator in every step.
+    """
+    other = tmp_path / "killed"
+    shutil.copytree(base, other, copy_function=os.link)
+    flags = [*SMALL, "--epoch", "2", "--enable-inshop-dataset", "--dump-interval", "3"]
+    run("train.py", "--dataset-base", base, *flags, "--num-workers", 0)
+
+    command = [sys.executable, ROOT / "train.py", "--dataset-base", other, *flags]
+    process = subprocess.Popen(
+        [*map(str, command), "--num-workers", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    point = other / "models" / "checkpoint.pth.tar"
+    deadline = time.monotonic() + 120
+    while not point.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    progress = read_checkpoint(point)["progress"]
+    assert progress["epoch"] == 1
+    assert progress["step"] > 0
+
+    refused = run("train.py", "--dataset-base", other, *flags, check=2)
+    assert "--resume" in refused.stderr
+    changed = run("train.py", "--dataset-base", other, *flags, "--lr", 0.1, "--resume", check=2)
+    assert "LR=0.01" in changed.stderr
+    resumed = run("train.py", "--dataset-base", other, *flags, "--resume", "--num-workers", 1)
+    assert f"resumed: epoch 1, step {progress['step']}" in resumed.stdout
+
+    for name in ("model_1_final.pth.tar", "model_2_final.pth.tar", "model_best.pth.tar"):
+        mine, undisturbed = other / "models" / name, base / "models" / name
+        assert same(weights(mine), weights(undisturbed)), name
+        assert mine.read_bytes() == undisturbed.read_bytes(), name
+
+
+@pytest.mark.parametrize(("cosine", "rate"), [("false", "0.005"), ("true", "0.05")])
+def test_both_triplet_losses_fall_and_the_curves_are_there(
+    base: Path, cosine: str, rate: str, capsys: pytest.CaptureFixture
+) -> None:
+    flags = "--backbone resnet18 --pretrained none --img-size 56 --crop-size 48 --epoch 4".split()
+    flags += "--freeze-param false --momentum 0.9 --train-batch-size 8".split()
+    flags += "--triplet-batch-size 12 --triplet-weight 1 --num-workers 0 --log-interval 1".split()
+    flags += ["--enable-triplet-with-cosine", cosine, "--lr", rate]
+    train.main(["--dataset-base", str(base), "--enable-inshop-dataset", *flags])
+    assert "best: epoch" in capsys.readouterr().out
+    (folder,) = (base / "models" / "tensorboard").iterdir()
+    curves = EventAccumulator(str(folder)).Reload()
+    names = {"train/loss", "train/cross entropy", "train/triplet", "train/accuracy"}
+    names |= {"learning rate", "validation/cross entropy", "validation/accuracy"}
+    assert names <= set(curves.Tags()["scalars"])
+    assert "triplets" in curves.Tags()["images"]
+    triplet = [point.value for point in curves.Scalars("train/triplet")]
+    quarter = len(triplet) // 4
+    assert sum(triplet[-quarter:]) < 0.9 * sum(triplet[:quarter])
+
+
+def test_freeze_param(base: Path, capsys: pytest.CaptureFixture) -> None:
+    """true keeps the backbone as it was, batch norms included; auto lets go in the same run."""
+    models = base / "models"
+    flags = ["--dataset-base", str(base), *SMALL, "--num-workers", "0"]
+    train.main([*flags, "--epoch", "0"])
+    start = weights(models / "model_0_final.pth.tar")
+    train.main([*flags, "--epoch", "1", "--freeze-param", "true"])
+    frozen = weights(models / "model_1_final.pth.tar")
+    assert same(start, frozen, "backbone.")
+    assert not same(start, frozen, "fc")
+    capsys.readouterr()
+    train.main([*flags, "--epoch", "2", "--freeze-param", "auto"])
+    assert "the backbone is trained from here on" in capsys.readouterr().out
+    assert same(start, weights(models / "model_1_final.pth.tar"), "backbone.")
+    assert not same(start, weights(models / "model_2_final.pth.tar"), "backbone.")
+
+
+def test_the_best_epoch_is_the_one_of_highest_validation_accuracy(base: Path) -> None:
+    flags = ["--dataset-base", str(base), *SMALL, "--num-workers", "0", "--freeze-param", "false"]
+    train.main([*flags, "--epoch", "3"])
+    models = base / "models"
+    results = [
+        read_checkpoint(models / f"model_{epoch}_final.pth.tar")["validation"]
+        for epoch in (1, 2, 3)
+    ]
+    best = max(results, key=lambda result: (result["accuracy"], -result["loss"]))
+    name = f"model_{best['epoch']}_final.pth.tar"
+    assert (models / "model_best.pth.tar").read_bytes() == (models / name).read_bytes()
+    net, network = load_net(models / "model_best.pth.tar", None)
+    assert not net.training
+    assert network.categories[16] == "Tank"
+    assert network.crop_size == 32
+
+
+def test_untrained_network_of_real_weights_without_fc(base: Path, shared: Path) -> None:
+    """--inter-dim 0 gives the pooled conv map of the given weights itself."""
+    file = shared / "weights" / "mobilenet_v2-imagenet-features.pth"
+    flags = ["--backbone", "mobilenet_v2", "--pretrained", str(file), "--crop-size", "64"]
+    train.main(["--dataset-base", str(base), *flags, "--epoch", "0", "--inter-dim", "0"])
+    net, _ = load_net(base / "models" / "model_best.pth.tar", None)
+    x = torch.randn(2, 3, 64, 64)
+    _, embedding, conv_map = net(x)
+    assert embedding.shape == (2, 1280)
+    assert torch.equal(embedding, conv_map.mean((2, 3)))
+    given = torch.load(file, weights_only=True)
+    assert torch.equal(net.backbone[0][0].weight, given["features.0.0.weight"])
+
+
+def test_a_data_set_without_validation_part_is_refused(base: Path) -> None:
+    path = base / "Eval" / "list_eval_partition.txt"
+    text = path.read_text().replace(" val", " train")
+    path.unlink()  # it is a link to the shared one
+    path.write_text(text)
+    with pytest.raises(UserError, match="no picture in its val part"):
+        train.main(["--dataset-base", str(base), *SMALL])
+
+
+def test_a_loss_that_is_no_number_stops_the_run(base: Path) -> None:
+    flags = ["--dataset-base", str(base), *SMALL, "--lr", "1e30", "--num-workers", "0"]
+    with pytest.raises(UserError, match=r"the loss is (nan|inf|-inf) .* lower LR"):
+        train.main([*flags, "--freeze-param", "false"])
