@@ -11,7 +11,9 @@ APT = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
 	else echo "missing system packages; run: sudo apt-get install $(1)" >&2; exit 1; fi
 
 DEMO := --dataset-base data/demo --enable-inshop-dataset
-NETWORK := --backbone resnet18 --pretrained none --img-size 128 --crop-size 112
+NETWORK := --backbone resnet18 --pretrained none --img-size 88 --crop-size 80
+INSHOP_LIST := data/demo/in_shop/list_eval_partition.txt
+TEST_LIST := data/demo/Eval/list_eval_partition.txt
 
 .PHONY: setup setup-dev demo test lint clean
 
@@ -32,20 +34,21 @@ setup-dev: .venv/ready-dev
 	@touch $@
 
 demo: setup
-	$(PY) synthetic.py --dataset-base data/demo --items 400 --views 4 --inshop-items 150
+	$(PY) synthetic.py --dataset-base data/demo --items 1000 --views 2 --inshop-items 150
 	@echo "--- the untrained network, to compare with"
 	$(PY) train.py $(DEMO) $(NETWORK) --epoch 0
-	$(PY) feature_extractor.py $(DEMO) --dumped-model model_0_final.pth.tar
+	$(PY) feature_extractor.py $(DEMO) --color-top-n 9 --dumped-model model_0_final.pth.tar
 	@mkdir -p demo
 	$(PY) evaluate.py $(DEMO) --json > demo/untrained.json
 	@echo "--- training"
-	$(PY) train.py $(DEMO) $(NETWORK) --freeze-param false --epoch 20 --lr 0.05 --momentum 0.9 \
-		--triplet-batch-size 16 --resume
+	$(PY) train.py $(DEMO) $(NETWORK) --freeze-param false --epoch 12 --lr 0.02 --momentum 0.9 \
+		--triplet-batch-size 6 --triplet-weight 0.5 --enable-triplet-with-cosine --resume
 	@echo "--- feature database, clusters, query"
-	$(PY) feature_extractor.py $(DEMO)
+	$(PY) feature_extractor.py $(DEMO) --color-top-n 9
 	$(PY) kmeans.py $(DEMO)
-	$(PY) retrieval.py $$(awk '/query/ {print $$1; exit}' data/demo/in_shop/list_eval_partition.txt) \
-		$(DEMO) --output demo/results.jpg
+	$(PY) retrieval.py $$(awk '$$3 == "query" {print $$1; exit}' $(INSHOP_LIST)) $(DEMO)
+	@$(PY) retrieval.py $$(awk '$$2 == "test" && n++ % 72 == 20 {print $$1}' $(TEST_LIST)) $(DEMO) \
+		--engine exact --top-n 6 --output demo/results.jpg --json > demo/results.json
 	@echo; echo "--- what training gave (before: the untrained network)"
 	@$(PY) evaluate.py $(DEMO) --against demo/untrained.json
 	@echo; echo "a picture of the answers: demo/results.jpg"

@@ -18,6 +18,7 @@ from utils import UserError, atomic_write
 
 ANNO_FOLDERS = ("Anno", "Anno_coarse", "Anno_fine")
 PARTITIONS = ("train", "val", "test")
+BOX_COLUMNS = ("image_name", "x_1", "y_1", "x_2", "y_2")
 INSHOP_PARTITIONS = ("train", "query", "gallery")
 
 
@@ -119,10 +120,15 @@ def _malformed(path: Path, row: int, columns: Sequence[str], found: object) -> N
     raise UserError(f"{path}:{row + 3}: expected {' '.join(columns)}; found {str(found)[:200]!r}")
 
 
+def _is_number(cell: str) -> bool:
+    """Digits alone, unlike what `int` takes, and few enough for int32."""
+    return cell.isdecimal() and len(cell) < 10
+
+
 def _numbers(path: Path, cells: list[list[str]], index: int, columns: Sequence[str]) -> list[int]:
-    """One column as integers: digits alone, unlike `int`, which takes signs and underscores too."""
-    if not all(map(str.isdecimal, cells[index])):
-        row = next(i for i, cell in enumerate(cells[index]) if not cell.isdecimal())
+    """One column as integers."""
+    if not all(map(_is_number, cells[index])):
+        row = next(i for i, cell in enumerate(cells[index]) if not _is_number(cell))
         _malformed(path, row, columns, " ".join(column[row] for column in cells))
     return list(map(int, cells[index]))
 
@@ -227,10 +233,9 @@ def read_attribute(base: Path, categories: int) -> Pictures:
     boxes = np.zeros((len(paths), 4), np.int32)
     box_path = anno / "list_bbox.txt"
     if box_path.exists():
-        columns = ("image_name", "x_1", "y_1", "x_2", "y_2")
-        cells = read_list(box_path, columns)
+        cells = read_list(box_path, BOX_COLUMNS)
         box_of = align(paths, _paths(box_path, cells))
-        boxes[box_of >= 0] = _boxes(box_path, cells, columns)[box_of[box_of >= 0]]
+        boxes[box_of >= 0] = _boxes(box_path, cells, BOX_COLUMNS)[box_of[box_of >= 0]]
 
     unpacked = (base / "Img" / "img").exists() and not (base / "img").exists()
     every = Pictures(
@@ -313,8 +318,14 @@ def find_box(base: Path, path: str) -> tuple[int, int, int, int] | None:
         return None
     name = path.removeprefix("Img/")
     with open(box_path, encoding="utf-8-sig") as file:
-        for line in file:
-            if line.startswith(name) and line[len(name) : len(name) + 1].isspace():
-                x1, y1, x2, y2 = map(int, line.split()[-4:])
-                return x1, y1, x2, y2
+        for number, line in enumerate(file, 1):
+            if number < 3 or not line.startswith(name):
+                continue
+            found, *cells = line.rsplit(None, 4)
+            if found != name:
+                continue
+            if len(cells) < 4 or not all(map(_is_number, cells)):
+                _malformed(box_path, number - 3, BOX_COLUMNS, line.strip())
+            x1, y1, x2, y2 = map(int, cells)
+            return x1, y1, x2, y2
     return None

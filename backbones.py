@@ -1,5 +1,6 @@
 """Classification models of torchvision and timm -> backbones that end in their last conv map."""
 
+import pickle  # for its error alone
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import URLError
@@ -8,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from utils import UserError
+
+# Names of classifiers and auxiliary classifiers: no part of a backbone.
+HEADS = ("fc.", "classifier.", "head", "aux", "AuxLogits.")
 
 
 class WeightsError(Exception):
@@ -35,28 +39,40 @@ def build_backbone(
     """
     if name.startswith("timm/"):
         model = _timm_model(name.removeprefix("timm/"), imagenet)
-        cut = _timm_conv_map
+        cut = _TimmFeatures
     else:
         model = _torchvision_model(name, imagenet)
         cut = _torchvision_conv_map
-    loaded = load_fitting(model, weights) if weights is not None else None
+    loaded = load_fitting(model, weights, name) if weights is not None else None
     backbone = cut(model)
     if loaded is not None:
         require_loaded(backbone, loaded, name)
     return backbone
 
 
-def load_fitting(module: nn.Module, weights: Mapping[str, Tensor]) -> set[int]:
+def load_fitting(module: nn.Module, weights: Mapping[str, Tensor], name: str) -> set[int]:
     """Load the tensors that fit by name and shape.
 
     Returns
     -------
     The `id` of each of the module's tensors that got its value: names change when the module
     becomes a part of another one, the tensors stay.
+
+    Raises
+    ------
+    WeightsError : a tensor has no namesake and is of no classifier: the weights of a deeper model
     """
     own = module.state_dict(keep_vars=True)
+    strange = [key for key in weights if key not in own and not key.startswith(HEADS)]
+    if strange:
+        raise WeightsError(
+            f"not the weights of a {name}: it has no {strange[0]}"
+            + (f", nor {len(strange) - 1} others of them" if len(strange) > 1 else "")
+        )
     fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
-    module.load_state_dict(fitting, strict=False)
+    with torch.no_grad():
+        for key, value in fitting.items():
+            own[key].copy_(value)
     return {id(own[key]) for key in fitting}
 
 
@@ -73,8 +89,8 @@ def require_loaded(module: nn.Module, loaded: set[int], name: str) -> None:
         )
 
 
-class _VitTokens(nn.Module):
-    """torchvision's vision transformer up to its last tokens."""
+class _VitFeatures(nn.Module):
+    """torchvision's vision transformer up to its last patch tokens, as a conv map."""
 
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
@@ -84,27 +100,30 @@ class _VitTokens(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         patches = self.vit._process_input(x)
         start = self.vit.class_token.expand(len(x), -1, -1)
-        return self.vit.encoder(torch.cat([start, patches], 1))
+        return _tokens_to_map(self.vit.encoder(torch.cat([start, patches], 1)), leading=1)
 
 
-class _TokensToMap(nn.Module):
+def _tokens_to_map(tokens: Tensor, leading: int) -> Tensor:
     """N x tokens x C -> N x C x h x w: leading tokens that are no patch dropped, h = w."""
+    patches = tokens[:, leading:].transpose(1, 2)
+    side = round(patches.shape[2] ** 0.5)
+    return patches.unflatten(2, (side, side))
 
-    def __init__(self, leading: int) -> None:
+
+class _TimmFeatures(nn.Module):
+    """A timm model up to its last features, as a conv map."""
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.leading = leading
+        self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = x[:, self.leading :].transpose(1, 2)
-        side = round(patches.shape[2] ** 0.5)
-        return patches.unflatten(2, (side, side))
-
-
-class _ChannelsFirst(nn.Module):
-    """N x h x w x C -> N x C x h x w."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.permute(0, 3, 1, 2)
+        features = self.model.forward_features(x)
+        if features.dim() == 3:
+            return _tokens_to_map(features, getattr(self.model, "num_prefix_tokens", 0))
+        if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            return features.permute(0, 3, 1, 2)
+        return features
 
 
 class _HalfNormalised(nn.Module):
@@ -119,7 +138,7 @@ class _HalfNormalised(nn.Module):
 def _torchvision_conv_map(model: nn.Module) -> nn.Module:
     """Cut the pooling and the classifier off."""
     if hasattr(model, "class_token"):  # ViT
-        return nn.Sequential(_VitTokens(model), _TokensToMap(leading=1))
+        return _VitFeatures(model)
     if hasattr(model, "permute"):  # Swin
         return nn.Sequential(model.features, model.norm, model.permute)
     if hasattr(model, "features"):  # VGG, MobileNet, EfficientNet, ConvNeXt, DenseNet ...
@@ -136,15 +155,6 @@ def _torchvision_conv_map(model: nn.Module) -> nn.Module:
     return nn.Sequential(*parts)
 
 
-def _timm_conv_map(model: nn.Module) -> nn.Module:
-    """Bring the output of a timm model without head into the form of a conv map."""
-    if getattr(model, "output_fmt", "NCHW") == "NHWC":
-        return nn.Sequential(model, _ChannelsFirst())
-    if hasattr(model, "num_prefix_tokens"):
-        return nn.Sequential(model, _TokensToMap(model.num_prefix_tokens))
-    return model
-
-
 def _torchvision_model(name: str, imagenet: bool) -> nn.Module:
     from torchvision import models
 
@@ -156,14 +166,16 @@ def _torchvision_model(name: str, imagenet: bool) -> nn.Module:
         return models.get_model(name, weights=None, **told)
     # The first weights of each model, not the newest: those the literature's figures start from.
     weights = next(iter(models.get_model_weights(name)))
+    place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     try:
         return models.get_model(name, weights=weights)
     except (URLError, OSError) as error:
-        place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
         raise UserError(
             f"PRETRAINED imagenet: {weights.url} cannot be downloaded ({error}); get it elsewhere"
             f" and put it at {place}, or set PRETRAINED to the file, or to none"
         ) from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        raise UserError(f"PRETRAINED imagenet: {place} is damaged; delete it") from None
 
 
 def _timm_model(name: str, imagenet: bool) -> nn.Module:
@@ -174,7 +186,7 @@ def _timm_model(name: str, imagenet: bool) -> nn.Module:
     if not timm.is_model(name):
         raise _unknown(f"timm/{name}")
     try:
-        return timm.create_model(name, pretrained=imagenet, num_classes=0, global_pool="")
+        return timm.create_model(name, pretrained=imagenet, num_classes=0)
     except Exception as error:  # the hub's client raises many types when it is out of reach
         if not imagenet:
             raise

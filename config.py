@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from dotenv import dotenv_values
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -38,6 +38,8 @@ def _cores() -> int:
 
 
 def _setting(group: str, meaning: str, default: Any, **limits: Any) -> Any:
+    if isinstance(default, float):
+        limits.setdefault("allow_inf_nan", False)
     return Field(default, description=meaning, json_schema_extra={"group": group}, **limits)
 
 
@@ -158,7 +160,7 @@ class Config(BaseSettings):
     NUM_WORKERS: int = _setting(
         "machine", "processes that read pictures; 0 reads in the main one", min(4, _cores()), ge=0
     )
-    SEED: int = _setting("machine", "seed of everything random", 0, ge=0)
+    SEED: int = _setting("machine", "seed of everything random", 0, ge=0, lt=2**63)
 
     @field_validator("DISTANCE_METRIC", mode="before")
     @classmethod
@@ -178,6 +180,13 @@ class Config(BaseSettings):
                 near = difflib.get_close_matches(metric, METRICS, 1)
                 hint = f" (did you mean {near[0]}?)" if near else ""
                 raise ValueError(f"{metric!r} is not one of {', '.join(METRICS)}{hint}")
+        return value
+
+    @field_validator("CROP_SIZE")
+    @classmethod
+    def _not_beyond_the_picture(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("IMG_SIZE", value):
+            raise ValueError(f"must not be greater than IMG_SIZE, which is {info.data['IMG_SIZE']}")
         return value
 
     @field_validator("DEVICE")

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from annotations import write_list
+from annotations import ANNO_FOLDERS, write_list
 from collection import SPLIT_FOLDERS, find_pictures, held_out
 from utils import UserError
+
+OFFICIAL = (*ANNO_FOLDERS, "Eval", "Img", "in_shop")
 
 
 def import_folder(
@@ -69,6 +71,8 @@ def import_folder(
         ("image_name", "evaluation_status"),
         zip(listed, partition, strict=True),
     )
+    for name in ("list_eval_partition.txt", "list_color_inshop.txt"):  # of an earlier import
+        (base / "in_shop" / name).unlink(missing_ok=True)
     if (item != "").any():
         _write_items(base, listed, item, color, partition)
     _report(base, folder, names, item, partition, categories)
@@ -137,7 +141,7 @@ def _link(base: Path, folder: Path) -> None:
         raise UserError(f"{folder}: set DATASET_BASE to another folder, for the annotation files")
     if link.is_symlink() and link.resolve() == target:
         return
-    if link.exists() or link.is_symlink() or (base / "Anno").exists():
+    if link.exists() or link.is_symlink() or any((base / name).exists() for name in OFFICIAL):
         raise UserError(f"{base}: holds another data set; set DATASET_BASE to a folder of its own")
     base.mkdir(parents=True, exist_ok=True)
     link.symlink_to(target, target_is_directory=True)
@@ -153,7 +157,7 @@ def _write_items(
     cells, colors = [], []
     for row in rows.tolist():
         file = listed[row].rsplit("/", 1)[-1]
-        shade = str(color[row]) or (file.split("_")[0] if "_" in file else "")
+        shade = str(color[row]) or (file.split("_")[0].replace(" ", "_") if "_" in file else "")
         status = "train"
         if partition[row] != "train":
             status = "query" if (item[row], shade) in seen else "gallery"

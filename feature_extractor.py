@@ -93,16 +93,20 @@ class PartialFeatures:
         self.key = key
         self.done = 0
         self.errors: dict[int, str] = {}
+        shapes = {DEEP: (count, dim), COLOR: (count, color_dim)}
         state = self._read_state()
-        mode = "r+" if state else "w+"
+        if state:
+            try:
+                self.deep, self.color = (_matrix(folder / n, "r+", s) for n, s in shapes.items())
+            except (OSError, ValueError):
+                state = None
         if state:
             self.done = state["done"]
             self.errors = {int(row): reason for row, reason in state["errors"].items()}
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            self.remove()
             folder.mkdir(parents=True)
-        self.deep = _matrix(folder / DEEP, mode, (count, dim))
-        self.color = _matrix(folder / COLOR, mode, (count, color_dim))
+            self.deep, self.color = (_matrix(folder / n, "w+", s) for n, s in shapes.items())
 
     def _read_state(self) -> dict[str, Any] | None:
         try:
@@ -127,12 +131,17 @@ class PartialFeatures:
             part.write_text(json.dumps(state), "utf-8")
 
     def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder)
+        """Delete the folder: first the word that features are there, then the features."""
+        (self.folder / "state.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _matrix(path: Path, mode: Any, shape: tuple[int, int]) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode=mode, dtype=np.float32, shape=shape)
+    """Open or make a float32 .npy file; a `ValueError` where an old one has another shape."""
+    matrix = np.lib.format.open_memmap(path, mode=mode, dtype=np.float32, shape=shape)
+    if matrix.shape != shape or matrix.dtype != np.float32:
+        raise ValueError(f"{path}: {matrix.shape}")
+    return matrix
 
 
 def write_database(

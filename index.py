@@ -85,14 +85,16 @@ def open_database(base: Path) -> FeatureDatabase:
         )
         paths = (base / LIST).read_text("utf-8").split("\n")[:-1]
         count, names = info["pictures"], info["category_names"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"{base}: the feature database is damaged ({error}); {again}") from None
+    if (deep.dtype, color.dtype) != (np.float32, np.float32) or (deep.ndim, color.ndim) != (2, 2):
+        raise UserError(f"{base}: {DEEP} and {COLOR} must be two float32 matrices; {again}")
+    if categories.ndim != 1:
+        raise UserError(f"{base}: {CATEGORY} must be a vector; {again}")
     lengths = {DEEP: len(deep), COLOR: len(color), CATEGORY: len(categories), LIST: len(paths)}
     for name, length in lengths.items():
         if length != count:
             raise UserError(f"{base / name}: has {length} rows, {INFO} says {count}; {again}")
-    if (deep.dtype, color.dtype) != (np.float32, np.float32) or (deep.ndim, color.ndim) != (2, 2):
-        raise UserError(f"{base}: {DEEP} and {COLOR} must be two float32 matrices; {again}")
     return FeatureDatabase(base, deep, color, paths, categories, names, info)
 
 
@@ -118,7 +120,7 @@ class Signal:
         if self.metric == "seuclidean":
             return {"V": np.var(self.features, axis=0, ddof=1, dtype=np.float64)}
         if self.metric == "mahalanobis":
-            return {"VI": np.linalg.pinv(np.cov(self.features, rowvar=False))}
+            return {"VI": np.linalg.pinv(np.atleast_2d(np.cov(self.features, rowvar=False)))}
         return {}
 
 

@@ -167,7 +167,7 @@ def initial_net(network: Network, pretrained: str) -> EmbeddingNet:
         )
         net = EmbeddingNet(
             backbone,
-            _channels(backbone, network.crop_size),
+            _channels(backbone, network.backbone, network.crop_size),
             network.inter_dim,
             len(network.categories),
         )
@@ -176,22 +176,42 @@ def initial_net(network: Network, pretrained: str) -> EmbeddingNet:
             nn.init.orthogonal_(net.fc.weight)
             nn.init.zeros_(net.fc.bias)
         if checkpoint:
-            require_loaded(backbone, load_fitting(net, state or {}), network.backbone)
+            require_loaded(
+                backbone, load_fitting(net, state or {}, network.backbone), network.backbone
+            )
     except WeightsError as error:
         raise UserError(f"PRETRAINED {pretrained}: {error}") from None
     return net
 
 
 @torch.inference_mode()
-def _channels(backbone: nn.Module, crop_size: int) -> int:
-    """Channels of the conv map, by asking the backbone."""
-    return backbone.eval()(torch.zeros(1, 3, crop_size, crop_size)).shape[1]
+def _channels(backbone: nn.Module, name: str, crop_size: int) -> int:
+    """Channels of the conv map, by asking the backbone.
+
+    Raises
+    ------
+    UserError : it makes no conv map of such an input
+    """
+    try:
+        shape = backbone.eval()(torch.zeros(1, 3, crop_size, crop_size)).shape
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"BACKBONE {name} cannot take CROP_SIZE={crop_size}: {reason}; try 224, or another"
+            " backbone"
+        ) from None
+    if len(shape) != 4:
+        raise UserError(f"BACKBONE {name} has no conv map; use another one")
+    return shape[1]
 
 
 def save_checkpoint(path: Path, net: EmbeddingNet, network: Network, **facts: Any) -> None:
     """Write a checkpoint: the weights, what is needed to build the network, and plain facts."""
     # Without channels_last strides and device, so that the file hangs on the values alone.
-    state = {key: value.cpu().contiguous() for key, value in net.state_dict().items()}
+    state = {
+        key: value.cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in net.state_dict().items()
+    }
     content = {"network": asdict(network), "state_dict": state, **facts}
     # Given a path, torch.save would write its name into the file: equal weights, unequal hash.
     with atomic_write(path) as part, open(part, "wb") as file:
@@ -232,7 +252,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Network | None]:
     content = read_checkpoint(path)
     record = content.get("network")
     state = content.get("state_dict", content)
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
+    if not state or not tensors:
         raise UserError(f"{path}: holds no state dict")
     state = {str(key).removeprefix("module."): value for key, value in state.items()}
     if record is None:
@@ -260,7 +281,7 @@ def find_model(base: Path, name: str) -> Path:
     )
 
 
-def load_net(path: Path, bare: Network) -> tuple[EmbeddingNet, Network]:
+def load_net(path: Path, bare: Network | None = None) -> tuple[EmbeddingNet, Network]:
     """Build the network of a checkpoint and load its weights.
 
     Parameters
@@ -277,19 +298,22 @@ def load_net(path: Path, bare: Network) -> tuple[EmbeddingNet, Network]:
     UserError : the file cannot be read, or is of another network
     """
     state, network = read_weights(path)
-    if "fc2.weight" not in state:
-        raise UserError(f"{path}: holds no fc2.weight: not a checkpoint of an embedding network")
-    logits, channels = state["fc2.weight"].shape
+    dim = network.inter_dim if network else 1  # whatever it is, a bare one has an fc
+    for key in ("fc.weight", "fc2.weight") if dim else ("fc2.weight",):
+        if key not in state:
+            raise UserError(f"{path}: holds no {key}: not a checkpoint of an embedding network")
     if network is None:
+        if bare is None:
+            raise UserError(f"{path}: a bare state dict does not say which network it belongs to")
+        logits = len(state["fc2.weight"])
         numbered = [f"category {number + 1}" for number in range(logits)]
         names = bare.categories[:logits] if len(bare.categories) >= logits else numbered
-        dim = len(state["fc.weight"]) if "fc.weight" in state else 0
-        network = replace(bare, inter_dim=dim, categories=names)
-    if network.inter_dim:
-        channels = state["fc.weight"].shape[1]
+        network = replace(bare, inter_dim=len(state["fc.weight"]), categories=names)
+    channels = state["fc.weight" if network.inter_dim else "fc2.weight"].shape[1]
+    logits = len(state["fc2.weight"])
     net = EmbeddingNet(build_backbone(network.backbone), channels, network.inter_dim, logits)
     try:
-        require_loaded(net, load_fitting(net, state), network.backbone)
+        require_loaded(net, load_fitting(net, state, network.backbone), network.backbone)
     except WeightsError as error:
         raise UserError(f"{path}: {error}") from None
     return net.eval(), network

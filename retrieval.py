@@ -35,7 +35,7 @@ from index import (
 )
 from net import FeatureNet, Network, autocast, find_model, load_net, pick_device
 from sheet import SheetRow, draw_sheet
-from utils import Stopwatch, UserError, read_picture, run_script, sha256_of
+from utils import Stopwatch, UserError, atomic_write, read_picture, run_script, sha256_of
 
 STEPS = ("loading model", "loading features", "extracting", "exact query", "k-means query")
 Box = tuple[int, int, int, int]
@@ -184,7 +184,7 @@ def _positive(text: str) -> int:
 
 def _output(text: str) -> Path:
     Image.init()
-    if Path(text).suffix.lower() not in Image.EXTENSION:
+    if Image.EXTENSION.get(Path(text).suffix.lower()) not in Image.SAVE:
         raise argparse.ArgumentTypeError(f"{text!r}: write a .jpg, .png or .webp file")
     return Path(text)
 
@@ -299,8 +299,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output or args.show:
         picture = draw_sheet(base, sheet)
         if args.output:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(args.output, quality=92)
+            with atomic_write(args.output) as part:
+                picture.save(part, Image.EXTENSION[args.output.suffix.lower()], quality=92)
             print(f"\n{args.output}", file=sys.stderr if args.json else sys.stdout)
         if args.show:
             show(picture, "deep-fashion-retrieval")

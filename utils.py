@@ -24,6 +24,13 @@ PICTURE_SUFFIXES = frozenset(
 class UserError(Exception):
     """Something a user can mend; the message says what is wrong, where, and what to do."""
 
+    def __str__(self) -> str:
+        # A DataLoader's worker process packs the whole traceback into the message.
+        message = super().__str__()
+        if "\nOriginal Traceback" in message:
+            message = message.rstrip().rpartition("\n")[2].partition("Error: ")[2]
+        return message
+
 
 class PictureError(UserError):
     """A picture file that cannot be read."""

@@ -27,7 +27,7 @@ def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> Non
     run("feature_extractor.py", *data)
     untrained = json.loads(run("evaluate.py", *data, "--json").stdout)
 
-    recipe = ["--epoch", 3, "--lr", 0.01, "--momentum", 0.9, "--freeze-param", "true"]
+    recipe = ["--epoch", 5, "--lr", 0.01, "--momentum", 0.9, "--freeze-param", "true"]
     run("train.py", *data, *network, *recipe, "--triplet-batch-size", 8)
     query = "img/Tees/ms01/black_main.jpg"
     stale = run("retrieval.py", query, *data, check=2)
@@ -57,7 +57,7 @@ def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> Non
     for figures in (untrained, trained):
         assert figures["category"]["p@1"] > 2 * figures["category"]["chance"]
         assert figures["item"]["recall@10"] > 0.5
-    assert trained["category"]["map"] > untrained["category"]["map"] + 0.05
+    assert trained["category"]["map"] > untrained["category"]["map"] + 0.03
 
 
 def test_the_readme_lists_every_setting_with_its_default() -> None:

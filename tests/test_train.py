@@ -159,7 +159,7 @@ def test_the_best_epoch_is_the_one_of_highest_validation_accuracy(base: Path) ->
     best = max(results, key=lambda result: (result["accuracy"], -result["loss"]))
     name = f"model_{best['epoch']}_final.pth.tar"
     assert (models / "model_best.pth.tar").read_bytes() == (models / name).read_bytes()
-    net, network = load_net(models / "model_best.pth.tar", None)
+    net, network = load_net(models / "model_best.pth.tar")
     assert not net.training
     assert network.categories[16] == "Tank"
     assert network.crop_size == 32
@@ -170,7 +170,7 @@ def test_untrained_network_of_real_weights_without_fc(base: Path, shared: Path) 
     file = shared / "weights" / "mobilenet_v2-imagenet-features.pth"
     flags = ["--backbone", "mobilenet_v2", "--pretrained", str(file), "--crop-size", "64"]
     train.main(["--dataset-base", str(base), *flags, "--epoch", "0", "--inter-dim", "0"])
-    net, _ = load_net(base / "models" / "model_best.pth.tar", None)
+    net, _ = load_net(base / "models" / "model_best.pth.tar")
     x = torch.randn(2, 3, 64, 64)
     _, embedding, conv_map = net(x)
     assert embedding.shape == (2, 1280)
@@ -192,3 +192,17 @@ def test_a_loss_that_is_no_number_stops_the_run(base: Path) -> None:
     flags = ["--dataset-base", str(base), *SMALL, "--lr", "1e30", "--num-workers", "0"]
     with pytest.raises(UserError, match=r"the loss is (nan|inf|-inf) .* lower LR"):
         train.main([*flags, "--freeze-param", "false"])
+
+
+def test_an_unreadable_picture_is_named_in_one_line(base: Path) -> None:
+    """Also from a process that reads pictures: its error arrives with a traceback inside."""
+    for picture in (base / "img").rglob("*.jpg"):
+        content = picture.read_bytes()
+        picture.unlink()
+        picture.write_bytes(content[: len(content) // 2])
+    stopped = run("train.py", "--dataset-base", base, *SMALL, "--num-workers", 1, check=2)
+    last = stopped.stderr.strip().splitlines()[-1]
+    assert last.startswith("train.py: ")
+    assert "img_0000000" in last
+    assert "cannot be read as a picture" in last
+    assert "Traceback" not in stopped.stderr

@@ -1,0 +1,188 @@
+"""config.py: where a setting comes from, what is refused and how, and what --help says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from pydantic import ValidationError
+
+from config import Config, parse_args
+
+# The names that users of such repositories know, with the defaults that DESIGN.md promises.
+KNOWN = {
+    "DATASET_BASE": "data/deepfashion", "DUMPED_MODEL": "",
+    "DISTANCE_METRIC": "euclidean,euclidean", "COLOR_WEIGHT": "0.1", "COLOR_TOP_N": "10",
+    "ENABLE_INSHOP_DATASET": "False", "INSHOP_DATASET_PERCENT": "",
+    "FREEZE_PARAM": "auto", "TRIPLET_WEIGHT": "2.0",
+    "ENABLE_TRIPLET_WITH_COSINE": "False", "INTER_DIM": "512", "CATEGORIES": "20",
+    "N_CLUSTERS": "50", "IMG_SIZE": "256", "CROP_SIZE": "224", "TRAIN_BATCH_SIZE": "",
+    "TEST_BATCH_SIZE": "", "TRIPLET_BATCH_SIZE": "", "EXTRACT_BATCH_SIZE": "", "NUM_WORKERS": "",
+    "LR": "", "MOMENTUM": "", "EPOCH": "", "LOG_INTERVAL": "", "DUMP_INTERVAL": "",
+    "TEST_INTERVAL": "", "DEVICE": "auto", "BACKBONE": "resnet50", "PRETRAINED": "imagenet",
+    "AMP": "auto", "SEED": "0",
+}  # fmt: skip
+
+
+def parse(*argv: str) -> Config:
+    return parse_args(argv, "a script", ("training",))[0]
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "dotenv", "expected"),
+    [
+        ("3", "4", "5", 3),
+        (None, "4", "5", 4),
+        (None, None, "5", 5),
+        (None, None, None, 10),
+        ("3", None, "5", 3),
+        ("3", "4", None, 3),
+    ],
+)
+def test_flag_beats_environment_beats_dotenv_beats_default(
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str | None,
+    variable: str | None,
+    dotenv: str | None,
+    expected: int,
+) -> None:
+    if variable:
+        monkeypatch.setenv("FASHION_EPOCH", variable)
+    if dotenv:
+        Path(".env").write_text(f"EDITOR=vi\nFASHION_EPOCH={dotenv}\nFASHION_SEED=7\n")
+    config = parse(*(["--epoch", flag] if flag else []))
+    seed = 7 if dotenv else 0  # each setting has its own source
+    assert config.model_dump(include={"EPOCH", "SEED"}) == {"EPOCH": expected, "SEED": seed}
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--train-batch-size", "8"], "TRAIN_BATCH_SIZE", 8),
+        (["--lr=1e-4"], "LR", 0.0001),
+        (["--dataset-base", "my photos/a"], "DATASET_BASE", Path("my photos/a")),
+        (["--device", "cuda:1"], "DEVICE", "cuda:1"),
+        (["--enable-inshop-dataset"], "ENABLE_INSHOP_DATASET", True),
+        (["--enable-inshop-dataset", "true"], "ENABLE_INSHOP_DATASET", True),
+        (["--crop-to-bbox"], "CROP_TO_BBOX", True),
+        (["--crop-to-bbox", "false"], "CROP_TO_BBOX", False),
+        (["--crop-to-bbox=no"], "CROP_TO_BBOX", False),
+        (["--distance-metric", "cosine,cityblock"], "DISTANCE_METRIC", ("cosine", "cityblock")),
+        (["--distance-metric", " cosine , dice"], "DISTANCE_METRIC", ("cosine", "dice")),
+        ([], "DISTANCE_METRIC", ("euclidean", "euclidean")),
+    ],
+)
+def test_flag_becomes_a_typed_value(argv: list[str], name: str, value: object) -> None:
+    found = getattr(parse(*argv), name)
+    assert found == value
+    assert type(found) is type(value) or isinstance(value, Path)
+
+
+def test_metrics_are_read_from_the_environment_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASHION_DISTANCE_METRIC", "cosine,correlation")
+    assert parse().DISTANCE_METRIC == ("cosine", "correlation")
+
+
+def test_settings_are_frozen_and_leave_a_scripts_own_arguments_apart() -> None:
+    config, own = parse_args(
+        ["photo.jpg", "--epoch", "2"], "", (), lambda parser: parser.add_argument("picture")
+    )
+    assert vars(own) == {"picture": "photo.jpg"}
+    with pytest.raises(ValidationError, match="frozen"):
+        config.EPOCH = 3
+    assert config.EPOCH == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--epoch", "-1"], ["EPOCH", "--epoch", "'-1'", "greater than or equal to 0"]),
+        (["--epoch", "3.5"], ["EPOCH", "'3.5'", "integer"]),
+        (["--train-batch-size", "0"], ["TRAIN_BATCH_SIZE", "'0'", "1"]),
+        (["--lr", "0"], ["LR", "'0'", "greater than 0"]),
+        (["--lr", "nan"], ["LR", "'nan'"]),
+        (["--lr", "inf"], ["LR", "'inf'"]),
+        (["--color-weight", "inf"], ["COLOR_WEIGHT", "'inf'"]),
+        (["--seed", "99999999999999999999999"], ["SEED", "'99999999999999999999999'"]),
+        (["--momentum", "1"], ["MOMENTUM", "'1'", "less than 1"]),
+        (["--inshop-dataset-percent", "80"], ["INSHOP_DATASET_PERCENT", "'80'", "1"]),
+        (["--crop-to-bbox", "maybe"], ["CROP_TO_BBOX", "'maybe'", "boolean"]),
+        (["--amp", "fp8"], ["AMP", "'fp8'", "auto", "off", "bf16", "fp16"]),
+        (["--device", "gpu"], ["DEVICE", "'gpu'", "auto, cpu, cuda, cuda:N or mps"]),
+        (["--distance-metric", "cosine"], ["DISTANCE_METRIC", "'cosine'", "two metrics"]),
+        (["--distance-metric", "cosine,cosin"], ["DISTANCE_METRIC", "'cosin'", "dice", "cosine?"]),
+        (["--epohc", "3"], ["--epohc"]),
+        (["--epo", "3"], ["--epo"]),
+        (["--epoch"], ["--epoch", "expected one argument"]),
+        (["stray.jpg"], ["stray.jpg"]),
+    ],
+)
+def test_bad_value_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], argv: list[str], said: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        parse(*argv)
+    out, error = capsys.readouterr()
+    assert leaving.value.code == 2
+    assert (out, error.count("\n")) == ("", 1)
+    assert [part for part in said if part not in error] == []
+
+
+@pytest.mark.parametrize("place", ["environment", ".env"])
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("FASHION_EPOHC=3", ["FASHION_EPOHC", "did you mean FASHION_EPOCH?"]),
+        ("FASHION_QWERTYUIOP=3", ["FASHION_QWERTYUIOP", "no such setting"]),
+        ("FASHION_EPOCH=many", ["EPOCH", "'many'", "integer"]),
+    ],
+)
+def test_bad_variable_is_refused_as_a_bad_flag_is(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+    line: str,
+    said: list[str],
+) -> None:
+    if place == ".env":
+        Path(".env").write_text(line + "\n")
+    else:
+        monkeypatch.setenv(*line.split("="))
+    with pytest.raises(SystemExit) as leaving:
+        parse()
+    error = capsys.readouterr().err
+    assert (leaving.value.code, error.count("\n")) == (2, 1)
+    assert [part for part in said if part not in error] == []
+
+
+def run(script: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "1000"}  # nothing is wrapped
+    command = [sys.executable, str(ROOT / script), *argv]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    "script", ["data.py", "train.py", "feature_extractor.py", "kmeans.py", "retrieval.py"]
+)
+def test_help_of_each_script_has_every_setting_with_meaning_and_default(script: str) -> None:
+    result = run(script, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    entries = {
+        text.split()[0]: " ".join(text.split()) for text in re.split(r"\n  (?=--)", result.stdout)
+    }
+    assert set(KNOWN) <= set(Config.model_fields)
+    for name in Config.model_fields:
+        entry = entries["--" + name.lower().replace("_", "-")]
+        meaning, default = entry.split("(default: ")
+        assert len(meaning.split()) > 3, entry
+        assert default.startswith(KNOWN.get(name, "")), entry
+
+
+def test_script_with_a_bad_setting_says_so_without_a_traceback() -> None:
+    result = run("data.py", "check", "--epoch", "x")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("data.py: EPOCH (--epoch): 'x' is not allowed")
+    assert result.stderr.count("\n") == 1

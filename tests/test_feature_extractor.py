@@ -1,0 +1,235 @@
+"""The feature database against features computed picture by picture, and runs that were killed."""
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torch.nn.functional import linear
+from torchvision import models
+
+import feature_extractor
+import train
+from utils import run_script
+
+ROOT = Path(__file__).parent.parent
+FILES = ("all_feat.npy", "all_color_feat.npy", "all_category.npy", "all_feat.list", "all_feat.json")
+FLAGS = ("--amp", "off", "--device", "cpu", "--num-workers", "0", "--color-top-n", "3",
+         "--extract-batch-size", "5")  # fmt: skip
+NAMES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+@pytest.fixture(scope="module")
+def photos(shared: Path, tmp_path_factory) -> Path:
+    """24 real photos of three categories, and an untrained ResNet18 for 64 px."""
+    base = tmp_path_factory.mktemp("photos")
+    for name in ("dress", "hat", "shoes"):
+        (base / name).mkdir()
+        for path in sorted((shared / "photos" / "train" / name).iterdir())[:8]:
+            shutil.copyfile(path, base / name / path.name)
+    sizes = ("--img-size", "72", "--crop-size", "64", "--inter-dim", "32")
+    train.main(["--dataset-base", str(base), "--epoch", "0", "--backbone", "resnet18",
+                "--pretrained", "none", *sizes])  # fmt: skip
+    return base
+
+
+@pytest.fixture
+def base(photos: Path, tmp_path: Path) -> Path:
+    """A copy of them for one test."""
+    return Path(shutil.copytree(photos, tmp_path / "data"))
+
+
+def extract(base: Path, *flags: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        run_script(lambda: feature_extractor.main(["--dataset-base", str(base), *FLAGS, *flags]))
+    return left.value.code
+
+
+def files_of(base: Path) -> dict[str, bytes]:
+    return {name: (base / name).read_bytes() for name in FILES}
+
+
+@torch.inference_mode()
+def features_of(base: Path, paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Features by Pillow, torchvision's own ResNet18 and sums, one picture at a time."""
+    state = torch.load(base / "models" / "model_best.pth.tar", weights_only=True)["state_dict"]
+    resnet = models.resnet18(weights=None).eval()
+    own = {}
+    for key, value in state.items():
+        top, rest = key.split(".", 1)
+        if top == "backbone":
+            number, rest = rest.split(".", 1)
+            own[f"{NAMES[number]}.{rest}"] = value
+    assert all(key.startswith("fc.") for key in resnet.load_state_dict(own, strict=False)[0])
+    maps: list[torch.Tensor] = []
+    resnet.layer4.register_forward_hook(lambda *hooked: maps.append(hooked[2][0]))
+    deep, color = [], []
+    for path in paths:
+        picture = ImageOps.exif_transpose(Image.open(base / path)).convert("RGB")
+        scale = 72 / min(picture.size)
+        picture = picture.resize([int(side * scale) for side in picture.size], Image.BILINEAR)
+        left, top = (round((side - 64) / 2) for side in picture.size)
+        pixels = np.asarray(picture.crop((left, top, left + 64, top + 64))) / 255
+        pixels = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        resnet(torch.from_numpy(pixels).float().permute(2, 0, 1)[None])
+        conv_map = maps.pop()  # 512 x 2 x 2
+        deep.append(linear(conv_map.mean((1, 2)), state["fc.weight"], state["fc.bias"]).numpy())
+        cells = conv_map.mean(0).flatten().argsort(descending=True)[:3].tolist()
+        means = pixels.reshape(2, 32, 2, 32, 3).mean((1, 3)).reshape(4, 3)
+        color.append([means[cell, channel] for channel in range(3) for cell in cells])
+    return np.stack(deep), np.array(color)
+
+
+def test_every_row_is_the_features_of_the_picture_in_its_line(base: Path, capsys) -> None:
+    assert extract(base) == 0
+    paths = (base / "all_feat.list").read_text().splitlines()
+    assert sorted(paths) == sorted(p.relative_to(base).as_posix() for p in base.glob("*/*.jpg"))
+    deep, color = np.load(base / "all_feat.npy"), np.load(base / "all_color_feat.npy")
+    assert (deep.dtype, color.dtype) == (np.float32, np.float32)
+    for found, expected in zip((deep, color), features_of(base, paths), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+    assert deep.std(0).min() > 1e-3  # pictures differ by far more than the tolerance
+
+    info = json.loads((base / "all_feat.json").read_text())
+    assert info["pictures"] == 24
+    assert info["skipped"] == []
+    assert info["model"]["file"] == "model_best.pth.tar"
+    for place, written in [
+        ("models/model_best.pth.tar", info["model"]["sha256"]),
+        ("all_feat.npy", info["sha256"]["all_feat.npy"]),
+        ("all_color_feat.npy", info["sha256"]["all_color_feat.npy"]),
+    ]:
+        assert hashlib.sha256((base / place).read_bytes()).hexdigest() == written
+    assert info["network"]["crop_size"] == 64
+    assert info["settings"]["COLOR_TOP_N"] == 3
+    assert info["settings"]["AMP"] == "float32"
+    names = [info["category_names"][i] for i in np.load(base / "all_category.npy")]
+    assert names == [path.split("/")[0] for path in paths]
+    assert not (base / ".extract").exists()
+    assert "24 pictures" in capsys.readouterr().out
+
+
+def test_an_unreadable_picture_is_skipped_and_named_and_the_rest_keeps_its_rows(
+    base: Path, capsys
+) -> None:
+    assert extract(base) == 0
+    paths = (base / "all_feat.list").read_text().splitlines()
+    whole = [np.load(base / name) for name in FILES[:3]]
+    (base / paths[3]).write_text("no picture")
+    (base / paths[11]).write_bytes((base / paths[11]).read_bytes()[:900])
+    capsys.readouterr()
+    assert extract(base, "--num-workers", "2") == 1
+    err = capsys.readouterr().err
+    kept = [row for row in range(24) if row not in (3, 11)]
+    assert (base / "all_feat.list").read_text().splitlines() == [paths[row] for row in kept]
+    for name, before in zip(FILES[:3], whole, strict=True):
+        np.testing.assert_allclose(np.load(base / name), before[kept], atol=1e-5)
+    info = json.loads((base / "all_feat.json").read_text())
+    assert (info["pictures"], info["skipped"]) == (22, [paths[3], paths[11]])
+    assert all(path in err for path in info["skipped"])
+    assert "2 pictures were skipped" in err
+
+
+def test_no_readable_picture_at_all_leaves_the_old_database(base: Path, capsys) -> None:
+    assert extract(base) == 0
+    before = files_of(base)
+    for path in base.glob("*/*.jpg"):
+        path.write_bytes(b"")
+    assert extract(base) == 2
+    assert "no picture can be read" in capsys.readouterr().err
+    assert files_of(base) == before
+
+
+KILL = """
+import os, signal, sys
+import feature_extractor as fe
+fe.SAVE_SECONDS = 0.0
+append = fe.PartialFeatures.append
+def append_and_die(self, *features):
+    append(self, *features)
+    if self.done >= 15:
+        os.kill(os.getpid(), signal.SIGKILL)
+fe.PartialFeatures.append = append_and_die
+fe.main(sys.argv[1:])
+"""
+
+
+def kill_midway(base: Path) -> None:
+    """Extract in a process of its own, killed with 15 of 24 pictures done and 10 of them saved."""
+    command = [sys.executable, "-c", KILL, "--dataset-base", base, *FLAGS]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert json.loads((base / ".extract" / "state.json").read_text())["done"] == 10
+
+
+@pytest.fixture(scope="module")
+def killed(photos: Path, tmp_path_factory) -> Path:
+    base = Path(shutil.copytree(photos, tmp_path_factory.mktemp("killed") / "data"))
+    kill_midway(base)
+    return base
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    killed: Path, base: Path, tmp_path: Path, capsys
+) -> None:
+    again = Path(shutil.copytree(killed, tmp_path / "again"))
+    assert not (again / "all_feat.json").exists()
+    assert extract(again) == 0
+    assert "going on from 10" in capsys.readouterr().out
+    assert extract(base) == 0
+    assert files_of(again) == files_of(base)
+    assert not (again / ".extract").exists()
+
+
+def _other_model(base: Path) -> None:
+    path = base / "models" / "model_best.pth.tar"
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["fc.bias"] += 1
+    torch.save(content, path)
+
+
+CHANGES = {
+    "other colours": (lambda base: None, ("--color-top-n", "2")),
+    "other arithmetic": (lambda base: None, ("--amp", "bf16")),
+    "a picture less": (lambda base: next(base.glob("hat/*.jpg")).unlink(), ()),
+    "other model": (_other_model, ()),
+    "damaged state": (lambda base: (base / ".extract/state.json").write_text('{"key": '), ()),
+    "killed while it was removed": (lambda base: (base / ".extract/all_feat.npy").unlink(), ()),
+}
+
+
+@pytest.mark.parametrize(("change", "flags"), CHANGES.values(), ids=CHANGES)
+def test_partial_work_of_another_run_or_damaged_is_dropped(
+    killed: Path, tmp_path: Path, capsys, change, flags
+) -> None:
+    again = Path(shutil.copytree(killed, tmp_path / "again"))
+    change(again)
+    assert extract(again, *flags) == 0
+    assert "going on" not in capsys.readouterr().out
+    found = files_of(again)
+    assert extract(again, *flags) == 0
+    assert files_of(again) == found
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--dumped-model", "gone.pth"), "DUMPED_MODEL gone.pth"),
+        (("--color-top-n", "5"), "COLOR_TOP_N is 5"),
+        (("--dataset-base", "nowhere"), "nowhere"),
+        (("--device", "cuda:77"), "cuda:77"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_status_2(base: Path, capsys, flags, said: str) -> None:
+    assert extract(base, *flags) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "extracting" not in line]
+    assert len([line for line in lines if line.strip()]) == 1
+    assert said in lines[-1]
+    assert not (base / "all_feat.json").exists()

@@ -1,0 +1,290 @@
+"""Ranking against scipy and numpy's stable argsort, and what is refused as a database."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+
+import index
+from index import (
+    Answer,
+    Clusters,
+    ExactEngine,
+    FeatureDatabase,
+    KMeansEngine,
+    Signal,
+    describe_distance,
+    nearest,
+    open_clusters,
+    open_database,
+    save_clusters,
+    signals_of,
+)
+from utils import UserError, sha256_of
+
+N, D, T = 2 * index.BLOCK + 300, 6, 9  # three blocks, the last one short
+METRICS = ("euclidean", "cosine", "cityblock", "chebyshev")
+
+
+@pytest.fixture(scope="module")
+def features() -> tuple[np.ndarray, np.ndarray]:
+    """Deep and colour features; the rows around each block's border are one and the same."""
+    rng = np.random.default_rng(0)
+    deep, color = rng.random((N, D), np.float32), rng.random((N, T), np.float32)
+    for border in (0, index.BLOCK, 2 * index.BLOCK):
+        twins = slice(max(border - 4, 0), border + 4)
+        deep[twins], color[twins] = deep[7], color[7]
+    return deep, color
+
+
+def by_scipy(features, queries, metrics, weight: float) -> np.ndarray:
+    deep, color = (cdist(q, f, m) for q, f, m in zip(queries, features, metrics, strict=True))
+    return deep + weight * color
+
+
+def assert_is(answer: Answer, rows: np.ndarray, distances: np.ndarray) -> None:
+    np.testing.assert_array_equal(answer.rows, rows)
+    np.testing.assert_array_equal(answer.distances, distances)
+
+
+@pytest.mark.parametrize("weight", [0, 0.7])
+@pytest.mark.parametrize("color_metric", METRICS)
+@pytest.mark.parametrize("deep_metric", METRICS)
+def test_exact_order_is_that_of_cdist_and_a_stable_argsort(
+    features, deep_metric: str, color_metric: str, weight: float
+) -> None:
+    """Also of the twins at the block borders, and with an answer that ends among them."""
+    metrics = (deep_metric, color_metric)
+    queries = [f[[7, 500]] + np.float32([[0], [0.01]]) for f in features]
+    expected = by_scipy(features, queries, metrics, weight)
+    engine = ExactEngine([Signal("deep", features[0], deep_metric, 1.0),
+                          Signal("color", features[1], color_metric, weight)])  # fmt: skip
+    np.testing.assert_array_equal(engine.distances(queries), expected)
+    for k in (5, 40, N + 10):
+        for answer, row in zip(engine.search(queries, k), expected, strict=True):
+            order = np.argsort(row, kind="stable")[:k]
+            assert_is(answer, order, row[order])
+    for signal in range(2):
+        np.testing.assert_array_equal(
+            answer.parts[:, signal],
+            cdist(queries[signal][1:], features[signal], metrics[signal])[0, answer.rows],
+        )
+    np.testing.assert_allclose(answer.distances, answer.parts @ [1, weight])
+
+
+def test_a_search_in_some_rows_keeps_their_order_and_numbers(features) -> None:
+    signals = [Signal("deep", features[0], "cityblock", 1.0)]
+    rows = np.flatnonzero(np.random.default_rng(1).random(N) < 0.9)
+    distances = cdist(features[0][:1], features[0][rows], "cityblock")[0]
+    order = np.argsort(distances, kind="stable")[:50]
+    answer = ExactEngine(signals).search([features[0][:1]], 50, rows)[0]
+    assert_is(answer, rows[order], distances[order])
+    assert len(ExactEngine(signals).search([features[0][:1]], 5, rows[:3])[0].rows) == 3
+
+
+@pytest.mark.parametrize("k", [2, 6, 8, 20])
+def test_rows_that_are_not_numbers_come_last(k: int) -> None:
+    deep = np.arange(8, dtype=np.float32)[:, None].repeat(2, 1)
+    deep[[0, 5]] = np.nan
+    answer = ExactEngine([Signal("deep", deep, "euclidean", 1.0)]).search([deep[7:]], k)[0]
+    assert answer.rows.tolist() == [7, 6, 4, 3, 2, 1, 0, 5][:k]
+
+
+@given(
+    st.lists(st.sampled_from([0.0, -0.0, 1.0, 1.5, np.inf, -np.inf, np.nan]) | st.floats()),
+    st.integers(1, 40),
+)
+def test_nearest_are_the_first_of_a_stable_argsort(values: list[float], k: int) -> None:
+    distances = np.array(values, np.float64)
+    expected = np.argsort(distances, kind="stable")[:k]
+    np.testing.assert_array_equal(nearest(distances, k), expected)
+
+
+def test_metrics_with_parameters_take_them_from_the_whole_collection() -> None:
+    """Worked out by their definitions; a search in some rows must not change a distance."""
+    rng = np.random.default_rng(0)
+    deep = (rng.random((60, 4)) * [1, 10, 100, 1000]).astype(np.float32)
+    color = (rng.random((60, 3)) @ rng.random((3, 3))).astype(np.float32)
+    signals = [Signal("deep", deep, "seuclidean", 1.0), Signal("color", color, "mahalanobis", 1.0)]
+    for rows in (None, np.arange(10, 30)):
+        answer = ExactEngine(signals).search([deep[:1], color[:1]], 60, rows)[0]
+        off = (deep[answer.rows] - deep[0]).astype(np.float64)
+        expected = np.sqrt((off**2 / deep.astype(np.float64).var(axis=0, ddof=1)).sum(1))
+        np.testing.assert_allclose(answer.parts[:, 0], expected, rtol=1e-6)
+        off = (color[answer.rows] - color[0]).astype(np.float64)
+        inverse = np.linalg.inv(np.cov(color.T))
+        expected = np.sqrt(np.einsum("ni,ij,nj->n", off, inverse, off))
+        np.testing.assert_allclose(answer.parts[:, 1], expected, rtol=1e-6, atol=1e-6)
+
+
+def clusters_of(deep, labels: np.ndarray, normalised: bool = False, **other) -> Clusters:
+    count = labels.max() + 1
+    centroids = np.stack([deep[labels == c].mean(0) for c in range(count)])
+    told = {"features": "", "distance": "", "recall": np.ones(count)} | other
+    return Clusters(centroids.astype(np.float32), labels, normalised=normalised, **told)
+
+
+@pytest.mark.parametrize("rows", [None, np.arange(100, 3000, 3)])
+def test_kmeans_ranks_what_lies_in_the_nearest_clusters_and_all_of_it(features, rows) -> None:
+    """With all clusters, or more than there are, the exact answer; with one, a part of it."""
+    labels = np.random.default_rng(2).integers(0, 5, N).astype(np.int32)
+    clusters = clusters_of(features[0], labels)
+    signals = [Signal("deep", features[0], "euclidean", 1.0),
+               Signal("color", features[1], "cityblock", 0.3)]  # fmt: skip
+    queries = [f[[3, 7, 400]] + np.float32(0.02) for f in features]
+    exact = ExactEngine(signals).search(queries, 30, rows)
+    for nprobe in (5, 99):
+        engine = KMeansEngine(signals, clusters, nprobe)
+        for found, expected in zip(engine.search(queries, 30, rows), exact, strict=True):
+            assert_is(found, expected.rows, expected.distances)
+
+    searched = np.arange(N) if rows is None else rows
+    for q, found in enumerate(KMeansEngine(signals, clusters, 1).search(queries, 30, rows)):
+        centre = np.linalg.norm(clusters.centroids - queries[0][q], axis=1).argmin()
+        members = [row for row in searched if labels[row] == centre]
+        distances = by_scipy(
+            [f[members] for f in features],
+            [query[q : q + 1] for query in queries],
+            ("euclidean", "cityblock"),
+            0.3,
+        )[0]
+        order = np.argsort(distances, kind="stable")[:30]
+        assert_is(found, np.array(members)[order], distances[order])
+
+
+def test_clusters_of_normalised_features_are_found_by_direction() -> None:
+    """A wide cluster at 0 and 80 degrees, whose centroid is short, beside one at 100 degrees.
+
+    By their plain distance the long query would be sent to the other cluster, as would the short.
+    """
+    deep = np.float32([[np.cos(a), np.sin(a)] for a in np.deg2rad([0, 80, 100])])
+    clusters = clusters_of(deep, np.int32([0, 0, 1]), normalised=True)
+    engine = KMeansEngine([Signal("deep", deep, "cosine", 1.0)], clusters, 1)
+    for degrees, length, rows in ((65, 1000, [1, 0]), (90, 0.01, [2])):
+        angle = np.deg2rad(degrees)
+        query = np.float32([[length * np.cos(angle), length * np.sin(angle)]])
+        assert engine.search([query], 9)[0].rows.tolist() == rows
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A database of 12 pictures, written as the design says."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "all_feat.npy", rng.random((12, D), np.float32))
+    np.save(tmp_path / "all_color_feat.npy", rng.random((12, T), np.float32))
+    np.save(tmp_path / "all_category.npy", np.int16([0, 1, -1] * 4))
+    (tmp_path / "all_feat.list").write_text("".join(f"img/é {i}.jpg\n" for i in range(12)), "utf-8")
+    info = {
+        "pictures": 12,
+        "category_names": ["Tee", "Blouse", "Tank"],
+        "sha256": {"all_feat.npy": sha256_of(tmp_path / "all_feat.npy")},
+    }
+    (tmp_path / "all_feat.json").write_text(json.dumps(info))
+    return tmp_path
+
+
+def test_an_opened_database_holds_what_the_files_hold(base: Path) -> None:
+    database = open_database(base)
+    assert isinstance(database, FeatureDatabase)
+    np.testing.assert_array_equal(database.deep, np.load(base / "all_feat.npy"))
+    np.testing.assert_array_equal(database.color, np.load(base / "all_color_feat.npy"))
+    assert database.paths == [f"img/é {i}.jpg" for i in range(12)]
+    assert [database.category(row) for row in range(3)] == ["Tee", "Blouse", ""]
+    assert database.rows_of("bLOUSE").tolist() == [1, 4, 7, 10]
+    for unknown in ("Tank", "Tea"):  # one that no picture has, and one that there is not
+        with pytest.raises(UserError, match=f"{unknown}.*there are Blouse, Tee"):
+            database.rows_of(unknown)
+    signals = signals_of(database, ("cosine", "euclidean"), 0.25)
+    assert describe_distance(signals) == "deep cosine + 0.25 color euclidean"
+
+
+class Malicious:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("marker",)
+
+
+def _saved(name: str, value):
+    return lambda base: np.save(base / name, value, allow_pickle=True)
+
+
+def _text(name: str, text: str):
+    return lambda base: (base / name).write_text(text)
+
+
+def _cut(name: str, size: int):
+    return lambda base: os.truncate(base / name, size)
+
+
+DAMAGE = {
+    "no json": lambda base: (base / "all_feat.json").unlink(),
+    "no colours": lambda base: (base / "all_color_feat.npy").unlink(),
+    "no list": lambda base: (base / "all_feat.list").unlink(),
+    "half a json": _text("all_feat.json", '{"pictures": 12'),
+    "json is a list": _text("all_feat.json", "[]"),
+    "json without counts": _text("all_feat.json", "{}"),
+    "cut features": _cut("all_feat.npy", 200),
+    "empty features": _cut("all_feat.npy", 0),
+    "cut list": _cut("all_feat.list", 70),
+    "longer list": _text("all_feat.list", "a\n" * 13),
+    "fewer categories": _saved("all_category.npy", np.int16([0] * 11)),
+    "more colours": _saved("all_color_feat.npy", np.zeros((13, T), np.float32)),
+    "float64": _saved("all_feat.npy", np.zeros((12, D))),
+    "a vector": _saved("all_feat.npy", np.zeros(12, np.float32)),
+    "a scalar": _saved("all_feat.npy", np.float32(1)),
+    "a pickle": _saved("all_feat.npy", np.array([Malicious()] * 12)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_database_that_is_not_whole_is_refused(base: Path, damage) -> None:
+    damage(base)
+    with pytest.raises(UserError, match=r"run: python feature_extractor.py") as caught:
+        open_database(base)
+    assert str(base) in str(caught.value)
+    assert not Path("marker").exists()
+
+
+def test_clusters_come_back_as_they_were_saved(base: Path) -> None:
+    database = open_database(base)
+    labels = np.arange(12, dtype=np.int32) % 3
+    sha256 = sha256_of(base / "all_feat.npy")
+    saved = clusters_of(database.deep, labels, True, features=sha256, distance="deep cosine")
+    assert save_clusters(base, saved) == base / "models" / "kmeans.m"
+    found = open_clusters(database)
+    for name, value in vars(saved).items():
+        np.testing.assert_array_equal(getattr(found, name), value)
+        assert type(getattr(found, name)) is type(value)
+
+
+def _of_other_features(path: Path) -> None:
+    save_clusters(path.parent.parent, clusters_of(np.zeros((3, 2)), np.int32([0, 1, 2])))
+
+
+def _object_array(path: Path) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, centroids=np.array([Malicious()]), features="", allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda path: None, "no clusters"),
+        (_of_other_features, "other features"),
+        (_object_array, "cannot be read"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 garbage"), "cannot be read"),
+        (lambda path: path.write_bytes(b""), "cannot be read"),
+        (lambda path: path.write_bytes(pickle.dumps(Malicious())), "cannot be read"),
+    ],
+)
+def test_clusters_of_other_features_or_no_clusters_are_refused(base: Path, write, said) -> None:
+    (base / "models").mkdir()
+    write(base / "models" / "kmeans.m")
+    with pytest.raises(UserError, match=rf"kmeans\.m: .*{said}.*run: python kmeans\.py"):
+        open_clusters(open_database(base))
+    assert not Path("marker").exists()
