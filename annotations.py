@@ -18,6 +18,7 @@ from utils import UserError, atomic_write
 
 ANNO_FOLDERS = ("Anno", "Anno_coarse", "Anno_fine")
 PARTITIONS = ("train", "val", "test")
+UNKNOWN = "-"  # a colour in list_color_inshop.txt, where a cell cannot be empty
 BOX_COLUMNS = ("image_name", "x_1", "y_1", "x_2", "y_2")
 INSHOP_PARTITIONS = ("train", "query", "gallery")
 
@@ -291,6 +292,7 @@ def read_inshop(base: Path) -> Pictures:
         cells = read_list(color_path, ("image_name", "color"))
         named = dict(zip(_paths(color_path, cells), cells[1], strict=True))
         colors = [named.get(path, color) for path, color in zip(paths, colors, strict=True)]
+        colors = ["" if color == UNKNOWN else color for color in colors]
 
     places = ("in_shop/", "in_shop/Img/", "Img/")
     prefix = next((place for place in places if (base / place / "img").exists()), "")

@@ -168,6 +168,8 @@ def _torchvision_model(name: str, imagenet: bool) -> nn.Module:
     weights = next(iter(models.get_model_weights(name)))
     place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     try:
+        # First so that no code in the file is run; torchvision's own loading would run it.
+        weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
         return models.get_model(name, weights=weights)
     except (URLError, OSError) as error:
         raise UserError(

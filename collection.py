@@ -21,12 +21,21 @@ SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "t
 MADE_FOLDERS = frozenset({"models"})  # what this project itself writes below DATASET_BASE
 
 
-def find_pictures(folder: Path) -> list[str]:
-    """Paths of all pictures below a folder, relative to it, sorted; hidden ones are left out."""
-    found = []
-    for place, folders, files in os.walk(folder):
-        top = Path(place) == folder
-        folders[:] = [f for f in folders if f[0] != "." and not (top and f in MADE_FOLDERS)]
+def find_pictures(folder: Path, leave_out: frozenset[str] = frozenset()) -> list[str]:
+    """Paths of all pictures below a folder, relative to it, sorted.
+
+    Linked folders are entered, each folder once; hidden ones are left out, and so are the
+    `leave_out` at the top.
+    """
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        skipped = leave_out if Path(place) == folder else frozenset()
+        folders[:] = sorted(f for f in folders if f[0] != "." and f not in skipped)
         relative = Path(place).relative_to(folder)
         found += [
             (relative / file).as_posix()
@@ -34,6 +43,34 @@ def find_pictures(folder: Path) -> list[str]:
             if file[0] != "." and os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES
         ]
     return sorted(found)
+
+
+def can_be_listed(path: str) -> bool:
+    """Whether a path can stand in a list: one line of UTF-8."""
+    return not any(character in "\n\r" or "\ud800" <= character <= "\udfff" for character in path)
+
+
+def is_split(parts: list[list[str]]) -> bool:
+    """Whether a folder is split in train/, val/ or validation/, and test/.
+
+    Parameters
+    ----------
+    parts : the paths of its pictures, divided at "/"
+
+    Raises
+    ------
+    UserError : train/ is there, but so are pictures outside the split
+    """
+    tops = {part[0] if len(part) > 1 else "" for part in parts}
+    if "train" not in tops:
+        return False
+    other = [part for part in parts if len(part) == 1 or part[0] not in SPLIT_FOLDERS]
+    if other:
+        raise UserError(
+            f"{'/'.join(other[0])!r} lies beside train/: move it into train/, validation/ or test/,"
+            " or away"
+        )
+    return True
 
 
 def held_out(groups: np.ndarray, share: float) -> np.ndarray:
@@ -63,15 +100,15 @@ def read_folder(base: Path, val_share: float) -> Pictures:
     ------
     UserError : no such folder, or no picture in it
     """
-    paths = find_pictures(base) if base.is_dir() else []
+    paths = find_pictures(base, MADE_FOLDERS) if base.is_dir() else []
     if not paths:
         state = "no pictures below it" if base.is_dir() else "no such folder"
         raise UserError(f"{base}: {state}; set DATASET_BASE (--dataset-base) to a data set")
-    if any("\n" in path for path in paths):
-        broken = next(path for path in paths if "\n" in path)
-        raise UserError(f"{base}: a file name with a line break cannot be listed: {broken!r}")
+    broken = next((path for path in paths if not can_be_listed(path)), None)
+    if broken is not None:
+        raise UserError(f"{base}: rename {broken!a}: it cannot stand in a list of files")
     parts = [path.split("/") for path in paths]
-    split = all(len(part) > 1 and part[0] in SPLIT_FOLDERS for part in parts)
+    split = is_split(parts)
     folders = [part[1:-1] if split else part[:-1] for part in parts]
     category = [folder[0] if folder else "all" for folder in folders]
     names = sorted(set(category))

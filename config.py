@@ -78,9 +78,17 @@ class Config(BaseSettings):
         gt=0,
         lt=1,
     )
-    IMG_SIZE: int = _setting("data set", "short side in px that pictures are scaled to", 256, ge=16)
+    IMG_SIZE: int = _setting(
+        "data set",
+        "short side in px that pictures are scaled to (a checkpoint's own goes first)",
+        256,
+        ge=16,
+    )
     CROP_SIZE: int = _setting(
-        "data set", "side in px of the network's input, cut from the scaled picture", 224, ge=16
+        "data set",
+        "side in px of the input cut from the scaled picture (a checkpoint's own goes first)",
+        224,
+        ge=16,
     )
 
     # --- network
@@ -233,15 +241,24 @@ def _add_settings(parser: argparse.ArgumentParser, uses: Sequence[str]) -> None:
             default = field.default
             shown = ",".join(default) if isinstance(default, tuple) else default
             meaning = f"{field.description} (default: {shown})".replace("%", "%%")
-            bare = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
             section.add_argument(
                 _flag(name),
                 dest=name,
                 default=argparse.SUPPRESS,
                 metavar=_metavar(field),
                 help=meaning,
-                **bare,
             )
+
+
+def _bare_flags(argv: Sequence[str]) -> list[str]:
+    """Give a switch without a value the value true: argparse would take the next argument."""
+    switches = {_flag(name) for name, f in Config.model_fields.items() if f.annotation is bool}
+    values = {"true", "false", "1", "0", "yes", "no", "on", "off"}
+    following = [*argv[1:], ""]
+    return [
+        f"{word}=true" if word in switches and after.lower() not in values else word
+        for word, after in zip(argv, following, strict=False)
+    ]
 
 
 def _unknown_variable() -> str | None:
@@ -295,11 +312,14 @@ def parse_args(
         add_arguments(parser)
     parser.usage = parser.format_usage().removeprefix("usage: ").strip() + " [--SETTING VALUE ...]"
     _add_settings(parser, uses)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(_bare_flags(sys.argv[1:] if argv is None else argv))
     given = {k: v for k, v in vars(arguments).items() if k in Config.model_fields}
     for name in given:
         delattr(arguments, name)
-    unknown = _unknown_variable()
+    try:
+        unknown = _unknown_variable()
+    except UnicodeDecodeError as error:
+        parser.error(f".env: not UTF-8 text: {error}")
     if unknown:
         parser.error(unknown)
     try:

@@ -21,7 +21,7 @@ from utils import UserError, read_picture, run_script
 
 # ImageNet's, which torchvision's weights expect.
 MEAN = (0.485, 0.456, 0.406)
-DEVIATION = (0.229, 0.224, 0.225)
+STD = (0.229, 0.224, 0.225)
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -34,7 +34,7 @@ def train_transform(img_size: int, crop_size: int) -> Transform:
             transforms.RandomResizedCrop(crop_size, scale=(0.4, 1.0)),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
-            transforms.Normalize(MEAN, DEVIATION),
+            transforms.Normalize(MEAN, STD),
         ]
     )
 
@@ -46,7 +46,7 @@ def eval_transform(img_size: int, crop_size: int) -> Transform:
             transforms.Resize(img_size),
             transforms.CenterCrop(crop_size),
             transforms.ToTensor(),
-            transforms.Normalize(MEAN, DEVIATION),
+            transforms.Normalize(MEAN, STD),
         ]
     )
 
@@ -255,6 +255,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.CATEGORIES,
             config.ENABLE_INSHOP_DATASET,
             config.VAL_SHARE,
+            config.CROP_TO_BBOX,
+            config.TRIPLET_WEIGHT > 0,
             config.NUM_WORKERS,
         )
     if args.folder is None:

@@ -19,8 +19,18 @@ from annotations import (
 from collection import read_labelled
 from utils import PictureError, progress_bar, read_picture
 
+EMPTY_BOX = "leaves nothing of it"
 
-def check_data_set(base: Path, categories: int, inshop: bool, val_share: float, jobs: int) -> int:
+
+def check_data_set(
+    base: Path,
+    categories: int,
+    inshop: bool,
+    val_share: float,
+    crop: bool,
+    triplets: bool,
+    jobs: int,
+) -> int:
     """Read every list and every picture of a data set and print what is found.
 
     Parameters
@@ -29,6 +39,8 @@ def check_data_set(base: Path, categories: int, inshop: bool, val_share: float, 
     categories : keep categories 1 to this number
     inshop : training will use the in-shop part; it is reported whenever it is there
     val_share : as for `collection.read_folder`
+    crop : training will cut pictures to their boxes
+    triplets : training will draw triplets
     jobs : processes that read pictures
 
     Returns
@@ -47,7 +59,7 @@ def check_data_set(base: Path, categories: int, inshop: bool, val_share: float, 
     if len(every) > len(labelled):
         left = len(every) - len(labelled)
         print(f"{left:,} pictures of other categories are left out: CATEGORIES is {categories}")
-    fatal = _training_faults(labelled)
+    fatal = _training_faults(labelled, triplets)
 
     items = read_inshop(base) if inshop_list(base) or inshop else None
     tables = [(labelled, True)]
@@ -55,6 +67,9 @@ def check_data_set(base: Path, categories: int, inshop: bool, val_share: float, 
         print("\nin-shop part")
         _print_table(items, INSHOP_PARTITIONS)
         _print_items(items)
+        if inshop and triplets:
+            train = items.in_partition("train")
+            fatal += _triplet_faults("item", train.items.tolist())
         known = set(labelled.paths)
         others = items.select(np.array([path not in known for path in items.paths], bool))
         tables += [(others, inshop)] if len(others) else []
@@ -62,7 +77,7 @@ def check_data_set(base: Path, categories: int, inshop: bool, val_share: float, 
     print()
     trained = 0
     for table, used in tables:
-        unusable = _check_pictures(base, table, jobs)
+        unusable = _check_pictures(base, table, jobs, crop and table is labelled)
         trained += unusable if used else 0
     if trained:
         fatal.append(f"{trained} of the pictures it reads cannot be read or cropped")
@@ -97,18 +112,25 @@ def _print_items(pictures: Pictures) -> None:
         print(f"{lost:,} queries whose item is not in the gallery: they can never be answered")
 
 
-def _training_faults(pictures: Pictures) -> list[str]:
-    """What the lists alone say against training."""
-    faults = []
+def _training_faults(pictures: Pictures, triplets: bool) -> list[str]:
+    """What the lists alone say against training on categories."""
     train = pictures.in_partition("train")
-    sizes = Counter(train.categories.tolist())
-    if len(sizes) < 2:
-        faults.append(f"{len(sizes)} category with pictures in the train part; it needs two")
-    elif max(sizes.values()) < 2:
-        faults.append("no category has two pictures in the train part: no triplets")
+    faults = _triplet_faults("category", train.categories.tolist()) if triplets else []
+    if not len(train) and not triplets:
+        faults.append("no picture in the train part")
     if not len(pictures.in_partition("val")):
         faults.append("no picture in the val part")
     return faults
+
+
+def _triplet_faults(kind: str, labels: list) -> list[str]:
+    """What would keep triplets from being drawn."""
+    sizes = Counter(labels)
+    if len(sizes) < 2:
+        return [f"{len(sizes)} {kind} with pictures in the train part; triplets need two"]
+    if max(sizes.values()) < 2:
+        return [f"no {kind} has two pictures in the train part: no triplets"]
+    return []
 
 
 def _inspect(path: Path, box: tuple[int, int, int, int] | None) -> tuple[str, str]:
@@ -124,12 +146,12 @@ def _inspect(path: Path, box: tuple[int, int, int, int] | None) -> tuple[str, st
         return "", digest
     x1, y1, x2, y2 = box
     if x1 >= min(x2, picture.width) or y1 >= min(y2, picture.height):
-        return f"{path}: the box {' '.join(map(str, box))} leaves nothing of it", digest
+        return f"{path}: the box {' '.join(map(str, box))} {EMPTY_BOX}", digest
     inside = x2 <= picture.width and y2 <= picture.height
     return "" if inside else "box", digest
 
 
-def _check_pictures(base: Path, pictures: Pictures, jobs: int) -> int:
+def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool) -> int:
     """Read the pictures, print what is wrong with them; return how many training trips over."""
     tasks = (
         delayed(_inspect)(base / path, tuple(box) if box[2] > 0 else None)
@@ -151,7 +173,8 @@ def _check_pictures(base: Path, pictures: Pictures, jobs: int) -> int:
             outside.append(pictures.paths[row])
         elif fault:
             unreadable.append(fault)
-        fatal += fault not in {"", "box"} and pictures.partitions[row] in {"train", "val"}
+        harmless = fault in {"", "box"} or (EMPTY_BOX in fault and not crop)
+        fatal += not harmless and pictures.partitions[row] in {"train", "val"}
         if digest:
             same[digest].append(row)
     copies = [rows for rows in same.values() if len(rows) > 1]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from annotations import ANNO_FOLDERS, write_list
-from collection import SPLIT_FOLDERS, find_pictures, held_out
+from annotations import ANNO_FOLDERS, UNKNOWN, write_list
+from collection import SPLIT_FOLDERS, can_be_listed, find_pictures, held_out, is_split
 from utils import UserError
 
 OFFICIAL = (*ANNO_FOLDERS, "Eval", "Img", "in_shop")
@@ -24,8 +24,8 @@ def import_folder(
 
     `base`/img becomes a link to the folder. A split in train/, val/ or validation/, and test/
     folders is kept; else a share of each category's items (pictures, where there are no items) is
-    held out. Items also get the in-shop lists: of a held-out item, the first picture of each
-    colour becomes gallery, the others queries.
+    held out. Items also get the in-shop lists: of a held-out item, the first picture (of each
+    colour, where `item_pattern` tells colours) becomes gallery, the others queries.
 
     Parameters
     ----------
@@ -33,7 +33,8 @@ def import_folder(
     base : DATASET_BASE, where the annotation files go
     categories : the CATEGORIES setting, for a word where the folder has more
     val_share : share held out, 0 to 1
-    item_level : the folder of each picture is its item, what lies above it the category
+    item_level : the folder of each picture is its item, what lies above it the category; the file
+        name up to the first "_" is the colour where pictures of an item share it
     item_pattern : regular expression searched in each path below `folder`; group `item` is the
         item; `color` and `category`, where the expression has them, colour and category
 
@@ -43,7 +44,7 @@ def import_folder(
     """
     paths = _usable_paths(folder)
     parts = [path.split("/") for path in paths]
-    split = all(len(part) > 1 and part[0] in SPLIT_FOLDERS for part in parts)
+    split = is_split(parts)
     inner = [part[1:] if split else part for part in parts]
     category, item, color = _labels(paths, inner, item_level, item_pattern)
     if split:
@@ -82,9 +83,9 @@ def _usable_paths(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     found = find_pictures(folder)
-    paths = [path for path in found if path.isprintable()]
+    paths = [path for path in found if can_be_listed(path)]
     for path in sorted(set(found) - set(paths)):
-        print(f"left out, its name cannot stand in a list: {path!r}")
+        print(f"left out, its name cannot stand in a list: {path!a}")
     if not paths:
         raise UserError(f"{folder}: no pictures below it")
     return paths
@@ -103,7 +104,7 @@ def _labels(
         # The item's whole path: two categories may well number their items alike.
         items = ["/".join(part[:-1]) for part in inner]
         category = ["/".join(part[:-2]) for part in inner]
-        return np.array(category), np.array(items), np.full(len(paths), "")
+        return np.array(category), np.array(items), _prefixes(paths, items)
     category = [part[0] if len(part) > 1 else "all" for part in inner]
     if not item_pattern:
         return np.array(category), np.full(len(paths), ""), np.full(len(paths), "")
@@ -124,6 +125,17 @@ def _labels(
     items = [group.get("item") or "" for group in groups]
     colors = [re.sub(r"\s+", "_", group.get("color") or "") for group in groups]
     return np.array(category), np.array(items), np.array(colors)
+
+
+def _prefixes(paths: list[str], items: list[str]) -> np.ndarray:
+    """Colours as DeepFashion has them, the file name up to its first "_".
+
+    Where no two pictures of an item share one, it is something else: "" for all.
+    """
+    files = [path.rsplit("/", 1)[-1] for path in paths]
+    shades = [re.sub(r"\s+", "_", f.split("_")[0]) if "_" in f else "" for f in files]
+    shared = len(set(zip(items, shades, strict=True))) < len(paths)
+    return np.array(shades if shared else [""] * len(paths))
 
 
 def _hold_out(category: np.ndarray, group: np.ndarray, share: float) -> np.ndarray:
@@ -156,8 +168,7 @@ def _write_items(
     seen: set[tuple[str, str]] = set()
     cells, colors = [], []
     for row in rows.tolist():
-        file = listed[row].rsplit("/", 1)[-1]
-        shade = str(color[row]) or (file.split("_")[0].replace(" ", "_") if "_" in file else "")
+        shade = str(color[row]) or UNKNOWN
         status = "train"
         if partition[row] != "train":
             status = "query" if (item[row], shade) in seen else "gallery"
@@ -166,9 +177,9 @@ def _write_items(
         colors.append((listed[row], shade))
     columns = ("image_name", "item_id", "evaluation_status")
     write_list(base / "in_shop" / "list_eval_partition.txt", columns, cells)
-    if (color != "").any():
-        known = [(path, shade) for path, shade in colors if shade]
-        write_list(base / "in_shop" / "list_color_inshop.txt", ("image_name", "color"), known)
+    write_list(base / "in_shop" / "list_color_inshop.txt", ("image_name", "color"), colors)
+    if not any(status == "query" for *_, status in cells):
+        print("no held-out item has two pictures of a colour: nothing to measure items with")
 
 
 def _report(

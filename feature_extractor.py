@@ -186,7 +186,7 @@ def _key(facts: dict[str, Any], pictures: Pictures) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    uses = ("data set", "feature database", "machine")
+    uses = ("data set", "feature database", "network", "machine")
     config, _ = parse_args(argv, __doc__ or "", uses)
     base = config.DATASET_BASE
     device = pick_device(config.DEVICE)

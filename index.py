@@ -84,7 +84,7 @@ def open_database(base: Path) -> FeatureDatabase:
             for name in (DEEP, COLOR, CATEGORY)
         )
         paths = (base / LIST).read_text("utf-8").split("\n")[:-1]
-        count, names = info["pictures"], info["category_names"]
+        count, names, _ = info["pictures"], info["category_names"], info["sha256"][DEEP]
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"{base}: the feature database is damaged ({error}); {again}") from None
     if (deep.dtype, color.dtype) != (np.float32, np.float32) or (deep.ndim, color.ndim) != (2, 2):
@@ -206,7 +206,8 @@ class ExactEngine:
             # Summed in the order of `distances`, so that both give the same last bit.
             total = np.zeros(len(found))
             for signal, part in zip(self.signals, parts.T, strict=True):
-                total += signal.weight * part
+                if signal.weight:
+                    total += signal.weight * part
             answers.append(Answer(found, total, parts))
         return answers
 
@@ -220,7 +221,8 @@ class ExactEngine:
             block = slice(start, min(start + BLOCK, count))
             chosen = block if rows is None else rows[block]
             for s, signal in enumerate(self.signals):
-                total[:, block] += signal.weight * self._part(s, queries[s], chosen)
+                if signal.weight:
+                    total[:, block] += signal.weight * self._part(s, queries[s], chosen)
         return total
 
     def _part(self, s: int, query: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
@@ -325,11 +327,21 @@ class KMeansEngine:
     def search(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
     ) -> list[Answer]:
-        """See `Engine.search`; what lies in none of the `nprobe` nearest clusters is missed."""
+        """See `Engine.search`; what lies in none of the `nprobe` nearest clusters is missed.
+
+        With `rows`, clusters that hold none of them do not count, and more than `nprobe` are
+        searched where those hold fewer than k.
+        """
+        members = self.members
+        if rows is not None:
+            members = [np.intersect1d(m, rows, assume_unique=True) for m in members]
         answers = []
         for i, order in enumerate(self.clusters.order(queries[0])):
-            found = np.sort(np.concatenate([self.members[c] for c in order[: self.nprobe]]))
+            count = self.nprobe
             if rows is not None:
-                found = np.intersect1d(found, rows, assume_unique=True)
+                order = [cluster for cluster in order if len(members[cluster])]
+                reached = np.cumsum([len(members[cluster]) for cluster in order])
+                count = max(count, int(np.searchsorted(reached, k)) + 1)
+            found = np.sort(np.concatenate([members[cluster] for cluster in order[:count]]))
             answers += self.exact.search([q[i : i + 1] for q in queries], k, found)
         return answers

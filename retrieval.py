@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from annotations import find_box
 from config import parse_args
-from data import eval_transform
+from data import Transform, eval_transform
 from index import (
     Answer,
     Engine,
@@ -48,11 +48,13 @@ class Query:
     Attributes
     ----------
     name : as the user gave it
-    picture : RGB, cropped to the garment where its box is known
+    image : 3 x crop_size x crop_size, the network's input
+    thumbnail : RGB, cropped to the garment where its box is known
     """
 
     name: str
-    picture: Image.Image
+    image: torch.Tensor
+    thumbnail: Image.Image
 
 
 def find_query(base: Path, name: str) -> Path:
@@ -69,45 +71,49 @@ def find_query(base: Path, name: str) -> Path:
     return found
 
 
-def read_query(base: Path, name: str, box: Box | None, crop: bool) -> Query:
+def read_query(
+    base: Path, name: str, path: Path, box: Box | None, crop: bool, transform: Transform
+) -> Query:
     """Read a query picture.
 
     Parameters
     ----------
     base : DATASET_BASE
     name : the user's argument
+    path : its file
     box : cut it to this box, x1 y1 x2 y2 in px; None takes a picture of the collection as the
         feature database took it, and any other one whole
     crop : the feature database's pictures were cut to their boxes
+    transform : RGB picture -> tensor
 
     Raises
     ------
-    UserError : no such file, no picture, or a box outside it
+    PictureError : no picture, or a box outside it
     """
-    path = find_query(base, name)
     if box is None and crop:
         below = os.path.relpath(os.path.abspath(path), os.path.abspath(base))
         box = None if below.startswith("..") else find_box(base, Path(below).as_posix())
         box = box if box and box[2] > 0 else None
-    return Query(name, read_picture(path, box))
+    picture = read_picture(path, box)
+    return Query(name, transform(picture), ImageOps.contain(picture, (400, 400)))
 
 
 @torch.inference_mode()
 def extract_queries(
-    net: FeatureNet, network: Network, queries: Sequence[Query], device: torch.device, amp: str
+    net: FeatureNet, queries: Sequence[Query], device: torch.device, amp: str, batch_size: int
 ) -> list[np.ndarray]:
     """Deep features Q x D and colour features Q x 3T of the queries, float32.
 
     `amp` is the type the feature database was made with, so that equal pictures get equal features.
     """
-    transform = eval_transform(network.img_size, network.crop_size)
-    images = torch.stack([transform(query.picture) for query in queries]).to(
-        device, memory_format=torch.channels_last
-    )
     dtype = None if amp == "float32" else getattr(torch, amp)
-    with autocast(device, dtype):
-        deep, color = net(images)
-    return [deep.cpu().numpy(), color.cpu().numpy()]
+    parts = []
+    for start in range(0, len(queries), batch_size):
+        images = torch.stack([query.image for query in queries[start : start + batch_size]])
+        with autocast(device, dtype):
+            features = net(images.to(device, memory_format=torch.channels_last))
+        parts.append([feature.cpu().numpy() for feature in features])
+    return [np.concatenate(signal) for signal in zip(*parts, strict=True)]
 
 
 def load_model(
@@ -119,13 +125,15 @@ def load_model(
     ------
     UserError : DUMPED_MODEL is missing or another one
     """
+    again = f"run: python feature_extractor.py --dataset-base {database.base}"
+    if not {"model", "network", "settings"} <= set(database.info):
+        raise UserError(f"{database.base}: all_feat.json does not name a model; {again}")
     path = find_model(database.base, dumped)
     made_by = database.info["model"]
     if sha256_of(path) != made_by["sha256"]:
         raise UserError(
             f"{path} is not the model that made the feature database ({made_by['file']}, SHA-256"
-            f" {made_by['sha256'][:12]}...); run: python feature_extractor.py --dataset-base"
-            f" {database.base} --dumped-model {dumped}"
+            f" {made_by['sha256'][:12]}...); {again} --dumped-model {dumped}"
         )
     net, network = load_net(path, Network(**database.info["network"]))
     features = FeatureNet(net, database.info["settings"]["COLOR_TOP_N"]).eval()
@@ -159,6 +167,21 @@ def print_answer(title: str, records: Sequence[dict[str, Any]]) -> None:
             f"{r['rank']:>5}{r['distance']:>12.5f}{r['deep']:>12.5f}{r['color']:>12.5f}"
             f"  {r['category']:<{width}}  {r['path']}"
         )
+
+
+def save_sheet(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format of the path's suffix.
+
+    Raises
+    ------
+    UserError : the format cannot hold it
+    """
+    try:
+        with atomic_write(path) as part:
+            picture.save(part, Image.EXTENSION[path.suffix.lower()], quality=92)
+    except (OSError, ValueError) as error:
+        size = f"{picture.width} x {picture.height} px"
+        raise UserError(f"--output {path}: cannot write {size}: {error}") from None
 
 
 def show(picture: Image.Image, title: str) -> None:
@@ -217,6 +240,7 @@ def _engines(
     color_weight: float,
     nprobe: int,
     wanted: str | None,
+    category: str | None,
 ) -> dict[str, tuple[Engine, str]]:
     """The engines to ask, by name, each with a title that says what it searches."""
     signals = signals_of(database, metrics, color_weight)
@@ -237,9 +261,11 @@ def _engines(
             return engines
         engine = KMeansEngine(signals, clusters, nprobe)
         title = f"k-means: {engine.nprobe} of {len(clusters.centroids)} clusters"
-        if clusters.distance == distance:
-            title += (
-                f", recall@10 {clusters.recall[engine.nprobe - 1]:.3f} as measured by kmeans.py"
+        if clusters.distance == distance and not category:
+            title += f", recall@10 {clusters.recall[engine.nprobe - 1]:.3f}, see kmeans.py"
+        else:
+            title += ", recall not measured " + (
+                "within a category" if category else "with this distance (run kmeans.py with it)"
             )
         engines["kmeans"] = (engine, title)
     return engines
@@ -256,15 +282,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         database = open_database(base)
         rows = database.rows_of(args.category) if args.category else None
         engines = _engines(
-            database, config.DISTANCE_METRIC, config.COLOR_WEIGHT, config.NPROBE, args.engine
+            database,
+            config.DISTANCE_METRIC,
+            config.COLOR_WEIGHT,
+            config.NPROBE,
+            args.engine,
+            args.category,
         )
-    settings = database.info["settings"]
     box = tuple(args.bbox) if args.bbox else None
-    queries = [read_query(base, n, box, settings["CROP_TO_BBOX"]) for n in args.img_path]
+    paths = [find_query(base, name) for name in args.img_path]
     with watch.step("loading model"):
         net, network = load_model(database, config.DUMPED_MODEL, device)
+    settings = database.info["settings"]
+    transform = eval_transform(network.img_size, network.crop_size)
     with watch.step("extracting"):
-        features = extract_queries(net, network, queries, device, settings["AMP"])
+        queries = [
+            read_query(base, name, path, box, settings["CROP_TO_BBOX"], transform)
+            for name, path in zip(args.img_path, paths, strict=True)
+        ]
+        features = extract_queries(net, queries, device, settings["AMP"], config.EXTRACT_BATCH_SIZE)
 
     output: list[dict[str, Any]] = []
     sheet: list[SheetRow] = []
@@ -276,6 +312,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             took = Stopwatch()
             with watch.step(step), took.step(step):
                 answer = engine.search([f[i : i + 1] for f in features], args.top_n, rows)[0]
+            if not np.isfinite(answer.distances).all():
+                raise UserError(
+                    f"DISTANCE_METRIC {','.join(config.DISTANCE_METRIC)}: no finite distance to"
+                    f" {query.name}: a metric that does not suit these features"
+                )
             records = as_records(database, answer)
             if not args.json:
                 print_answer(title, records)
@@ -288,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "seconds": {**shared, **took.seconds},
                 }
             )
-            sheet.append(SheetRow(title, query.picture, records))
+            sheet.append(SheetRow(title, query.thumbnail, records))
     if args.json:
         print(json.dumps(output, indent=1, ensure_ascii=False))
     else:
@@ -299,8 +340,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output or args.show:
         picture = draw_sheet(base, sheet)
         if args.output:
-            with atomic_write(args.output) as part:
-                picture.save(part, Image.EXTENSION[args.output.suffix.lower()], quality=92)
+            save_sheet(picture, args.output)
             print(f"\n{args.output}", file=sys.stderr if args.json else sys.stdout)
         if args.show:
             show(picture, "deep-fashion-retrieval")

@@ -5,6 +5,7 @@ validation as model_best.pth.tar, and the curves for TensorBoard (models/tensorb
 """
 
 import argparse
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from collection import merge, read_labelled
 from config import parse_args
 from data import PictureDataset, TrainBatches, eval_transform, make_loader, train_transform
 from net import Network, amp_type, initial_net, pick_device, save_checkpoint
-from trainer import Progress, Trainer, mark_best
+from trainer import BEST, RESUME_POINT, Progress, Trainer, mark_best
 from utils import UserError, run_script
 
 # A resumed run has to have the same values of these, or it would be another run.
-COURSE = (
+IDENTITY = (
     "CATEGORIES", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET", "INSHOP_DATASET_PERCENT", "IMG_SIZE",
     "CROP_SIZE", "BACKBONE", "PRETRAINED", "INTER_DIM", "TRAIN_BATCH_SIZE", "TRIPLET_BATCH_SIZE",
     "TEST_BATCH_SIZE", "TEST_BATCH_COUNT", "TEST_INTERVAL", "LR", "MOMENTUM", "TRIPLET_WEIGHT",
@@ -56,6 +57,15 @@ def read_parts(
     return pictures, len(train), held
 
 
+def _digest(train: Pictures, held: Pictures) -> str:
+    """A hash of the pictures trained and validated on, and of their labels."""
+    digest = hashlib.sha256()
+    for part in (train, held):
+        digest.update("\n".join([*part.paths, *part.category_names, *part.items]).encode())
+        digest.update(part.categories.tobytes() + part.boxes.tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
@@ -87,8 +97,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.EPOCH == 0:
         path = models / "model_0_final.pth.tar"
         save_checkpoint(path, net, network)
-        mark_best(path)
-        print(f"{path}: the untrained network, also as model_best.pth.tar")
+        print(f"{path}: the untrained network")
+        if not (models / RESUME_POINT).exists():  # nor is there a trained one to mark
+            mark_best(path)
+            print(f"{models / BEST}: the same")
         return
 
     batches = TrainBatches(
@@ -108,6 +120,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     few = min(len(held), config.TEST_BATCH_COUNT * config.TEST_BATCH_SIZE)
     rows = torch.linspace(0, len(held) - 1, few).round().int().tolist()
     workers, test_batch = config.NUM_WORKERS, config.TEST_BATCH_SIZE
+    identity = {name: getattr(config, name) for name in IDENTITY}
+    identity["data set"] = _digest(train, held)
+    if config.FREEZE_PARAM == "auto":  # half of the epochs is its last moment to let go
+        identity["EPOCH"] = config.EPOCH
     trainer = Trainer(
         models=models,
         net=net,
@@ -115,20 +131,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         optimizer=torch.optim.SGD(net.parameters(), lr=config.LR, momentum=config.MOMENTUM),
         loader=make_loader(pictures, workers, pin, batch_sampler=batches),
         batches=batches,
-        glance=make_loader(Subset(validation, rows), workers, pin, batch_size=test_batch),
-        whole=make_loader(validation, workers, pin, batch_size=test_batch),
+        part_loader=make_loader(Subset(validation, rows), workers, pin, batch_size=test_batch),
+        val_loader=make_loader(validation, workers, pin, batch_size=test_batch),
         device=device,
         amp=amp,
         triplet_weight=config.TRIPLET_WEIGHT,
         cosine=config.ENABLE_TRIPLET_WITH_COSINE,
         unfreeze=config.FREEZE_PARAM == "auto",
-        course={name: getattr(config, name) for name in COURSE} | {"pictures": len(train)},
-        at=Progress(frozen=config.FREEZE_PARAM != "false"),
+        identity=identity,
+        progress=Progress(frozen=config.FREEZE_PARAM != "false"),
     )
     if trainer.resume_point.exists():
         if args.resume:
             trainer.resume()
-            print(f"resumed: epoch {trainer.at.epoch}, step {trainer.at.step}")
+            print(f"resumed: epoch {trainer.progress.epoch}, step {trainer.progress.step}")
         else:
             trainer.refuse_to_overwrite()
     print(
@@ -136,10 +152,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         f" validate on; {config.BACKBONE} on {device}, {amp or torch.float32}"
     )
     trainer.run(config.EPOCH, config.LOG_INTERVAL, config.TEST_INTERVAL, config.DUMP_INTERVAL)
-    best = trainer.at.best
+    best = trainer.progress.best
     print(
-        f"best: epoch {best['epoch']}, validation accuracy {best['accuracy']:.2%}:"
-        f" {models / 'model_best.pth.tar'}"
+        f"best: epoch {best['epoch']}, validation accuracy {best['accuracy']:.2%}: {models / BEST}"
     )
 
 

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import DEVIATION, MEAN, TrainBatches
+from data import MEAN, STD, TrainBatches
 from net import EmbeddingNet, Network, autocast, read_checkpoint, save_checkpoint
 from utils import UserError, atomic_write, progress_bar
+
+BEST, RESUME_POINT = "model_best.pth.tar", "checkpoint.pth.tar"
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Progress:
     step : steps done of it
     total_steps : steps done since the beginning
     frozen : the backbone is frozen
-    history : (loss, accuracy) of every validation while it was frozen
+    history : (loss, accuracy) of the validations between epochs while it was frozen
     best : epoch, accuracy and loss of the best epoch so far
     log : name of the folder with the curves
     """
@@ -119,12 +121,12 @@ class Trainer:
     net, network : what is trained
     optimizer : over all parameters of `net`; those of a frozen backbone get no gradient
     loader, batches : the training pictures and the sampler behind them
-    glance, whole : loaders of a part of the validation pictures, and of all
+    part_loader, val_loader : loaders of a part of the validation pictures, and of all
     device, amp : where and in which 16-bit type the forward pass runs
     triplet_weight, cosine : of the triplet loss
     unfreeze : train the backbone once the heads have settled
-    course : settings that a resumed run must share
-    at : where the run stands
+    identity : settings and data that a resumed run must share
+    progress : where the run stands
     """
 
     models: Path
@@ -133,24 +135,24 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     loader: DataLoader
     batches: TrainBatches
-    glance: DataLoader
-    whole: DataLoader
+    part_loader: DataLoader
+    val_loader: DataLoader
     device: torch.device
     amp: torch.dtype | None
     triplet_weight: float
     cosine: bool
     unfreeze: bool
-    course: dict[str, Any]
-    at: Progress
+    identity: dict[str, Any]
+    progress: Progress
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
-        self.net.freeze_backbone(self.at.frozen)
+        self.net.freeze_backbone(self.progress.frozen)
 
     @property
     def resume_point(self) -> Path:
         """The file that `save` writes and `resume` reads."""
-        return self.models / "checkpoint.pth.tar"
+        return self.models / RESUME_POINT
 
     def save(self, finished: bool = False) -> None:
         """Write the resume point."""
@@ -162,19 +164,25 @@ class Trainer:
             scaler=self.scaler.state_dict(),
             rng=torch.get_rng_state(),
             cuda_rng=torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-            progress=vars(self.at),
-            course=self.course,
+            progress=vars(self.progress),
+            identity=self.identity,
             finished=finished,
         )
 
     def refuse_to_overwrite(self) -> None:
         """Raise a `UserError` where the resume point is of a run that is not finished."""
-        content = read_checkpoint(self.resume_point)
+        content = self._read_resume_point()
         if not content["finished"]:
             raise UserError(
                 f"{self.resume_point}: a run that stopped in epoch {content['progress']['epoch']};"
                 " go on with --resume, or delete the file to start anew"
             )
+
+    def _read_resume_point(self) -> dict[str, Any]:
+        content = read_checkpoint(self.resume_point)
+        if not {"identity", "optimizer", "scaler", "rng", "progress", "finished"} <= set(content):
+            raise UserError(f"{self.resume_point}: no resume point; delete it to start anew")
+        return content
 
     def resume(self) -> None:
         """Take up the run where the resume point left it.
@@ -183,9 +191,9 @@ class Trainer:
         ------
         UserError : it is of a run with other settings
         """
-        content = read_checkpoint(self.resume_point)
-        for name, value in self.course.items():
-            was = content["course"].get(name)
+        content = self._read_resume_point()
+        for name, value in self.identity.items():
+            was = content["identity"].get(name)
             if was != value:
                 raise UserError(
                     f"--resume: the run in {self.resume_point} has {name}={was}, this one {value};"
@@ -197,27 +205,32 @@ class Trainer:
         torch.set_rng_state(content["rng"])
         if content["cuda_rng"]:
             torch.cuda.set_rng_state_all(content["cuda_rng"])
-        self.at = Progress(**content["progress"])
-        self.net.freeze_backbone(self.at.frozen)
+        self.progress = Progress(**content["progress"])
+        self.net.freeze_backbone(self.progress.frozen)
+        best = self.models / f"model_{self.progress.best.get('epoch')}_final.pth.tar"
+        if best.exists():  # something else may have been marked since
+            mark_best(best)
 
     def run(self, epochs: int, log_every: int, test_every: int, dump_every: int) -> None:
         """Train to the end of epoch `epochs`; the intervals are in steps."""
+        if self.progress.epoch > epochs:
+            return
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
-        self.at.log = self.at.log or time.strftime("%Y-%m-%d_%H-%M-%S")
-        folder = self.models / "tensorboard" / self.at.log
-        writer = SummaryWriter(str(folder), purge_step=self.at.total_steps or None)
+        self.progress.log = self.progress.log or time.strftime("%Y-%m-%d_%H-%M-%S")
+        folder = self.models / "tensorboard" / self.progress.log
+        writer = SummaryWriter(str(folder), purge_step=self.progress.total_steps + 1)
         print(f"curves: tensorboard --logdir {folder.parent}")
-        if not self.at.total_steps:
-            self._validate(self.whole, writer, "before training")
-        while self.at.epoch <= epochs:
+        if not self.progress.total_steps:
+            self._validate(self.val_loader, writer, "before training")
+        while self.progress.epoch <= epochs:
             self._epoch(writer, epochs, log_every, test_every, dump_every)
         writer.close()
 
     def _epoch(
         self, writer: Any, epochs: int, log_every: int, test_every: int, dump_every: int
     ) -> None:
-        at = self.at
+        at = self.progress
         self.batches.enter(at.epoch, at.step)
         self.net.train()
         title = f"epoch {at.epoch}/{epochs}"
@@ -232,15 +245,15 @@ class Trainer:
                 if at.total_steps % log_every == 0:
                     self._log(writer, bar, losses)
                 if at.total_steps % test_every == 0:
-                    self._validate(self.glance, writer, f"{title}, step {at.step}")
-                    self._unfreeze_when_stable()
+                    result = self._validate(self.part_loader, writer, f"{title}, step {at.step}")
+                    self._unfreeze_when_stable(result)
                 # A run too short for the heads to settle is to train the backbone, too.
-                if at.total_steps == epochs * self.batches.steps() // 2:
+                if at.total_steps >= max(epochs * self.batches.steps() // 2, 1):
                     self._unfreeze("half of the steps are done")
                 if at.total_steps % dump_every == 0:
+                    self._require_finite(losses["loss"].item())
                     self.save()
-        loss, accuracy = self._validate(self.whole, writer, title)
-        self._unfreeze_when_stable()
+        loss, accuracy = self._validate(self.val_loader, writer, title)
         self._keep(loss, accuracy)
         at.epoch += 1
         at.step = 0
@@ -273,47 +286,48 @@ class Trainer:
         }
 
     def _log(self, writer: Any, bar: tqdm, losses: dict[str, Tensor]) -> None:
-        self._require_finite(losses["loss"])
+        self._require_finite(losses["loss"].item())
         values = {name: value.item() for name, value in losses.items()}
         for name, value in values.items():
-            writer.add_scalar(f"train/{name}", value, self.at.total_steps)
+            writer.add_scalar(f"train/{name}", value, self.progress.total_steps)
         writer.add_scalar(
-            "learning rate", self.optimizer.param_groups[0]["lr"], self.at.total_steps
+            "learning rate", self.optimizer.param_groups[0]["lr"], self.progress.total_steps
         )
         shown = {name: f"{value:.3f}" for name, value in values.items()}
-        bar.set_postfix({**shown, "backbone": "frozen"} if self.at.frozen else shown)
+        bar.set_postfix({**shown, "backbone": "frozen"} if self.progress.frozen else shown)
 
-    def _require_finite(self, loss: Tensor) -> None:
-        if not math.isfinite(loss.item()):
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
             raise UserError(
-                f"the loss is {loss.item()} at step {self.at.total_steps}; start anew with a lower"
-                " LR, or with AMP=off"
+                f"the loss is {loss} at step {self.progress.total_steps}; start anew with a lower"
+                f" LR, or with AMP=off (delete {self.resume_point} if it is there)"
             )
 
     def _validate(self, loader: DataLoader, writer: Any, title: str) -> tuple[float, float]:
         loss, accuracy = validate(self.net, loader, self.device, self.amp)
-        writer.add_scalar("validation/cross entropy", loss, self.at.total_steps)
-        writer.add_scalar("validation/accuracy", accuracy, self.at.total_steps)
-        frozen = ", backbone frozen" if self.at.frozen else ""
+        writer.add_scalar("validation/cross entropy", loss, self.progress.total_steps)
+        writer.add_scalar("validation/accuracy", accuracy, self.progress.total_steps)
+        frozen = ", backbone frozen" if self.progress.frozen else ""
         tqdm.write(f"{title}: validation loss {loss:.4f}, accuracy {accuracy:.2%}{frozen}")
-        if self.at.frozen:
-            self.at.history.append((loss, accuracy))
+        self._require_finite(loss)
         return loss, accuracy
 
-    def _unfreeze_when_stable(self) -> None:
-        if is_stable(self.at.history):
-            self._unfreeze("loss and accuracy are stable")
+    def _unfreeze_when_stable(self, result: tuple[float, float]) -> None:
+        if self.progress.frozen:
+            self.progress.history.append(result)
+            if is_stable(self.progress.history):
+                self._unfreeze("loss and accuracy are stable")
 
     def _unfreeze(self, reason: str) -> None:
         """With FREEZE_PARAM=auto, train the backbone from here on."""
-        if self.unfreeze and self.at.frozen:
+        if self.unfreeze and self.progress.frozen:
             tqdm.write(f"{reason}: the backbone is trained from here on")
-            self.at.frozen = False
+            self.progress.frozen = False
             self.net.freeze_backbone(False)
 
     def _keep(self, loss: float, accuracy: float) -> None:
         """Write the epoch's model, and mark it where it is the best so far."""
-        at = self.at
+        at = self.progress
         path = self.models / f"model_{at.epoch}_final.pth.tar"
         result = {"epoch": at.epoch, "accuracy": accuracy, "loss": loss}
         save_checkpoint(path, self.net, self.network, validation=result)
@@ -329,12 +343,12 @@ class Trainer:
         if not self.batches.triplets:
             return
         rows = images[-3 * self.batches.triplets :].unflatten(0, (3, -1))[:, :most].transpose(0, 1)
-        pixels = rows.flatten(0, 1) * torch.tensor(DEVIATION)[:, None, None]
+        pixels = rows.flatten(0, 1) * torch.tensor(STD)[:, None, None]
         pixels = (pixels + torch.tensor(MEAN)[:, None, None]).clamp(0, 1)
-        writer.add_image("triplets", make_grid(pixels, nrow=3), self.at.total_steps)
+        writer.add_image("triplets", make_grid(pixels, nrow=3), self.progress.total_steps)
 
 
 def mark_best(model: Path) -> None:
     """Copy an epoch's model to model_best.pth.tar beside it."""
-    with atomic_write(model.with_name("model_best.pth.tar")) as part:
+    with atomic_write(model.with_name(BEST)) as part:
         shutil.copyfile(model, part)

@@ -14,10 +14,22 @@ from typing import NoReturn
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-# Of the disk, not of the program: full, read-only or somebody else's.
-UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+MOST_NARROW = 100  # sides' ratio; scaled to the network's input, more would fill the memory
 PICTURE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jfif"}
+    {
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".jfif",
+        ".jp2",
+        ".ppm",
+    }
 )
 
 
@@ -54,8 +66,10 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output, say `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
+    except OSError as error:  # of the disk or of a name, not of the program
+        if isinstance(error, FileNotFoundError) or not (
+            error.filename or error.errno == errno.ENOSPC
+        ):
             raise
         print(f"{name}: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         status = 2
@@ -102,7 +116,7 @@ def read_picture(path: Path | str, box: tuple[int, int, int, int] | None = None)
     Raises
     ------
     PictureError : no such file, no picture, damaged, more pixels than Pillow's limit against
-        decompression bombs, or a box that leaves nothing of it
+        decompression bombs, a box that leaves nothing of it, or one side over 100 times the other
     """
     try:
         with warnings.catch_warnings():
@@ -120,8 +134,14 @@ def read_picture(path: Path | str, box: tuple[int, int, int, int] | None = None)
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         reason = str(error).replace(str(path), "").replace("''", "").strip() or type(error).__name__
         raise PictureError(f"{path}: cannot be read as a picture: {reason}") from None
-    if box is None:
-        return picture
+    if box is not None:
+        picture = _cut(picture, path, box)
+    if max(picture.size) > MOST_NARROW * min(picture.size):
+        raise PictureError(f"{path}: {picture.width} x {picture.height} px is too narrow")
+    return picture
+
+
+def _cut(picture: Image.Image, path: Path | str, box: tuple[int, int, int, int]) -> Image.Image:
     x1, y1 = max(0, box[0]), max(0, box[1])
     x2, y2 = min(picture.width, box[2]), min(picture.height, box[3])
     if x1 >= x2 or y1 >= y2:
@@ -133,9 +153,11 @@ def read_picture(path: Path | str, box: tuple[int, int, int, int] | None = None)
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):
-        # Pillow's own conversion cuts 16 bits off at 255: nearly everything would be white.
-        return picture.point(lambda value: value / 256).convert("L").convert("RGB")
+    if picture.mode[0] in "IF":
+        # Pillow's own conversion cuts off at 255: nearly everything of 16 bits would be white.
+        highest = picture.getextrema()[1]
+        factor = 255 if highest <= 1 else 1 if highest <= 255 else 1 / 256
+        return picture.point(lambda value: value * factor).convert("L").convert("RGB")
     if "A" in picture.getbands() or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")

@@ -69,10 +69,9 @@ def test_split_folders_are_kept(tmp_path: Path) -> None:
         "validation/Tees/3.jpg": "val",
     }
     assert set(category_of(found).values()) == {"Hats", "Tees"}
-    touch(tmp_path, "Shoes/7.jpg")  # now train is a category among others
-    assert set(category_of(read_folder(tmp_path, 0.5)).values()) == {
-        "Shoes", "test", "train", "val", "validation",
-    }  # fmt: skip
+    touch(tmp_path, "Shoes/7.jpg")  # would be trained on, and train/ be a category
+    with pytest.raises(UserError, match=r"'Shoes/7.jpg' lies beside train/"):
+        read_folder(tmp_path, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_settings_are_frozen_and_leave_a_scripts_own_arguments_apart() -> None:
         (["--seed", "99999999999999999999999"], ["SEED", "'99999999999999999999999'"]),
         (["--momentum", "1"], ["MOMENTUM", "'1'", "less than 1"]),
         (["--inshop-dataset-percent", "80"], ["INSHOP_DATASET_PERCENT", "'80'", "1"]),
-        (["--crop-to-bbox", "maybe"], ["CROP_TO_BBOX", "'maybe'", "boolean"]),
+        (["--crop-to-bbox=maybe"], ["CROP_TO_BBOX", "'maybe'", "boolean"]),
         (["--amp", "fp8"], ["AMP", "'fp8'", "auto", "off", "bf16", "fp16"]),
         (["--device", "gpu"], ["DEVICE", "'gpu'", "auto, cpu, cuda, cuda:N or mps"]),
         (["--distance-metric", "cosine"], ["DISTANCE_METRIC", "'cosine'", "two metrics"]),

@@ -97,7 +97,7 @@ def test_item_folders(tmp_path: Path) -> None:
     found = run_import(photos, tmp_path / "set", "--item-level", "--val-share", "0.25")
     assert categories(found) == {name: name.rsplit("/", 2)[0] for name in names}
     assert column(found, found.colors) == {
-        name: "dark blue" if "dark" in name else "red" for name in names
+        name: "dark_blue" if "dark" in name else "red" for name in names
     }
     # Item 0 of Tees is another garment than item 0 of Coats: folders and ids pair off one to one.
     pairs = {(path.rsplit("/", 1)[0], item) for path, item in column(found, found.items).items()}
