@@ -1,5 +1,6 @@
 """Backbones against the models they are cut from: the conv map is what the model itself pools."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -206,3 +207,24 @@ def test_missing_timm_is_said_with_the_command_that_mends_it(monkeypatch) -> Non
     monkeypatch.setitem(sys.modules, "timm", None)  # the import fails
     with pytest.raises(UserError, match="pip install timm"):
         build_backbone("timm/resnet18")
+
+
+class _Malicious:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_no_code_in_downloaded_weights_is_run(monkeypatch, tmp_path: Path) -> None:
+    """Guards the reading with weights_only before torchvision's own, which would run it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    place = tmp_path / "hub" / "checkpoints"
+    place.mkdir(parents=True)
+    torch.save(_Malicious(tmp_path / "ran"), place / "squeezenet1_1-b8a52dc0.pth")
+    with pytest.raises(UserError, match=r"squeezenet1_1-b8a52dc0\.pth is damaged"):
+        build_backbone("squeezenet1_1", imagenet=True)
+    assert not (tmp_path / "ran").exists()

@@ -288,3 +288,17 @@ def test_clusters_of_other_features_or_no_clusters_are_refused(base: Path, write
     with pytest.raises(UserError, match=rf"kmeans\.m: .*{said}.*run: python kmeans\.py"):
         open_clusters(open_database(base))
     assert not Path("marker").exists()
+
+
+def test_kmeans_within_rows_goes_on_until_it_has_enough() -> None:
+    """Rows that lie in far clusters alone are found, however few clusters are asked for."""
+    features = np.arange(40, dtype=np.float32)[:, None]
+    labels = np.repeat(np.arange(8, dtype=np.int32), 5)
+    centroids = features.reshape(8, 5).mean(1, keepdims=True)
+    clusters = Clusters(centroids, labels, "", False, "", np.zeros(8))
+    engine = KMeansEngine([Signal("deep", features, "euclidean", 1.0)], clusters, nprobe=1)
+    query = [np.zeros((1, 1), np.float32)]
+    assert engine.search(query, 9)[0].rows.tolist() == [0, 1, 2, 3, 4]
+    rows = np.array([21, 33, 34, 39])
+    assert engine.search(query, 3, rows)[0].rows.tolist() == [21, 33, 34]
+    assert engine.search(query, 9, rows)[0].rows.tolist() == [21, 33, 34, 39]

@@ -165,6 +165,21 @@ def test_the_best_epoch_is_the_one_of_highest_validation_accuracy(base: Path) ->
     assert network.crop_size == 32
 
 
+def test_the_untrained_network_takes_no_best_mark_from_a_trained_one(base: Path) -> None:
+    flags = ["--dataset-base", str(base), *SMALL, "--num-workers", "0"]
+    best = base / "models" / "model_best.pth.tar"
+    train.main([*flags, "--epoch", "0"])
+    untrained = best.read_bytes()
+    train.main([*flags, "--epoch", "1"])
+    trained = best.read_bytes()
+    assert trained != untrained
+    train.main([*flags, "--epoch", "0"])
+    assert best.read_bytes() == trained
+    best.write_bytes(untrained)  # whatever has happened to it, a resumed run marks it again
+    train.main([*flags, "--epoch", "1", "--resume"])
+    assert best.read_bytes() == trained
+
+
 def test_untrained_network_of_real_weights_without_fc(base: Path, shared: Path) -> None:
     """--inter-dim 0 gives the pooled conv map of the given weights itself."""
     file = shared / "weights" / "mobilenet_v2-imagenet-features.pth"
