@@ -19,8 +19,6 @@ from annotations import (
 from collection import read_labelled
 from utils import PictureError, progress_bar, read_picture
 
-EMPTY_BOX = "leaves nothing of it"
-
 
 def check_data_set(
     base: Path,
@@ -133,22 +131,27 @@ def _triplet_faults(kind: str, labels: list) -> list[str]:
     return []
 
 
-def _inspect(path: Path, box: tuple[int, int, int, int] | None) -> tuple[str, str]:
-    """One picture: what is wrong with it ("" for nothing), and the SHA-256 of its bytes."""
+def _inspect(path: Path, box: tuple[int, int, int, int] | None) -> tuple[str, str, str]:
+    """One picture: the kind of its fault ("" for none), its words, SHA-256 of its bytes."""
     if not path.exists():
-        return "missing", ""
+        return "missing", "", ""
     try:
         picture = read_picture(path)
     except PictureError as error:
-        return str(error), ""
+        return "unreadable", str(error), ""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if box is None:
-        return "", digest
+        return "", "", digest
     x1, y1, x2, y2 = box
     if x1 >= min(x2, picture.width) or y1 >= min(y2, picture.height):
-        return f"{path}: the box {' '.join(map(str, box))} {EMPTY_BOX}", digest
-    inside = x2 <= picture.width and y2 <= picture.height
-    return "" if inside else "box", digest
+        return (
+            "empty box",
+            f"{path}: the box {' '.join(map(str, box))} leaves nothing of it",
+            digest,
+        )
+    if x2 > picture.width or y2 > picture.height:
+        return "box", "", digest
+    return "", "", digest
 
 
 def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool) -> int:
@@ -163,31 +166,27 @@ def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool) -> in
         for result in parallel(tasks):
             results.append(result)
             bar.update()
-    missing, unreadable, outside = [], [], []
+    faults: dict[str, list[str]] = defaultdict(list)
     same: dict[str, list[int]] = defaultdict(list)
-    fatal = 0
-    for row, (fault, digest) in enumerate(results):
-        if fault == "missing":
-            missing.append(pictures.paths[row])
-        elif fault == "box":
-            outside.append(pictures.paths[row])
-        elif fault:
-            unreadable.append(fault)
-        harmless = fault in {"", "box"} or (EMPTY_BOX in fault and not crop)
-        fatal += not harmless and pictures.partitions[row] in {"train", "val"}
+    fatal = {"missing", "unreadable", "empty box"} if crop else {"missing", "unreadable"}
+    trained = np.isin(pictures.partitions, ("train", "val"))
+    unusable = 0
+    for row, (kind, message, digest) in enumerate(results):
+        faults[kind].append(message or pictures.paths[row])
+        unusable += kind in fatal and bool(trained[row])
         if digest:
             same[digest].append(row)
     copies = [rows for rows in same.values() if len(rows) > 1]
     across = sum(len(set(pictures.partitions[rows].tolist())) > 1 for rows in copies)
     print(f"{len(pictures):,} pictures")
-    _print_some("missing", missing)
-    _print_some("unreadable, or with an empty box", unreadable)
-    _print_some("box reaches outside the picture (clipped)", outside)
+    _print_some("missing", faults["missing"])
+    _print_some("unreadable, or with an empty box", faults["unreadable"] + faults["empty box"])
+    _print_some("box reaches outside the picture (clipped)", faults["box"])
     _print_some(
         f"duplicates (the same bytes; {across:,} times across partitions)",
         [" = ".join(pictures.paths[row] for row in rows) for rows in copies],
     )
-    return fatal
+    return unusable
 
 
 def _print_some(title: str, names: list[str], most: int = 10) -> None:

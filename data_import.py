@@ -25,7 +25,7 @@ def import_folder(
     `base`/img becomes a link to the folder. A split in train/, val/ or validation/, and test/
     folders is kept; else a share of each category's items (pictures, where there are no items) is
     held out. Items also get the in-shop lists: of a held-out item, the first picture (of each
-    colour, where `item_pattern` tells colours) becomes gallery, the others queries.
+    colour, where colours are known) becomes gallery, the others queries.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from annotations import Pictures
 from collection import read_collection
 from config import parse_args
 from data import PictureDataset, eval_transform, make_loader
 from index import CATEGORY, COLOR, DEEP, INFO, LIST
-from net import FeatureNet, Network, amp_type, autocast, find_model, load_net, pick_device
+from net import (
+    FeatureNet,
+    Network,
+    amp_type,
+    extract_features,
+    find_model,
+    load_net,
+    pick_device,
+)
 from utils import PictureError, UserError, atomic_write, progress_bar, run_script, sha256_of
 
 SAVE_SECONDS = 10.0  # of work that a kill may cost
@@ -52,30 +60,6 @@ class Readable(Dataset[tuple[Tensor, str]]):
             return self.dataset[row][0], ""
         except PictureError as error:
             return torch.zeros(3, self.crop_size, self.crop_size), str(error)
-
-
-@torch.inference_mode()
-def extract(
-    net: FeatureNet, loader: DataLoader, device: torch.device, amp: torch.dtype | None
-) -> Iterator[tuple[np.ndarray, np.ndarray, list[str]]]:
-    """Features of a loader's pictures, batch by batch.
-
-    Parameters
-    ----------
-    net : on `device`, in evaluation mode
-    loader : of `Readable` pictures
-    device, amp : where and in which 16-bit type the network runs
-
-    Yields
-    ------
-    Deep features B x D and colour features B x 3T, float32, and for each picture why it could not
-    be read, "" where it was.
-    """
-    for images, errors in loader:
-        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-        with autocast(device, amp):
-            deep, color = net(images)
-        yield deep.cpu().numpy(), color.cpu().numpy(), list(errors)
 
 
 class PartialFeatures:
@@ -236,9 +220,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     start = saved = time.perf_counter()
     with progress_bar(len(pictures), "extracting", "picture", partial.done) as bar:
-        for deep, color, errors in extract(features, loader, device, amp):
-            partial.append(deep, color, errors)
-            bar.update(len(deep))
+        for images, errors in loader:
+            partial.append(*extract_features(features, images, device, amp), errors)
+            bar.update(len(images))
             if time.perf_counter() - saved > SAVE_SECONDS:
                 partial.save()
                 saved = time.perf_counter()

@@ -7,6 +7,7 @@ d = metric0(deep) + COLOR_WEIGHT * metric1(colour), smaller is nearer.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,6 +116,11 @@ class Signal:
     metric: str
     weight: float
 
+    def distances(self, queries: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+        """The metric's values from Q queries to some rows of the collection: Q x rows, float64."""
+        return cdist(queries, self.features[rows], self.metric, **self.parameters)
+
+    @cached_property
     def parameters(self) -> dict[str, np.ndarray]:
         """What the metric takes from the collection: variances, or the inverse covariance."""
         if self.metric == "seuclidean":
@@ -191,7 +197,6 @@ class ExactEngine:
 
     def __init__(self, signals: Sequence[Signal]) -> None:
         self.signals = signals
-        self.parameters = [signal.parameters() for signal in signals]
 
     def search(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
@@ -200,15 +205,11 @@ class ExactEngine:
         answers = []
         for i in range(len(queries[0])):
             query = [features[i : i + 1] for features in queries]
-            places = nearest(self.distances(query, rows)[0], k)
+            distances = self.distances(query, rows)[0]
+            places = nearest(distances, k)
             found = places if rows is None else rows[places]
-            parts = np.stack([self._part(s, query[s], found)[0] for s in range(len(query))], axis=1)
-            # Summed in the order of `distances`, so that both give the same last bit.
-            total = np.zeros(len(found))
-            for signal, part in zip(self.signals, parts.T, strict=True):
-                if signal.weight:
-                    total += signal.weight * part
-            answers.append(Answer(found, total, parts))
+            parts = [s.distances(q, found)[0] for s, q in zip(self.signals, query, strict=True)]
+            answers.append(Answer(found, distances[places], np.stack(parts, axis=1)))
         return answers
 
     def distances(
@@ -220,15 +221,10 @@ class ExactEngine:
         for start in range(0, count, BLOCK):
             block = slice(start, min(start + BLOCK, count))
             chosen = block if rows is None else rows[block]
-            for s, signal in enumerate(self.signals):
+            for signal, query in zip(self.signals, queries, strict=True):
                 if signal.weight:
-                    total[:, block] += signal.weight * self._part(s, queries[s], chosen)
+                    total[:, block] += signal.weight * signal.distances(query, chosen)
         return total
-
-    def _part(self, s: int, query: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
-        """The metric of one signal to some rows, Q x rows."""
-        signal = self.signals[s]
-        return cdist(query, signal.features[rows], signal.metric, **self.parameters[s])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -360,3 +361,25 @@ def _cpu_has_bf16() -> bool:
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """Run the forward pass in the 16-bit type, or as it is where that is None."""
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
+@torch.inference_mode()
+def extract_features(
+    net: FeatureNet, images: Tensor, device: torch.device, dtype: torch.dtype | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of one batch of pictures.
+
+    Parameters
+    ----------
+    net : on `device`, in evaluation mode
+    images : B x 3 x H x W
+    device, dtype : where and in which 16-bit type (None: float32) the network runs
+
+    Returns
+    -------
+    Deep features B x D and colour features B x 3T, float32.
+    """
+    images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    with autocast(device, dtype):
+        deep, color = net(images)
+    return deep.cpu().numpy(), color.cpu().numpy()

@@ -33,7 +33,7 @@ from index import (
     open_database,
     signals_of,
 )
-from net import FeatureNet, Network, autocast, find_model, load_net, pick_device
+from net import FeatureNet, Network, extract_features, find_model, load_net, pick_device
 from sheet import SheetRow, draw_sheet
 from utils import Stopwatch, UserError, atomic_write, read_picture, run_script, sha256_of
 
@@ -98,7 +98,6 @@ def read_query(
     return Query(name, transform(picture), ImageOps.contain(picture, (400, 400)))
 
 
-@torch.inference_mode()
 def extract_queries(
     net: FeatureNet, queries: Sequence[Query], device: torch.device, amp: str, batch_size: int
 ) -> list[np.ndarray]:
@@ -110,9 +109,7 @@ def extract_queries(
     parts = []
     for start in range(0, len(queries), batch_size):
         images = torch.stack([query.image for query in queries[start : start + batch_size]])
-        with autocast(device, dtype):
-            features = net(images.to(device, memory_format=torch.channels_last))
-        parts.append([feature.cpu().numpy() for feature in features])
+        parts.append(extract_features(net, images, device, dtype))
     return [np.concatenate(signal) for signal in zip(*parts, strict=True)]
 
 
