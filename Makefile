@@ -41,8 +41,7 @@ demo: setup
 	@mkdir -p demo
 	$(PY) evaluate.py $(DEMO) --json > demo/untrained.json
 	@echo "--- training"
-	$(PY) train.py $(DEMO) $(NETWORK) --freeze-param false --epoch 12 --lr 0.02 --momentum 0.9 \
-		--triplet-batch-size 6 --triplet-weight 0.5 --enable-triplet-with-cosine --resume
+	$(PY) train.py $(DEMO) $(NETWORK) --freeze-param false --epoch 12 --resume
 	@echo "--- feature database, clusters, query"
 	$(PY) feature_extractor.py $(DEMO) --color-top-n 9
 	$(PY) kmeans.py $(DEMO)

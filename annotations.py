@@ -18,9 +18,11 @@ from utils import UserError, atomic_write
 
 ANNO_FOLDERS = ("Anno", "Anno_coarse", "Anno_fine")
 PARTITIONS = ("train", "val", "test")
-UNKNOWN = "-"  # a colour in list_color_inshop.txt, where a cell cannot be empty
+COLOR_LIST = "list_color_inshop.txt"
+UNKNOWN = "-"  # a colour in it, where a cell cannot be empty
 BOX_COLUMNS = ("image_name", "x_1", "y_1", "x_2", "y_2")
 INSHOP_PARTITIONS = ("train", "query", "gallery")
+CLOTHES_TYPES = 3  # upper, lower, full body
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Pictures:
     boxes : N x 4, int32; x1 y1 x2 y2 of the garment in px, all 0 where there is none
     items : N, str; the garment's id, "" where unknown
     colors : N, str; the colour variant of the item, "" where unknown
+    types : N, int8; clothes type: 1 upper, 2 lower, 3 full body, 0 where unknown
     """
 
     paths: list[str]
@@ -45,6 +48,7 @@ class Pictures:
     boxes: np.ndarray
     items: np.ndarray
     colors: np.ndarray
+    types: np.ndarray
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -134,6 +138,17 @@ def _numbers(path: Path, cells: list[list[str]], index: int, columns: Sequence[s
     return list(map(int, cells[index]))
 
 
+def _up_to(
+    path: Path, cells: list[list[str]], index: int, columns: Sequence[str], most: int
+) -> np.ndarray:
+    """One column, N, int64, of numbers from 1 to `most`."""
+    values = np.array(_numbers(path, cells, index, columns), np.int64)
+    wrong = np.flatnonzero((values < 1) | (values > most))
+    if len(wrong):
+        _malformed(path, int(wrong[0]), columns, " ".join(column[wrong[0]] for column in cells))
+    return values
+
+
 def _names(
     path: Path,
     cells: list[list[str]],
@@ -195,6 +210,21 @@ def inshop_list(base: Path) -> Path | None:
     return _first_existing(base / "in_shop" / name for name in names)
 
 
+def _read_labels(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """The category lists of a folder: names of all categories, N paths, N labels from 0."""
+    cloth = read_list(folder / "list_category_cloth.txt", ("category_name", "category_type"))[0]
+    path = folder / "list_category_img.txt"
+    columns = ("image_name", f"category_label (1 to {len(cloth)})")
+    cells = read_list(path, columns)
+    labels = _up_to(path, cells, 1, columns, len(cloth)) - 1
+    return [name.strip() for name in cloth], _paths(path, cells), labels
+
+
+def has_color_names(base: Path) -> bool:
+    """Whether colours have names that mean the same for every item, not numbers of their own."""
+    return (base / "in_shop" / COLOR_LIST).is_file()
+
+
 def read_attribute(base: Path, categories: int) -> Pictures:
     """Read the attribute-prediction benchmark.
 
@@ -211,16 +241,7 @@ def read_attribute(base: Path, categories: int) -> Pictures:
     if list_path is None:
         raise UserError(f"{base}: no Anno/list_category_img.txt")
     anno = list_path.parent
-    cloth = read_list(anno / "list_category_cloth.txt", ("category_name", "category_type"))[0]
-    names = [name.strip() for name in cloth[:categories]]
-
-    columns = ("image_name", f"category_label (1 to {len(cloth)})")
-    cells = read_list(list_path, columns)
-    paths = _paths(list_path, cells)
-    label = np.array(_numbers(list_path, cells, 1, columns), np.int64) - 1
-    if len(label) and not 0 <= label.min() <= label.max() < len(cloth):
-        row = int(np.flatnonzero((label < 0) | (label >= len(cloth)))[0])
-        _malformed(list_path, row, columns, f"{paths[row]} {cells[1][row]}")
+    names, paths, label = _read_labels(anno)
 
     partition_path = base / "Eval" / "list_eval_partition.txt"
     columns = ("image_name", f"evaluation_status ({', '.join(PARTITIONS)})")
@@ -242,11 +263,12 @@ def read_attribute(base: Path, categories: int) -> Pictures:
     every = Pictures(
         paths=["Img/" + path for path in paths] if unpacked else paths,
         categories=label.astype(np.int16),
-        category_names=names,
+        category_names=names[:categories],
         partitions=partitions,
         boxes=boxes,
         items=blank(len(paths)),
         colors=blank(len(paths)),
+        types=np.zeros(len(paths), np.int8),
     )
     return every.select(label < categories)
 
@@ -255,9 +277,11 @@ def read_inshop(base: Path) -> Pictures:
     """Read the in-shop retrieval benchmark below `base`/in_shop.
 
     An item's category is the folder above the item's (`img/WOMEN/Dresses/id_00000001/...` is a
-    Dresses), its colour variant the file name up to the first "_", unless a third list of this
-    project, `list_color_inshop.txt`, names it. Pictures lie below in_shop/, or below `base` itself
-    where `data.py import` has made the lists.
+    Dresses), or "all" where the path has no two folders; its colour variant is the file name up to
+    the first "_". Lists that only `data.py import` writes into in_shop/ go before the paths:
+    `list_color_inshop.txt`, and `list_category_img.txt` with `list_category_cloth.txt`, which have
+    the form of those in Anno/. Pictures lie below in_shop/, or below `base` itself where an import
+    has made both parts' lists.
 
     Raises
     ------
@@ -270,25 +294,29 @@ def read_inshop(base: Path) -> Pictures:
     cells = read_list(list_path, columns)
     paths, items = _paths(list_path, cells), cells[1]
     partitions = _names(list_path, cells, 2, columns, INSHOP_PARTITIONS)
-    folders = [path.split("/")[-3] if path.count("/") > 1 else "" for path in paths]
-    names = sorted(set(folders))
+    inshop = base / "in_shop"
+    category = _inshop_categories(inshop, paths)
+    names = sorted(set(category))
     number = {name: i for i, name in enumerate(names)}
 
     boxes = np.zeros((len(paths), 4), np.int32)
-    inshop = base / "in_shop"
+    types = np.zeros(len(paths), np.int8)
     box_path = _first_existing(
         (inshop / "list_bbox_inshop.txt", inshop / "Anno" / "list_bbox_inshop.txt")
     )
     if box_path is not None:
-        columns = ("image_name", "clothes_type", "pose_type", "x_1", "y_1", "x_2", "y_2")
+        kind = f"clothes_type (1 to {CLOTHES_TYPES})"
+        columns = ("image_name", kind, "pose_type", "x_1", "y_1", "x_2", "y_2")
         cells = read_list(box_path, columns)
         box_of = align(paths, _paths(box_path, cells))
         boxes[box_of >= 0] = _boxes(box_path, cells, columns)[box_of[box_of >= 0]]
+        listed = _up_to(box_path, cells, 1, columns, CLOTHES_TYPES)
+        types[box_of >= 0] = listed[box_of[box_of >= 0]]
 
     files = [path.rsplit("/", 1)[-1] for path in paths]
     colors = [file.split("_")[0] if "_" in file else "" for file in files]
-    color_path = inshop / "list_color_inshop.txt"
-    if color_path.exists():
+    color_path = inshop / COLOR_LIST
+    if has_color_names(base):
         cells = read_list(color_path, ("image_name", "color"))
         named = dict(zip(_paths(color_path, cells), cells[1], strict=True))
         colors = [named.get(path, color) for path, color in zip(paths, colors, strict=True)]
@@ -298,13 +326,26 @@ def read_inshop(base: Path) -> Pictures:
     prefix = next((place for place in places if (base / place / "img").exists()), "")
     return Pictures(
         paths=[prefix + path for path in paths],
-        categories=np.array([number[folder] for folder in folders], np.int16),
+        categories=np.array([number[name] for name in category], np.int16),
         category_names=names,
         partitions=partitions,
         boxes=boxes,
-        items=np.array(items),
-        colors=np.array(colors),
+        items=np.array(items, str),
+        colors=np.array(colors, str),
+        types=types,
     )
+
+
+def _inshop_categories(inshop: Path, paths: list[str]) -> list[str]:
+    """The category name of each in-shop picture, see `read_inshop`."""
+    folders = [path.removeprefix("img/").split("/")[:-1] for path in paths]
+    category = [folder[-2] if len(folder) > 1 else "all" for folder in folders]
+    if not (inshop / "list_category_img.txt").exists():
+        return category
+    names, listed, labels = _read_labels(inshop)
+    named = dict(zip(listed, labels.tolist(), strict=True))
+    pairs = zip(paths, category, strict=True)
+    return [names[named[path]] if path in named else name for path, name in pairs]
 
 
 def find_box(base: Path, path: str) -> tuple[int, int, int, int] | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,9 @@ def can_be_listed(path: str) -> bool:
 def is_split(parts: list[list[str]]) -> bool:
     """Whether a folder is split in train/, val/ or validation/, and test/.
 
+    It is where it has a train/, or nothing but such folders: one with test/ alone is a test set,
+    not a collection whose one category is called "test".
+
     Parameters
     ----------
     parts : the paths of its pictures, divided at "/"
@@ -62,7 +66,7 @@ def is_split(parts: list[list[str]]) -> bool:
     UserError : train/ is there, but so are pictures outside the split
     """
     tops = {part[0] if len(part) > 1 else "" for part in parts}
-    if "train" not in tops:
+    if "train" not in tops and not tops <= SPLIT_FOLDERS.keys():
         return False
     other = [part for part in parts if len(part) == 1 or part[0] not in SPLIT_FOLDERS]
     if other:
@@ -79,14 +83,15 @@ def held_out(groups: np.ndarray, share: float) -> np.ndarray:
     Parameters
     ----------
     groups : N names; equal names stay together
-    share : share of the groups to hold out, 0 to 1; at least one where there are two or more
+    share : share of the groups to hold out, 0 to 1; where there are two or more, at least one of
+        them is held out, and one is not
 
     Returns
     -------
     Mask of N. It hangs on the names alone, so the same folder is always split in the same way.
     """
     names = sorted(set(groups.tolist()), key=lambda n: hashlib.sha256(n.encode()).digest())
-    count = max(round(share * len(names)), 1) if len(names) > 1 else 0
+    count = min(max(round(share * len(names)), 1), len(names) - 1) if len(names) > 1 else 0
     return np.isin(groups, names[:count])
 
 
@@ -130,30 +135,36 @@ def read_folder(base: Path, val_share: float) -> Pictures:
         boxes=np.zeros((len(paths), 4), np.int32),
         items=blank(len(paths)),
         colors=blank(len(paths)),
+        types=np.zeros(len(paths), np.int8),
     )
 
 
 def read_labelled(base: Path, categories: int, val_share: float) -> Pictures:
-    """Read what has categories below `base`: the attribute benchmark's lists, else its folders.
+    """Read what has categories below `base`: attribute lists, else in-shop lists, else folders.
+
+    In-shop pictures alone have their folders as categories. Whole items of their train partition,
+    `val_share` of them, become val; query and gallery keep their names. As in `merge`, they lose
+    their boxes.
 
     Parameters
     ----------
     base : DATASET_BASE
-    categories : keep categories 1 to this number of the lists; folders have no numbers
+    categories : keep categories 1 to this number of the attribute lists; folders have no numbers
     val_share : as for `read_folder`
 
     Raises
     ------
-    UserError : neither is there, or a list is malformed
+    UserError : none of them is there, or a list is malformed
     """
     if attribute_list(base) is not None:
         return read_attribute(base, categories)
-    if inshop_list(base) is not None:
-        raise UserError(
-            f"{base}: has in_shop/ but no Anno/list_category_img.txt; `data.py import` makes both"
-            " lists for a folder of photos with items"
-        )
-    return read_folder(base, val_share)
+    if inshop_list(base) is None:
+        return read_folder(base, val_share)
+    inshop = read_inshop(base)
+    train = np.flatnonzero(inshop.partitions == "train")
+    partitions = inshop.partitions.copy()
+    partitions[train[held_out(inshop.items[train], val_share)]] = "val"
+    return replace(inshop, partitions=partitions, boxes=np.zeros_like(inshop.boxes))
 
 
 def read_collection(base: Path, categories: int, inshop: bool, val_share: float) -> Pictures:
@@ -163,7 +174,8 @@ def read_collection(base: Path, categories: int, inshop: bool, val_share: float)
     ----------
     base : DATASET_BASE
     categories : keep categories 1 to this number of the attribute benchmark
-    inshop : add the in-shop part; a picture in both parts keeps its category, gets its item
+    inshop : add the in-shop part; a picture in both parts keeps its category, gets its item.
+        Where there are no attribute lists, the in-shop part is there in any case
     val_share : as for `read_folder`
 
     Raises
@@ -178,8 +190,8 @@ def merge(labelled: Pictures, inshop: Pictures) -> Pictures:
     """Both parts as one table: the labelled pictures first, then the in-shop ones not among them.
 
     Categories of the same name become one. A picture in both keeps its category, partition and
-    box, and gets its item and colour variant. In-shop pictures lose their boxes: the benchmark's
-    protocol takes them whole.
+    box, and gets its item, colour variant and clothes type. In-shop pictures lose their boxes: the
+    benchmark's protocol takes them whole.
     """
     if not len(inshop):
         return labelled
@@ -190,13 +202,14 @@ def merge(labelled: Pictures, inshop: Pictures) -> Pictures:
     names = list(labelled.category_names)
     names += [n for n in (inshop.category_names[i] for i in used) if n not in names]
     renumber = np.array([names.index(n) if n in names else -1 for n in inshop.category_names])
-    items, colors = inshop.items[row_of], inshop.colors[row_of]
+    items, colors, types = inshop.items[row_of], inshop.colors[row_of], inshop.types[row_of]
     return Pictures(
         paths=labelled.paths + new.paths,
         categories=np.concatenate([labelled.categories, renumber[new.categories].astype(np.int16)]),
         category_names=names,
         partitions=np.concatenate([labelled.partitions, new.partitions]),
         boxes=np.concatenate([labelled.boxes, np.zeros_like(new.boxes)]),
-        items=np.concatenate([np.where(both, items, ""), new.items]),
-        colors=np.concatenate([np.where(both, colors, ""), new.colors]),
+        items=np.concatenate([np.where(both, items, labelled.items), new.items]),
+        colors=np.concatenate([np.where(both, colors, labelled.colors), new.colors]),
+        types=np.concatenate([np.where(both, types, labelled.types), new.types]),
     )

@@ -7,18 +7,14 @@ Change a default here, or override it for one run, the strongest first:
     FASHION_EPOCH=3                  a line in the file .env of the working folder
 """
 
-import argparse
 import difflib
+import math
 import os
 import re
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from dotenv import dotenv_values
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # The metrics of scipy.spatial.distance.cdist that every supported SciPy knows.
@@ -41,6 +37,24 @@ def _setting(group: str, meaning: str, default: Any, **limits: Any) -> Any:
     if isinstance(default, float):
         limits.setdefault("allow_inf_nan", False)
     return Field(default, description=meaning, json_schema_extra={"group": group}, **limits)
+
+
+# What RECIPE=original gives the settings that are not set themselves: training as in 2018.
+ORIGINAL: dict[str, Any] = {
+    "IMG_SIZE": 256,
+    "POOLING": "avg",
+    "NORMALIZE": False,
+    "TRAIN_BATCH_SIZE": 32,
+    "TRIPLET_BATCH_SIZE": 32,
+    "PER_CLASS": 0,
+    "LABEL_SMOOTHING": 0.0,
+    "METRIC_LOSS": "triplet",
+    "TRIPLET_WEIGHT": 2.0,
+    "OPTIMIZER": "sgd",
+    "LR": 0.001,
+    "FREEZE_PARAM": "auto",
+    "PALETTE": False,
+}
 
 
 class Config(BaseSettings):
@@ -81,7 +95,7 @@ class Config(BaseSettings):
     IMG_SIZE: int = _setting(
         "data set",
         "short side in px that pictures are scaled to (a checkpoint's own goes first)",
-        256,
+        224,
         ge=16,
     )
     CROP_SIZE: int = _setting(
@@ -104,30 +118,71 @@ class Config(BaseSettings):
     INTER_DIM: int = _setting(
         "network", "length of the embedding; 0: the pooled conv map itself", 512, ge=0
     )
+    POOLING: Literal["avg", "avgmax", "gem"] = _setting(
+        "network", "of the conv map: average, average + maximum, or generalised mean", "avgmax"
+    )
+    NORMALIZE: bool = _setting(
+        "network", "LayerNorm before the embedding, which lies on a sphere; cosine classifier", True
+    )
 
     # --- training
+    RECIPE: Literal["modern", "original"] = _setting(
+        "training",
+        "how to train; original (2018) changes the defaults of " + ", ".join(ORIGINAL),
+        "modern",
+    )
     EPOCH: int = _setting(
         "training", "passes over the training part; 0 writes the untrained network", 10, ge=0
     )
-    TRAIN_BATCH_SIZE: int = _setting("training", "pictures a step for cross entropy", 32, ge=1)
-    TRIPLET_BATCH_SIZE: int = _setting("training", "triplets a step", 32, ge=1)
+    TRAIN_BATCH_SIZE: int = _setting("training", "pictures a step for cross entropy", 64, ge=1)
+    TRIPLET_BATCH_SIZE: int = _setting(
+        "training",
+        "pictures a step for the metric loss beside them; triplets if PER_CLASS is 0",
+        16,
+        ge=1,
+    )
+    PER_CLASS: int = _setting(
+        "training",
+        "pictures of each item (category, without items) in the metric loss's part of a batch;"
+        " 0: random triplets",
+        4,
+        ge=0,
+    )
     TEST_BATCH_SIZE: int = _setting("training", "pictures a step of validation", 32, ge=1)
     TEST_BATCH_COUNT: int = _setting(
-        "training", "batches of a validation between epochs; each epoch ends with a full one", 30,
+        "training",
+        "batches of a validation between epochs; each epoch ends with a full one",
+        30,
         ge=1,
-    )  # fmt: skip
-    LR: float = _setting("training", "learning rate of SGD", 0.001, gt=0)
-    MOMENTUM: float = _setting("training", "momentum of SGD", 0.5, ge=0, lt=1)
+    )
+    LABEL_SMOOTHING: float = _setting(
+        "training", "of cross entropy: what the other categories get, 0 to 1", 0.1, ge=0, lt=1
+    )
+    METRIC_LOSS: Literal["proxy_anchor", "batch_hard", "triplet"] = _setting(
+        "training",
+        "beside cross entropy: Proxy-Anchor, or triplets, the hardest or all",
+        "proxy_anchor",
+    )
     TRIPLET_WEIGHT: float = _setting(
-        "training", "weight of the triplet loss beside cross entropy; 0 switches it off", 2.0, ge=0
+        "training", "weight of the metric loss beside cross entropy; 0 switches it off", 0.02, ge=0
     )
     ENABLE_TRIPLET_WITH_COSINE: bool = _setting(
         "training", "triplet loss on cosine instead of Euclidean distance", False
     )
-    FREEZE_PARAM: Literal["auto", "true", "false"] = _setting(
+    OPTIMIZER: Literal["adamw", "sgd"] = _setting(
         "training",
-        "backbone frozen: auto (until loss and accuracy are stable), true or false (throughout)",
-        "auto",
+        "adamw (with warm-up, cosine decay and clipped gradients) or sgd (constant rate)",
+        "adamw",
+    )
+    LR: float = _setting(
+        "training", "learning rate; of the backbone, where it is adamw", 0.001, gt=0
+    )
+    MOMENTUM: float = _setting("training", "momentum of SGD", 0.5, ge=0, lt=1)
+    FREEZE_PARAM: Literal["first", "auto", "true", "false"] = _setting(
+        "training",
+        "backbone frozen: first (epoch), auto (until loss and accuracy are stable), true or false"
+        " (throughout)",
+        "first",
     )
     LOG_INTERVAL: int = _setting("training", "steps between points of the loss curves", 10, ge=1)
     TEST_INTERVAL: int = _setting("training", "steps between validations", 100, ge=1)
@@ -139,6 +194,15 @@ class Config(BaseSettings):
         "the trained network: a file, or a name below DATASET_BASE/models",
         "model_best.pth.tar",
     )
+    MODELS: Annotated[tuple[str, ...], NoDecode] = _setting(
+        "feature database",
+        "several trained networks, fused, instead of DUMPED_MODEL: A,B,...; the first one's conv"
+        " map leads the colour features",
+        (),
+    )
+    FLIP: bool = _setting(
+        "feature database", "embed every picture together with its mirror image", False
+    )
     EXTRACT_BATCH_SIZE: int = _setting(
         "feature database", "pictures a step of extraction", 128, ge=1
     )
@@ -146,13 +210,21 @@ class Config(BaseSettings):
         "feature database", "cells of the conv map that the colour feature describes", 10, ge=1
     )
 
+    PALETTE: bool = _setting(
+        "feature database", "add a second colour signal, the palette (512-d)", True
+    )
+
     # --- ranking
     DISTANCE_METRIC: Annotated[tuple[str, str], NoDecode] = _setting(
         "ranking",
-        "metrics of deep and colour feature, any two of scipy's cdist, as deep,colour",
+        "metrics of deep and colour features, any two of scipy's cdist, as deep,colour",
         ("euclidean", "euclidean"),
     )
+    MODEL_WEIGHTS: Annotated[tuple[float, ...], NoDecode] = _setting(
+        "ranking", "weights of the deep distances of MODELS: X,Y,...; 1 each where not given", ()
+    )
     COLOR_WEIGHT: float = _setting("ranking", "weight of the colour distance", 0.1, ge=0)
+    PALETTE_WEIGHT: float = _setting("ranking", "weight of the palette's distance", 4.0, ge=0)
     N_CLUSTERS: int = _setting("ranking", "clusters that kmeans.py makes", 50, ge=1)
     NPROBE: int = _setting("ranking", "clusters that a k-means query searches", 8, ge=1)
 
@@ -169,6 +241,25 @@ class Config(BaseSettings):
         "machine", "processes that read pictures; 0 reads in the main one", min(4, _cores()), ge=0
     )
     SEED: int = _setting("machine", "seed of everything random", 0, ge=0, lt=2**63)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_recipe(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {**ORIGINAL, **values} if values.get("RECIPE") == "original" else values
+
+    @field_validator("MODELS", "MODEL_WEIGHTS", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("MODEL_WEIGHTS")
+    @classmethod
+    def _some_weight(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(math.isfinite(weight) and weight >= 0 for weight in value):
+            raise ValueError("weights must be 0 or more")
+        return value
 
     @field_validator("DISTANCE_METRIC", mode="before")
     @classmethod
@@ -203,126 +294,3 @@ class Config(BaseSettings):
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
             raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
         return value
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line instead of the usage of some forty settings."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} (see --help)", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def _metavar(field: FieldInfo) -> str:
-    if get_origin(field.annotation) is Literal:
-        return "|".join(get_args(field.annotation))
-    names = {bool: "true|false", int: "N", float: "X", str: "NAME", Path: "FOLDER"}
-    return names.get(field.annotation, "A,B")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.lower().replace("_", "-")
-
-
-def _group_of(field: FieldInfo) -> str:
-    extra = field.json_schema_extra
-    return str(extra["group"]) if isinstance(extra, dict) else ""
-
-
-def _add_settings(parser: argparse.ArgumentParser, uses: Sequence[str]) -> None:
-    """One flag for each setting: the groups the script uses first, the others below them."""
-    rest = [group for group in GROUPS if group not in uses]
-    for group in [*uses, *rest]:
-        title = f"settings: {group}" + ("" if group in uses else " (not used by this script)")
-        section = parser.add_argument_group(title)
-        for name, field in Config.model_fields.items():
-            if _group_of(field) != group:
-                continue
-            default = field.default
-            shown = ",".join(default) if isinstance(default, tuple) else default
-            meaning = f"{field.description} (default: {shown})".replace("%", "%%")
-            section.add_argument(
-                _flag(name),
-                dest=name,
-                default=argparse.SUPPRESS,
-                metavar=_metavar(field),
-                help=meaning,
-            )
-
-
-def _bare_flags(argv: Sequence[str]) -> list[str]:
-    """Give a switch without a value the value true: argparse would take the next argument."""
-    switches = {_flag(name) for name, f in Config.model_fields.items() if f.annotation is bool}
-    values = {"true", "false", "1", "0", "yes", "no", "on", "off"}
-    following = [*argv[1:], ""]
-    return [
-        f"{word}=true" if word in switches and after.lower() not in values else word
-        for word, after in zip(argv, following, strict=False)
-    ]
-
-
-def _unknown_variable() -> str | None:
-    """Name the first FASHION_ variable that is no setting, so that no misspelling is ignored."""
-    known = {ENV_PREFIX + name for name in Config.model_fields} | {ENV_OF_TESTS}
-    for name in [*os.environ, *dotenv_values(".env")]:
-        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
-            near = difflib.get_close_matches(name.upper(), known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            return f"{name}: no such setting (environment or .env){hint}"
-    return None
-
-
-def _problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0])
-    said = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{name} ({_flag(name)}): {first['input']!r} is not allowed: {said}"
-
-
-def parse_args(
-    argv: Sequence[str] | None,
-    description: str,
-    uses: Sequence[str],
-    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
-) -> tuple[Config, argparse.Namespace]:
-    """Read a script's command line, the environment and .env.
-
-    Parameters
-    ----------
-    argv : the arguments, without the program; None takes `sys.argv[1:]`
-    description : what the script does, for `--help`
-    uses : groups of settings (of `GROUPS`) that the script reads, shown first by `--help`
-    add_arguments : called with the parser to add what belongs to this script alone
-
-    Returns
-    -------
-    The settings, and the script's own arguments.
-
-    Raises
-    ------
-    SystemExit : status 2 after one line on standard error that names the setting, the value and
-        what is allowed; status 0 after `--help`
-    """
-    parser = _Parser(
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    if add_arguments:
-        add_arguments(parser)
-    parser.usage = parser.format_usage().removeprefix("usage: ").strip() + " [--SETTING VALUE ...]"
-    _add_settings(parser, uses)
-    arguments = parser.parse_args(_bare_flags(sys.argv[1:] if argv is None else argv))
-    given = {k: v for k, v in vars(arguments).items() if k in Config.model_fields}
-    for name in given:
-        delattr(arguments, name)
-    try:
-        unknown = _unknown_variable()
-    except UnicodeDecodeError as error:
-        parser.error(f".env: not UTF-8 text: {error}")
-    if unknown:
-        parser.error(unknown)
-    try:
-        return Config(**given), arguments
-    except ValidationError as error:
-        parser.error(_problem(error))

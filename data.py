@@ -2,6 +2,14 @@
 
 python data.py check            report on a data set before anything is trained
 python data.py import FOLDER    write the annotation files for a folder of one's own photos
+
+The folder is one folder per category, or none; one split in train/, validation/ and test/ keeps its
+split. With --item-level or --item-pattern it is one of items in several views, too, and
+DATASET_BASE/in_shop gets lists to train and to measure items with. With --in-shop it becomes the
+items of a data set whose categories come from another folder:
+
+    python data.py import photos --dataset-base data/mine
+    python data.py import items --in-shop --item-level --dataset-base data/mine
 """
 
 import argparse
@@ -16,12 +24,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
 from annotations import Pictures
-from config import parse_args
+from color import MEAN, STD
+from command_line import parse_args
 from utils import UserError, read_picture, run_script
-
-# ImageNet's, which torchvision's weights expect.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -51,8 +56,8 @@ def eval_transform(img_size: int, crop_size: int) -> Transform:
     )
 
 
-class PictureDataset(Dataset[tuple[Tensor, int]]):
-    """The pictures of a table as tensors, each with its category.
+class PictureDataset(Dataset[tuple[Tensor, int, int]]):
+    """The pictures of a table as tensors, each with its category and its item.
 
     Parameters
     ----------
@@ -67,12 +72,13 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         self.pictures = pictures
         self.transform = transform
         self.crop = crop
+        self.items = numbered(pictures.items)
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
-        """Read one picture.
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int, int]:
+        """Read one picture: tensor, category, and the item's number, -1 where it is unknown.
 
         Parameters
         ----------
@@ -93,7 +99,13 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
                 tensor = self.transform(picture)
-        return tensor, int(self.pictures.categories[row])
+        return tensor, int(self.pictures.categories[row]), int(self.items[row])
+
+
+def numbered(items: np.ndarray) -> np.ndarray:
+    """Items by number, from 0 in the order of their names: N str -> N int64, -1 for ""."""
+    names, number = np.unique(items, return_inverse=True)
+    return number - 1 if len(names) and names[0] == "" else number
 
 
 def sample_triplets(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -138,8 +150,52 @@ def sample_triplets(labels: np.ndarray, count: int, rng: np.random.Generator) ->
     return np.stack([anchor, positive, negative], axis=1)
 
 
+def sample_balanced(
+    labels: np.ndarray, per_class: int, batch_size: int, steps: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw batches of as many pictures of each of their labels, by `MPerClassSampler`.
+
+    Parameters
+    ----------
+    labels : N, the item or category of each picture
+    per_class : pictures M of a label; one with fewer gives some of them again
+    batch_size : pictures a batch, rounded down to whole labels, but to two labels at least
+    steps : number of batches
+    rng : source of randomness
+
+    Returns
+    -------
+    steps x batch size, int64: rows.
+
+    Raises
+    ------
+    UserError : fewer than two labels
+    """
+    from pytorch_metric_learning.samplers import MPerClassSampler  # takes a second to import
+
+    width = balanced_width(labels, per_class, batch_size)
+    sampler = MPerClassSampler(labels, per_class, width, length_before_new_iter=steps * width)
+    before = np.random.get_state()
+    np.random.seed(int(rng.integers(2**32)))  # it draws from NumPy's global generator
+    try:
+        return np.array(list(sampler), np.int64).reshape(steps, width)
+    finally:
+        np.random.set_state(before)
+
+
+def balanced_width(labels: np.ndarray, per_class: int, batch_size: int) -> int:
+    """Pictures of a balanced batch; see `sample_balanced`."""
+    classes = len(np.unique(labels))
+    if batch_size and classes < 2:
+        raise UserError(
+            "no balanced batches can be drawn: they need two items (categories) or more;"
+            " see `python data.py check`, or set TRIPLET_WEIGHT to 0"
+        )
+    return per_class * min(max(batch_size // per_class, 2), classes) if batch_size else 0
+
+
 class TrainBatches(Sampler[list[tuple[int, int]]]):
-    """The batches of one epoch: pictures for cross entropy, then anchors, positives, negatives.
+    """The batches of one epoch: pictures for cross entropy, then those for the metric loss.
 
     An epoch passes once over the labelled pictures in random order. Everything random hangs on
     seed and epoch alone, so an epoch can be entered at any step, by any number of workers.
@@ -149,9 +205,16 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
     pictures : rows 0 to `labelled` have a category for cross entropy; the in-shop ones have items
     labelled : number of pictures that cross entropy is trained on
     batch_size : pictures a step for cross entropy
-    triplets : triplets a step; 0 for none
-    inshop_share : share of the triplets drawn from items instead of categories, 0 to 1
-    seed : of the shuffling, the triplets and the transforms
+    metric_size : for the metric loss a step: triplets (anchors, positives, negatives), or with
+        `per_class` pictures; 0 for none
+    inshop_share : share of the triplets drawn from items instead of categories, 0 to 1; balanced
+        batches are of items where it is above 0
+    per_class : pictures of each label in a balanced batch; 0 for triplets
+    seed : of the shuffling, the metric loss's pictures and the transforms
+
+    Attributes
+    ----------
+    metric_pictures : how many pictures at the end of each batch are the metric loss's
     """
 
     def __init__(
@@ -159,19 +222,24 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         pictures: Pictures,
         labelled: int,
         batch_size: int,
-        triplets: int,
+        metric_size: int,
         inshop_share: float,
+        per_class: int,
         seed: int,
     ) -> None:
         self.categories = pictures.categories[:labelled]
         self.item_rows = np.flatnonzero(pictures.items != "")
         self.items = pictures.items[self.item_rows]
         self.batch_size = batch_size
-        self.triplets = triplets
+        self.metric_size = metric_size
         self.inshop_share = inshop_share
+        self.per_class = per_class
         self.seed = seed
         self.epoch = 0
         self.start = 0
+        labels = self.items if inshop_share else self.categories
+        balanced = balanced_width(labels, per_class, metric_size) if per_class else 0
+        self.metric_pictures = balanced if per_class else 3 * metric_size
 
     def enter(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch that the next iteration passes over, and its first step."""
@@ -188,13 +256,25 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(len(self.categories))
-        steps, width = self.steps(), self.batch_size + 3 * self.triplets
-        seeds = rng.integers(2**62, size=(steps, width))
-        triplets = self._draw(steps * self.triplets, rng).reshape(steps, self.triplets, 3)
+        steps = self.steps()
+        metric = self._metric_rows(steps, rng)
+        seeds = rng.integers(2**62, size=(steps, self.batch_size + metric.shape[1]))
         for step in range(self.start, steps):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            rows = np.concatenate([batch, triplets[step].T.ravel()])
+            rows = np.concatenate([batch, metric[step]])
             yield list(zip(rows.tolist(), seeds[step].tolist(), strict=False))
+
+    def _metric_rows(self, steps: int, rng: np.random.Generator) -> np.ndarray:
+        """steps x M rows for the metric loss."""
+        if not self.metric_size:
+            return np.empty((steps, 0), np.int64)
+        if not self.per_class:
+            triplets = self._draw(steps * self.metric_size, rng)
+            return triplets.reshape(steps, self.metric_size, 3).swapaxes(1, 2).reshape(steps, -1)
+        if self.inshop_share:
+            rows = sample_balanced(self.items, self.per_class, self.metric_size, steps, rng)
+            return self.item_rows[rows]
+        return sample_balanced(self.categories, self.per_class, self.metric_size, steps, rng)
 
     def _draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """count x 3 rows: triplets of categories and of items, mixed by the share."""
@@ -233,13 +313,34 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("command", choices=("check", "import"), help="what to do, see above")
     parser.add_argument("folder", nargs="?", type=Path, help="import: the folder of photos")
     parser.add_argument(
-        "--item-level", action="store_true", help="import: item folders lie in category folders"
+        "--item-level",
+        action="store_true",
+        help="import: item folders lie in category folders; a picture's colour is its file name up"
+        " to the first _",
     )
     parser.add_argument(
         "--item-pattern",
         metavar="REGEX",
         help="import: regular expression searched in each path below FOLDER; its group (?P<item>)"
-        " is the item, (?P<color>) and (?P<category>), if there, the colour and the category",
+        " is the item, (?P<color>) and (?P<category>), if there, the colour and the category"
+        " (else the top folder)",
+    )
+    parser.add_argument(
+        "--in-shop",
+        action="store_true",
+        help="import: write DATASET_BASE/in_shop alone, beside a data set with categories; needs"
+        " items. With --item-level the category is then the one folder above the item's",
+    )
+    parser.add_argument(
+        "--gallery",
+        metavar="REGEX",
+        help="import: held-out pictures whose path below FOLDER it is found in are gallery, the"
+        " others queries (default: the first picture of each item and colour is gallery)",
+    )
+    parser.add_argument(
+        "--test",
+        action="store_true",
+        help="import: hold out everything, to measure a model of another data set on it",
     )
 
 
@@ -253,11 +354,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return check_data_set(
             config.DATASET_BASE,
             config.CATEGORIES,
-            config.ENABLE_INSHOP_DATASET,
             config.VAL_SHARE,
             config.CROP_TO_BBOX,
-            config.TRIPLET_WEIGHT > 0,
             config.NUM_WORKERS,
+            inshop=config.ENABLE_INSHOP_DATASET,
+            inshop_share=config.INSHOP_DATASET_PERCENT,
+            metric=config.TRIPLET_WEIGHT > 0,
+            per_class=config.PER_CLASS,
         )
     if args.folder is None:
         raise UserError("import: name the folder of photos: python data.py import FOLDER")
@@ -266,8 +369,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.DATASET_BASE,
         config.CATEGORIES,
         config.VAL_SHARE,
-        args.item_level,
-        args.item_pattern,
+        item_level=args.item_level,
+        item_pattern=args.item_pattern,
+        inshop=args.in_shop,
+        gallery=args.gallery,
+        test=args.test,
     )
     return 0
 

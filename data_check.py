@@ -17,17 +17,21 @@ from annotations import (
     read_inshop,
 )
 from collection import read_labelled
-from utils import PictureError, progress_bar, read_picture
+from holdout import Parts, read_parts
+from utils import PictureError, UserError, progress_bar, read_picture
 
 
 def check_data_set(
     base: Path,
     categories: int,
-    inshop: bool,
     val_share: float,
     crop: bool,
-    triplets: bool,
     jobs: int,
+    *,
+    inshop: bool,
+    inshop_share: float,
+    metric: bool,
+    per_class: int,
 ) -> int:
     """Read every list and every picture of a data set and print what is found.
 
@@ -35,11 +39,12 @@ def check_data_set(
     ----------
     base : DATASET_BASE
     categories : keep categories 1 to this number
-    inshop : training will use the in-shop part; it is reported whenever it is there
     val_share : as for `collection.read_folder`
     crop : training will cut pictures to their boxes
-    triplets : training will draw triplets
     jobs : processes that read pictures
+    inshop : training will use the in-shop part; it is reported whenever it is there
+    inshop_share, per_class : as for `data.TrainBatches`
+    metric : training will use a metric loss
 
     Returns
     -------
@@ -50,38 +55,44 @@ def check_data_set(
     UserError : nothing there, or a malformed list
     """
     labelled = read_labelled(base, categories, val_share)
+    items = read_inshop(base) if inshop_list(base) or inshop else None
+    alone = items is not None and attribute_list(base) is None
     kind = "DeepFashion's lists" if attribute_list(base) else "a plain folder of photos"
-    print(f"{base}: {kind}\n")
-    _print_table(labelled, PARTITIONS)
+    print(f"{base}: {'in-shop lists alone' if alone else kind}\n")
+    _print_table(labelled, ("train", "val", "query", "gallery") if alone else PARTITIONS)
     every = read_labelled(base, np.iinfo(np.int16).max, val_share)
     if len(every) > len(labelled):
         left = len(every) - len(labelled)
         print(f"{left:,} pictures of other categories are left out: CATEGORIES is {categories}")
-    fatal = _training_faults(labelled, triplets)
 
-    items = read_inshop(base) if inshop_list(base) or inshop else None
-    tables = [(labelled, True)]
+    tables = [labelled]
     if items is not None:
-        print("\nin-shop part")
-        _print_table(items, INSHOP_PARTITIONS)
+        if not alone:
+            print("\nin-shop part")
+            _print_table(items, INSHOP_PARTITIONS)
         _print_items(items)
-        if inshop and triplets:
-            train = items.in_partition("train")
-            fatal += _triplet_faults("item", train.items.tolist())
         known = set(labelled.paths)
         others = items.select(np.array([path not in known for path in items.paths], bool))
-        tables += [(others, inshop)] if len(others) else []
+        tables += [others] if len(others) else []
+
+    fatal, used = [], set()
+    try:
+        parts = read_parts(base, categories, inshop, val_share)
+    except UserError as error:  # names the folder and this command, too
+        fatal.append(str(error).removeprefix(f"{base}: ").split(";")[0])
+    else:
+        used = {path for part in (parts.train, parts.held, parts.items) for path in part.paths}
+        fatal += _metric_faults(parts, inshop_share if inshop else 0.0, per_class) if metric else []
 
     print()
-    trained = 0
-    for table, used in tables:
-        unusable = _check_pictures(base, table, jobs, crop and table is labelled)
-        trained += unusable if used else 0
-    if trained:
-        fatal.append(f"{trained} of the pictures it reads cannot be read or cropped")
+    unusable = sum(_check_pictures(base, t, jobs, crop and t is labelled, used) for t in tables)
+    if unusable:
+        fatal.append(f"{unusable} of the pictures it reads cannot be read or cropped")
     for fault in fatal:
         print(f"training would fail: {fault}")
     print("no training as things are" if fatal else "ready for training")
+    if "train" not in labelled.partitions:
+        print("extraction and evaluation need no train part")
     return 1 if fatal else 0
 
 
@@ -110,25 +121,21 @@ def _print_items(pictures: Pictures) -> None:
         print(f"{lost:,} queries whose item is not in the gallery: they can never be answered")
 
 
-def _training_faults(pictures: Pictures, triplets: bool) -> list[str]:
-    """What the lists alone say against training on categories."""
-    train = pictures.in_partition("train")
-    faults = _triplet_faults("category", train.categories.tolist()) if triplets else []
-    if not len(train) and not triplets:
-        faults.append("no picture in the train part")
-    if not len(pictures.in_partition("val")):
-        faults.append("no picture in the val part")
+def _metric_faults(parts: Parts, inshop_share: float, per_class: int) -> list[str]:
+    """What would keep `data.TrainBatches` from drawing the metric loss's pictures."""
+    items = parts.train.items[parts.train.items != ""].tolist()
+    kinds = {"category": parts.train.categories[: parts.labelled].tolist(), "item": items}
+    drawn = ["item"] if inshop_share else ["category"]
+    if not per_class and 0 < inshop_share < 1:
+        drawn = ["category", "item"]
+    faults = []
+    for kind in drawn:
+        sizes = Counter(kinds[kind])
+        if len(sizes) < 2:
+            faults.append(f"{len(sizes)} {kind} with pictures to train on; needed are two")
+        elif not per_class and max(sizes.values()) < 2:
+            faults.append(f"no {kind} has two pictures to train on: no triplets")
     return faults
-
-
-def _triplet_faults(kind: str, labels: list) -> list[str]:
-    """What would keep triplets from being drawn."""
-    sizes = Counter(labels)
-    if len(sizes) < 2:
-        return [f"{len(sizes)} {kind} with pictures in the train part; triplets need two"]
-    if max(sizes.values()) < 2:
-        return [f"no {kind} has two pictures in the train part: no triplets"]
-    return []
 
 
 def _inspect(path: Path, box: tuple[int, int, int, int] | None) -> tuple[str, str, str]:
@@ -154,8 +161,8 @@ def _inspect(path: Path, box: tuple[int, int, int, int] | None) -> tuple[str, st
     return "", "", digest
 
 
-def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool) -> int:
-    """Read the pictures, print what is wrong with them; return how many training trips over."""
+def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool, used: set[str]) -> int:
+    """Read the pictures, print what is wrong with them; return how many of `used` that stops."""
     tasks = (
         delayed(_inspect)(base / path, tuple(box) if box[2] > 0 else None)
         for path, box in zip(pictures.paths, pictures.boxes.tolist(), strict=True)
@@ -169,11 +176,10 @@ def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool) -> in
     faults: dict[str, list[str]] = defaultdict(list)
     same: dict[str, list[int]] = defaultdict(list)
     fatal = {"missing", "unreadable", "empty box"} if crop else {"missing", "unreadable"}
-    trained = np.isin(pictures.partitions, ("train", "val"))
     unusable = 0
     for row, (kind, message, digest) in enumerate(results):
         faults[kind].append(message or pictures.paths[row])
-        unusable += kind in fatal and bool(trained[row])
+        unusable += kind in fatal and pictures.paths[row] in used
         if digest:
             same[digest].append(row)
     copies = [rows for rows in same.values() if len(rows) > 1]

@@ -1,158 +1,281 @@
-"""Measure the feature database: how many answers are of the right category, and the right item.
+"""Measure the feature database by the published protocols.
 
-Categories: every picture of the held-out part (test, or val where there is none) asks for the
-others of that part. Items: every in-shop query asks the in-shop gallery.
+--protocol inshop    every query asks the gallery for its item: Recall@K, mAP@R, MRR; also the
+                     upper-body part alone, and for its item in its colour
+--protocol category  every picture of the test part asks for the others of its category: P@1,
+                     P@10, mAP; and the classifier's top-1, top-3 and top-5 accuracy
+--protocol folder    both, as far as the data set has them (default)
+
+Needs the feature database and the annotation lists; the photos only for the pictures of --report.
 """
 
 import argparse
+import hashlib
 import json
+import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from annotations import align, inshop_list, read_inshop
-from collection import read_labelled
-from config import parse_args
-from index import ExactEngine, open_database, signals_of
-from utils import UserError, run_script
+from command_line import parse_args
+from config import Config
+from gains import gains_table, signals_table
+from index import (
+    CLASSIFIER,
+    DEEP,
+    Clusters,
+    Engine,
+    ExactEngine,
+    FeatureDatabase,
+    KMeansEngine,
+    Signal,
+    describe_distance,
+    open_clusters,
+    open_database,
+    signals_of,
+)
+from measures import top_k_measures
+from protocols import (
+    Outcome,
+    Task,
+    category_task,
+    has_items,
+    item_tasks,
+    of_gallery,
+    query_features,
+    run_task,
+)
+from report import Table, write_report
+from utils import UserError, run_script, sha256_of
 
-BLOCK = 256  # queries at once
-
-
-def average_precision(hits: np.ndarray) -> np.ndarray:
-    """Average precision of ranked lists.
-
-    Parameters
-    ----------
-    hits : Q x N, bool; whether the answer of each rank is right
-
-    Returns
-    -------
-    Q, float64: the mean, over the right answers, of the precision at their ranks; 0 without any.
-    """
-    precision = hits.cumsum(1) / np.arange(1, hits.shape[1] + 1)
-    return (precision * hits).sum(1) / np.maximum(hits.sum(1), 1)
-
-
-def measure(
-    engine: ExactEngine, queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray
-) -> dict[str, float]:
-    """Rank a gallery for every query and count the right answers.
-
-    Parameters
-    ----------
-    engine : over the whole collection
-    queries, gallery : rows of the collection; a query that is in the gallery does not answer itself
-    labels : N, what makes an answer right: category or item
-
-    Returns
-    -------
-    p@1, p@10 (shares of right answers among the first 1 and 10), recall@10 (share of queries with
-    a right one among the first 10), map (mean average precision), and chance (p@1 of a random
-    order), each over the queries and in 0 to 1.
-    """
-    features = [signal.features for signal in engine.signals]
-    sums = dict.fromkeys(("p@1", "p@10", "recall@10", "map", "chance"), 0.0)
-    for start in range(0, len(queries), BLOCK):
-        block = queries[start : start + BLOCK]
-        distances = engine.distances([f[block] for f in features], gallery)
-        itself = block[:, None] == gallery
-        distances[itself] = np.inf
-        order = np.argsort(distances, axis=1, kind="stable")
-        right = (labels[gallery] == labels[block][:, None]) & ~itself
-        hits = np.take_along_axis(right, order, axis=1)
-        answers = (~itself).sum(1)
-        sums["p@1"] += hits[:, 0].sum()
-        sums["p@10"] += (hits[:, :10].sum(1) / np.minimum(answers, 10)).sum()
-        sums["recall@10"] += hits[:, :10].any(1).sum()
-        sums["map"] += average_precision(hits).sum()
-        sums["chance"] += (right.sum(1) / answers).sum()
-    return {name: float(value / len(queries)) for name, value in sums.items()}
+MAIN = ("category", "item")  # tasks; the others are parts of them
+PROTOCOLS = ("inshop", "category", "folder")
 
 
-def evaluate(
-    base: Path,
-    metrics: tuple[str, str],
-    color_weight: float,
-    val_share: float,
-) -> dict[str, dict[str, float]]:
-    """Measure a feature database by category and, where there are items, by item.
-
-    Returns
-    -------
-    For "category" and "item" the figures of `measure`, and the number of queries.
+def tasks_of(
+    database: FeatureDatabase, protocol: str, val_share: float, partition: str | None
+) -> list[Task]:
+    """The tasks of a protocol, the main one first.
 
     Raises
     ------
-    UserError : no feature database, no annotation, or no held-out picture in the database
+    UserError : there is nothing to ask with
     """
-    database = open_database(base)
-    engine = ExactEngine(signals_of(database, metrics, color_weight))
-    labelled = read_labelled(base, len(database.category_names), val_share)
-    parts = set(labelled.partitions.tolist())
-    held = labelled.in_partition("test" if "test" in parts else "val")
-    rows = align(held.paths, database.paths)
-    rows = np.sort(rows[rows >= 0])
-    results = {}
-    if len(rows) > 1:
-        figures = measure(engine, rows, rows, database.categories)
-        results["category"] = {"queries": len(rows), **figures}
-    if inshop_list(base) is not None:
-        inshop = read_inshop(base)
-        place = align(database.paths, inshop.paths)
-        items = np.where(place >= 0, inshop.items[place], "")
-        part = np.where(place >= 0, inshop.partitions[place], "")
-        queries, gallery = np.flatnonzero(part == "query"), np.flatnonzero(part == "gallery")
-        if len(queries) and len(gallery):
-            figures = measure(engine, queries, gallery, items)
-            results["item"] = {"queries": len(queries), **figures}
-    if not results:
-        raise UserError(f"{base}: the feature database holds no val or test picture to ask with")
-    return results
+    base = database.base
+    tasks: list[Task] = []
+    if protocol != "inshop":
+        task = category_task(database, base, val_share, partition)
+        tasks += [task] if task else []
+    if protocol == "inshop" or (protocol == "folder" and has_items(base)):
+        tasks += item_tasks(database, base)
+    if not tasks:
+        raise UserError(
+            f"{base}: the feature database holds nothing that --protocol {protocol} could ask;"
+            " see `python data.py check`"
+        )
+    return tasks
 
 
-def print_table(now: dict[str, Any], before: dict[str, Any] | None) -> None:
-    """The figures in percent, beside earlier ones where there are any."""
-    print(f"{'':26}{'before':>9}{'now':>9}" if before else f"{'':26}{'':>9}{'now':>9}", end="")
-    print(f"{'chance':>9}")
-    names = {"p@1": "first answer right", "p@10": "right among first 10", "map": "mAP"}
-    for kind, figures in now.items():
-        print(f"right {kind}, {figures['queries']:,} queries")
-        shown = names if kind == "category" else {**names, "recall@10": "one of first 10 right"}
-        for key, name in shown.items():
-            old = before.get(kind, {}).get(key) if before else None
-            was = f"{old:9.1%}" if old is not None else " " * 9
-            chance = f"{figures['chance']:9.1%}" if key in {"p@1", "p@10"} else ""
-            print(f"  {name:<24}{was}{figures[key]:9.1%}{chance}")
+def engine_of(
+    kind: str,
+    signals: Sequence[Signal],
+    gallery: np.ndarray,
+    clusters: Clusters | None,
+    nprobe: int,
+) -> Engine:
+    """An engine over a gallery, exact or k-means with `nprobe` of the database's clusters."""
+    narrowed = of_gallery(signals, gallery)
+    if kind == "exact" or clusters is None:
+        return ExactEngine(narrowed)
+    return KMeansEngine(narrowed, replace(clusters, labels=clusters.labels[gallery]), nprobe)
+
+
+def with_classifier(database: FeatureDatabase, outcome: Outcome) -> Outcome:
+    """The outcome with the top-1, top-3 and top-5 accuracy of the first model's classifier.
+
+    The logits are made from the stored embeddings. A category that the classifier was not trained
+    on counts as wrong.
+    """
+    rows = outcome.task.queries
+    with np.load(database.base / CLASSIFIER, allow_pickle=False) as file:
+        logits = database.deep[0][rows] @ file["weight"].T + file["bias"]
+    trained = database.info["models"][0]["network"]["categories"]
+    number = {name: i for i, name in enumerate(trained)}
+    targets = np.array([number.get(database.category(row), -1) for row in rows.tolist()])
+    return replace(outcome, values={**outcome.values, **top_k_measures(logits, targets)})
+
+
+def as_json(facts: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The figures of the main tasks at the top level, those of all tasks below "parts"."""
+    parts: dict[str, Any] = {}
+    top: dict[str, Any] = {}
+    for outcome in outcomes:
+        task = outcome.task
+        counts = {"queries": len(task.queries), "gallery": len(task.gallery)}
+        cells = {name: figure.as_json() for name, figure in outcome.figures().items()}
+        parts[task.name] = {**counts, "chance": outcome.chance, **cells}
+        if task.name in MAIN:
+            top |= cells
+    return {**facts, **top, "parts": parts}
+
+
+def print_table(record: dict[str, Any], before: dict[str, Any] | None) -> None:
+    """The figures in percent with their intervals, beside earlier ones where there are any."""
+    print(f"{record['engine']}, {record['distance']}")
+    for name, part in record["parts"].items():
+        print(f"\nright {name}: {part['queries']:,} queries, {part['gallery']:,} in the gallery")
+        old = (before or {}).get("parts", {}).get(name, {})
+        head = f"  {'':<12}{'before':>9}" if before else f"  {'':<12}"
+        print(f"{head}{'now':>9}{'95% interval':>19}{'chance':>9}")
+        for key, figure in part.items():
+            if not isinstance(figure, dict):
+                continue
+            was = f"{old[key]['value']:9.2%}" if key in old else " " * 9
+            low, high = figure["ci95"]
+            chance = f"{part['chance']:9.2%}" if key in {"p@1", "recall@1"} else ""
+            print(
+                f"  {key:<12}{was if before else ''}{figure['value']:9.2%}"
+                f"{f'{low:.2%} to {high:.2%}':>19}{chance}"
+            )
+
+
+def print_plain(table: Table) -> None:
+    """A table of the report on the terminal."""
+    widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
+    print(f"\n{table.title}")
+    for row in (table.header, *table.rows):
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        print("  " + "  ".join([row[0].ljust(widths[0]), *cells]))
+    if table.note:
+        print(f"  {table.note}")
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--protocol", choices=PROTOCOLS, default="folder", help="see above (default: folder)")
+    add("--engine", choices=("exact", "kmeans"), default="exact", help="default: exact")
+    add(
+        "--partition",
+        choices=("train", "val", "test", "all"),
+        help="of the category protocol (default: test, or val where there is no test part)",
+    )
+    add("--json", action="store_true", help="print the figures as JSON")
+    add("--report", type=Path, metavar="FILE", help="write them as an HTML page with pictures")
+    add(
         "--against",
         type=Path,
         metavar="FILE",
         help="show earlier figures beside these, from a file that --json was written to",
     )
+    add("--gains", action="store_true", help="measure every query-time gain and every signal, too")
+    add(
+        "--fit-weights",
+        action="store_true",
+        help="find the weights of the signals on held-out training pictures, and nothing else",
+    )
+
+
+def _earlier(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--against {path}: {error}") from None
+    if not isinstance(record, dict) or "parts" not in record:
+        raise UserError(f"--against {path}: not written by evaluate.py --json")
+    return record
+
+
+def _facts(config: Config, database: FeatureDatabase, args: argparse.Namespace) -> dict[str, Any]:
+    """What was measured, and with which model and data: for JSON and the report."""
+    info = database.info
+    return {
+        "protocol": args.protocol,
+        "engine": args.engine if args.engine == "exact" else f"kmeans, nprobe {config.NPROBE}",
+        "date": time.strftime("%Y-%m-%d"),
+        "models": [{key: m[key] for key in ("file", "sha256")} for m in info["models"]],
+        "features": sha256_of(database.base / DEEP),
+        "pictures": info["pictures"],
+        "settings": info["settings"],
+    }
+
+
+def _digest(database: FeatureDatabase, tasks: Sequence[Task]) -> str:
+    """SHA-256 of what is asked and of what is right, whatever the features are."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        for rows in (task.queries, task.gallery):
+            lines = [f"{database.paths[row]} {task.labels[row]}" for row in rows.tolist()]
+            digest.update("\n".join([task.name, *lines, ""]).encode())
+    return digest.hexdigest()
+
+
+def _shown(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The facts in words, for the report."""
+    shown = []
+    for name, value in facts.items():
+        if name == "models":
+            value = "; ".join(f"{model['file']}, SHA-256 {model['sha256']}" for model in value)
+        elif name == "settings":
+            value = ", ".join(f"{key} {setting}" for key, setting in value.items())
+        elif name in {"features", "data"}:
+            value = f"SHA-256 {value}"
+        shown.append((name, str(value)))
+    return shown
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse_args(argv, __doc__ or "", ("data set", "ranking"), _arguments)
-    before = None
-    if args.against:
-        try:
-            before = json.loads(args.against.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"--against {args.against}: {error}") from None
-    results = evaluate(
-        config.DATASET_BASE, config.DISTANCE_METRIC, config.COLOR_WEIGHT, config.VAL_SHARE
+    before = _earlier(args.against)
+    database = open_database(config.DATASET_BASE)
+    signals = signals_of(
+        database,
+        config.DISTANCE_METRIC,
+        config.MODEL_WEIGHTS,
+        config.COLOR_WEIGHT,
+        config.PALETTE_WEIGHT,
     )
+    if args.fit_weights:
+        from fit import fit_weights  # it reads what only training reads
+
+        fit_weights(database, signals, config.VAL_SHARE)
+        return
+    clusters = open_clusters(database) if args.engine == "kmeans" else None
+    outcomes, tables = [], []
+    tasks = tasks_of(database, args.protocol, config.VAL_SHARE, args.partition)
+    for task in tasks:
+        engine = engine_of(args.engine, signals, task.gallery, clusters, config.NPROBE)
+        outcome = run_task(task, engine, query_features(task, signals))
+        by_category = task.name == "category"
+        outcomes.append(with_classifier(database, outcome) if by_category else outcome)
+        if args.gains and task.name in MAIN:
+            tables += [
+                gains_table(outcome, engine, signals, database.plain),
+                signals_table(task, signals),
+            ]
+    facts = {
+        **_facts(config, database, args),
+        "data": _digest(database, tasks),
+        "distance": describe_distance(signals),
+    }
+    record = as_json(facts, outcomes)
     if args.json:
-        print(json.dumps(results, indent=1))
+        print(json.dumps(record, indent=1))
     else:
-        print_table(results, before)
+        print_table(record, before)
+        for table in tables:
+            print_plain(table)
+    if args.report:
+        shown = [(name, str(value)) for name, value in facts.items()]
+        write_report(
+            args.report, f"Evaluation of {database.base}", shown, outcomes, database, tables
+        )
+        print(args.report, file=sys.stderr if args.json else sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Send every picture of the data set through the network: the feature database.
 
-Writes all_feat.npy, all_color_feat.npy, all_category.npy, all_feat.list and all_feat.json below
-DATASET_BASE. A run that was stopped goes on where it was; exit status 1 says that pictures were
-skipped.
+Writes all_feat.npy (all_feat_2.npy ... of further models), all_color_feat.npy,
+all_palette_feat.npy, all_category.npy, all_item.npy, all_classifier.npz, all_feat.list and
+all_feat.json below DATASET_BASE. A run that was stopped goes on where it was; exit status 1 says
+that pictures were skipped.
 """
 
 import hashlib
@@ -22,18 +23,23 @@ from torch.utils.data import Dataset, Subset
 
 from annotations import Pictures
 from collection import read_collection
-from config import parse_args
+from color import PALETTE_BINS, color_features
+from command_line import parse_args
 from data import PictureDataset, eval_transform, make_loader
-from index import CATEGORY, COLOR, DEEP, INFO, LIST
-from net import (
-    FeatureNet,
-    Network,
-    amp_type,
-    extract_features,
-    find_model,
-    load_net,
-    pick_device,
+from device import amp_type, pick_device
+from index import (
+    CATEGORY,
+    CLASSIFIER,
+    COLOR,
+    DEEP,
+    INFO,
+    ITEM,
+    LIST,
+    PALETTE,
+    deep_file,
+    plain_file,
 )
+from net import EmbeddingNet, FeatureNet, Network, extract_features, find_model, load_net
 from utils import PictureError, UserError, atomic_write, progress_bar, run_script, sha256_of
 
 SAVE_SECONDS = 10.0  # of work that a kill may cost
@@ -63,25 +69,26 @@ class Readable(Dataset[tuple[Tensor, str]]):
 
 
 class PartialFeatures:
-    """The features of an unfinished extraction, in a hidden folder; they survive a kill.
+    """The features of one model's unfinished extraction, in a hidden folder; they survive a kill.
 
     Parameters
     ----------
     folder : where they lie
     key : what the extraction depends on; features found there under another key are dropped
-    count, dim, color_dim : N, D and 3T
+    count : number of pictures N
+    widths : of each matrix, by its file's name
     """
 
-    def __init__(self, folder: Path, key: str, count: int, dim: int, color_dim: int) -> None:
+    def __init__(self, folder: Path, key: str, count: int, widths: dict[str, int]) -> None:
         self.folder = folder
         self.key = key
         self.done = 0
         self.errors: dict[int, str] = {}
-        shapes = {DEEP: (count, dim), COLOR: (count, color_dim)}
+        shapes = {name: (count, width) for name, width in widths.items()}
         state = self._read_state()
         if state:
             try:
-                self.deep, self.color = (_matrix(folder / n, "r+", s) for n, s in shapes.items())
+                self.matrices = {n: _matrix(folder / n, "r+", s) for n, s in shapes.items()}
             except (OSError, ValueError):
                 state = None
         if state:
@@ -90,7 +97,7 @@ class PartialFeatures:
         else:
             self.remove()
             folder.mkdir(parents=True)
-            self.deep, self.color = (_matrix(folder / n, "w+", s) for n, s in shapes.items())
+            self.matrices = {n: _matrix(folder / n, "w+", s) for n, s in shapes.items()}
 
     def _read_state(self) -> dict[str, Any] | None:
         try:
@@ -99,17 +106,18 @@ class PartialFeatures:
             return None
         return state if state.get("key") == self.key else None
 
-    def append(self, deep: np.ndarray, color: np.ndarray, errors: Sequence[str]) -> None:
-        """Add the features of the next pictures."""
-        rows = slice(self.done, self.done + len(deep))
-        self.deep[rows], self.color[rows] = deep, color
+    def append(self, features: Sequence[np.ndarray], errors: Sequence[str]) -> None:
+        """Add the features of the next pictures, one array a matrix."""
+        rows = slice(self.done, self.done + len(errors))
+        for matrix, feature in zip(self.matrices.values(), features, strict=True):
+            matrix[rows] = feature
         self.errors |= {self.done + i: reason for i, reason in enumerate(errors) if reason}
-        self.done += len(deep)
+        self.done += len(errors)
 
     def save(self) -> None:
         """Make what was added survive: first the features, then the word that they are there."""
-        self.deep.flush()
-        self.color.flush()
+        for matrix in self.matrices.values():
+            matrix.flush()
         state = {"key": self.key, "done": self.done, "errors": self.errors}
         with atomic_write(self.folder / "state.json") as part:
             part.write_text(json.dumps(state), "utf-8")
@@ -129,31 +137,51 @@ def _matrix(path: Path, mode: Any, shape: tuple[int, int]) -> np.memmap:
 
 
 def write_database(
-    base: Path, pictures: Pictures, partial: PartialFeatures, facts: dict[str, Any]
+    base: Path,
+    pictures: Pictures,
+    partials: Sequence[PartialFeatures],
+    net: EmbeddingNet,
+    facts: dict[str, Any],
 ) -> None:
     """Write the files of the feature database, without the rows of unreadable pictures.
 
     all_feat.json goes first and comes last: without it the other files are no database, so that
     old and new ones are never read together.
+
+    Parameters
+    ----------
+    base : DATASET_BASE
+    pictures : the table
+    partials : the finished extraction of each model
+    net : the first model, whose classifier is written
+    facts : for all_feat.json
     """
-    kept = np.setdiff1d(np.arange(len(pictures)), list(partial.errors))
+    unreadable = sorted(set().union(*(partial.errors for partial in partials)))
+    kept = np.setdiff1d(np.arange(len(pictures)), unreadable)
     (base / INFO).unlink(missing_ok=True)
+    for old in [*base.glob("all_feat_*.npy"), *base.glob("all_plain_feat_*"), base / PALETTE]:
+        old.unlink(missing_ok=True)
     hashes = {}
-    for name, source in ((DEEP, partial.deep), (COLOR, partial.color)):
+    for name, source in [pair for partial in partials for pair in partial.matrices.items()]:
         with atomic_write(base / name) as part:
             target = _matrix(part, "w+", (len(kept), source.shape[1]))
             for start in range(0, len(kept), 8192):
                 target[start : start + 8192] = source[kept[start : start + 8192]]
             target.flush()
         hashes[name] = sha256_of(base / name)
-    with atomic_write(base / CATEGORY) as part, open(part, "wb") as file:
-        np.save(file, pictures.categories[kept])
+    weight, bias = (tensor.cpu().numpy() for tensor in net.classifier())
+    arrays = {CATEGORY: pictures.categories[kept], ITEM: pictures.items[kept].astype(str)}
+    for name, array in arrays.items():
+        with atomic_write(base / name) as part, open(part, "wb") as file:
+            np.save(file, array)
+    with atomic_write(base / CLASSIFIER) as part, open(part, "wb") as file:
+        np.savez(file, weight=weight, bias=bias)
     with atomic_write(base / LIST) as part:
         part.write_text("".join(pictures.paths[row] + "\n" for row in kept), "utf-8")
     info = {
         **facts,
         "pictures": len(kept),
-        "skipped": [pictures.paths[row] for row in sorted(partial.errors)],
+        "skipped": [pictures.paths[row] for row in unreadable],
         "category_names": pictures.category_names,
         "sha256": hashes,
     }
@@ -169,6 +197,30 @@ def _key(facts: dict[str, Any], pictures: Pictures) -> str:
     return digest.hexdigest()
 
 
+def extract(
+    net: FeatureNet,
+    dataset: Readable,
+    partial: PartialFeatures,
+    device: torch.device,
+    amp: torch.dtype | None,
+    workers: int,
+    batch_size: int,
+) -> float:
+    """Send the pictures that are not yet done through a network; returns the seconds it took."""
+    rest = Subset(dataset, range(partial.done, len(dataset)))
+    loader = make_loader(rest, workers, device.type == "cuda", batch_size=batch_size)
+    start = saved = time.perf_counter()
+    with progress_bar(len(dataset), "extracting", "picture", partial.done) as bar:
+        for images, errors in loader:
+            partial.append(extract_features(net, images, device, amp), errors)
+            bar.update(len(images))
+            if time.perf_counter() - saved > SAVE_SECONDS:
+                partial.save()
+                saved = time.perf_counter()
+    partial.save()
+    return time.perf_counter() - start
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     uses = ("data set", "feature database", "network", "machine")
     config, _ = parse_args(argv, __doc__ or "", uses)
@@ -178,7 +230,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures = read_collection(
         base, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE
     )
-    model = find_model(base, config.DUMPED_MODEL)
     bare = Network(
         config.BACKBONE,
         config.INTER_DIM,
@@ -186,61 +237,68 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.IMG_SIZE,
         config.CROP_SIZE,
     )
-    net, network = load_net(model, bare)
-    features = FeatureNet(net, config.COLOR_TOP_N).eval()
-    features = features.to(device, memory_format=torch.channels_last)
-    facts = {
-        "model": {"file": config.DUMPED_MODEL, "sha256": sha256_of(model)},
-        "network": asdict(network),
-        "settings": {
-            "COLOR_TOP_N": config.COLOR_TOP_N,
-            "CROP_TO_BBOX": config.CROP_TO_BBOX,
-            "EXTRACT_BATCH_SIZE": config.EXTRACT_BATCH_SIZE,
-            "AMP": str(amp or torch.float32).removeprefix("torch."),
-            "DEVICE": device.type,
-        },
+    settings = {
+        "COLOR_TOP_N": config.COLOR_TOP_N,
+        "PALETTE": config.PALETTE,
+        "FLIP": config.FLIP,
+        "CROP_TO_BBOX": config.CROP_TO_BBOX,
+        "EXTRACT_BATCH_SIZE": config.EXTRACT_BATCH_SIZE,
+        "AMP": str(amp or torch.float32).removeprefix("torch."),
+        "DEVICE": device.type,
     }
-    partial = PartialFeatures(
-        base / ".extract",
-        _key(facts, pictures),
-        len(pictures),
-        net.fc2.in_features,
-        3 * config.COLOR_TOP_N,
-    )
-    transform = eval_transform(network.img_size, network.crop_size)
-    dataset = Readable(
-        PictureDataset(base, pictures, transform, config.CROP_TO_BBOX), network.crop_size
-    )
-    rest = Subset(dataset, range(partial.done, len(pictures)))
-    loader = make_loader(
-        rest, config.NUM_WORKERS, device.type == "cuda", batch_size=config.EXTRACT_BATCH_SIZE
-    )
-    resumed = f", going on from {partial.done:,}" if partial.done else ""
-    print(f"{len(pictures):,} pictures, {model} on {device}{resumed}", flush=True)
-
-    start = saved = time.perf_counter()
-    with progress_bar(len(pictures), "extracting", "picture", partial.done) as bar:
-        for images, errors in loader:
-            partial.append(*extract_features(features, images, device, amp), errors)
-            bar.update(len(images))
-            if time.perf_counter() - saved > SAVE_SECONDS:
-                partial.save()
-                saved = time.perf_counter()
-    partial.save()
-    seconds = time.perf_counter() - start
-    if len(partial.errors) == len(pictures):
+    names = config.MODELS or (config.DUMPED_MODEL,)
+    models = [find_model(base, name) for name in names]
+    loaded = [load_net(model, bare) for model in models]
+    records = [
+        {"file": name, "sha256": sha256_of(model), "network": asdict(network)}
+        for name, model, (_, network) in zip(names, models, loaded, strict=True)
+    ]
+    partials: list[PartialFeatures] = []
+    seconds, fresh = 0.0, 0
+    for number, (model, (net, network)) in enumerate(zip(models, loaded, strict=True)):
+        features = FeatureNet(
+            net, color_features(settings) if not number else [], config.FLIP, plain=True
+        )
+        features = features.eval().to(device, memory_format=torch.channels_last)
+        widths = {deep_file(number): net.fc2.in_features}
+        if not number:
+            widths |= {COLOR: 3 * config.COLOR_TOP_N}
+            widths |= {PALETTE: PALETTE_BINS**3} if config.PALETTE else {}
+        if config.FLIP:
+            widths[plain_file(number)] = net.fc2.in_features
+        partial = PartialFeatures(
+            base / f".extract_{number + 1}",
+            _key({**settings, **records[number]}, pictures),
+            len(pictures),
+            widths,
+        )
+        resumed = f", going on from {partial.done:,}" if partial.done else ""
+        print(f"{len(pictures):,} pictures, {model} on {device}{resumed}", flush=True)
+        transform = eval_transform(network.img_size, network.crop_size)
+        dataset = PictureDataset(base, pictures, transform, config.CROP_TO_BBOX)
+        readable = Readable(dataset, network.crop_size)
+        fresh += len(pictures) - partial.done
+        seconds += extract(
+            features, readable, partial, device, amp, config.NUM_WORKERS, config.EXTRACT_BATCH_SIZE
+        )
+        partials.append(partial)
+    errors = partials[0].errors
+    if len(errors) == len(pictures):
+        for partial in partials:
+            partial.remove()
+        raise UserError(f"{base}: no picture can be read: {errors[0]}")
+    facts = {"models": records, "settings": settings}
+    write_database(base, pictures, partials, loaded[0][0], facts)
+    for partial in partials:
         partial.remove()
-        raise UserError(f"{base}: no picture can be read: {partial.errors[0]}")
-    write_database(base, pictures, partial, facts)
-    partial.remove()
 
-    speed = len(rest) / seconds if seconds else 0.0
-    count = len(pictures) - len(partial.errors)
+    speed = fresh / seconds if seconds else 0.0
+    count = len(pictures) - len(errors)
     print(f"{count:,} pictures in {base / DEEP}: {seconds:.1f} s, {speed:.1f} pictures/s")
-    if not partial.errors:
+    if not errors:
         return 0
-    print(f"{len(partial.errors):,} pictures were skipped:", file=sys.stderr)
-    for _, reason in sorted(partial.errors.items()):
+    print(f"{len(errors):,} pictures were skipped:", file=sys.stderr)
+    for _, reason in sorted(errors.items()):
         print(f"  {reason}", file=sys.stderr)
     return 1
 

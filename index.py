@@ -1,7 +1,7 @@
 """The feature database on disk, and the engines that rank it.
 
-The distance of a picture to a query is the weighted sum of its signals:
-d = metric0(deep) + COLOR_WEIGHT * metric1(colour), smaller is nearer.
+The distance of a picture to a query is the weighted sum of its signals, smaller is nearer:
+d = metric0(deep) + COLOR_WEIGHT * metric1(colour), and a deep term for each further model.
 """
 
 import json
@@ -16,8 +16,9 @@ from scipy.spatial.distance import cdist
 
 from utils import UserError, atomic_write
 
-DEEP, COLOR = "all_feat.npy", "all_color_feat.npy"
-CATEGORY = "all_category.npy"
+DEEP, COLOR, PALETTE = "all_feat.npy", "all_color_feat.npy", "all_palette_feat.npy"
+CATEGORY, ITEM = "all_category.npy", "all_item.npy"
+CLASSIFIER = "all_classifier.npz"
 LIST, INFO = "all_feat.list", "all_feat.json"
 CLUSTERS = "models/kmeans.m"
 BLOCK = 8192  # rows a call of cdist, which copies them to float64
@@ -30,20 +31,26 @@ class FeatureDatabase:
     Attributes
     ----------
     base : DATASET_BASE
-    deep : N x D, float32, the embeddings
+    deep : of each model, N x D, float32, the embeddings
     color : N x 3T, float32, the colour features
+    palette : N x 512, float32, the palettes; None where the database has none
+    plain : as `deep`, without the mirror images that are in it; empty where none are
     paths : N paths relative to `base`
     categories : N, int16; index into `category_names`, -1 where unknown
     category_names : names of the categories
-    info : all_feat.json: the model and the settings that made the features, counts, hashes
+    items : N, str; the garment's id, "" where unknown
+    info : all_feat.json: the models and the settings that made the features, counts, hashes
     """
 
     base: Path
-    deep: np.ndarray
+    deep: tuple[np.ndarray, ...]
     color: np.ndarray
+    palette: np.ndarray | None
+    plain: tuple[np.ndarray, ...]
     paths: list[str]
     categories: np.ndarray
     category_names: list[str]
+    items: np.ndarray
     info: dict[str, Any]
 
     def category(self, row: int) -> str:
@@ -68,6 +75,16 @@ class FeatureDatabase:
         return rows
 
 
+def deep_file(number: int) -> str:
+    """Name of the matrix of the model with this number, from 0."""
+    return f"all_feat_{number + 1}.npy" if number else DEEP
+
+
+def plain_file(number: int) -> str:
+    """Name of the model's matrix without mirror images, which `FLIP` adds to measure its gain."""
+    return f"all_plain_feat_{number + 1}.npy"
+
+
 def open_database(base: Path) -> FeatureDatabase:
     """Open the feature database of a data set.
 
@@ -80,23 +97,39 @@ def open_database(base: Path) -> FeatureDatabase:
         raise UserError(f"{base}: no feature database ({INFO}); {again}")
     try:
         info = json.loads((base / INFO).read_text("utf-8"))
-        deep, color, categories = (
-            np.load(base / name, mmap_mode="r", allow_pickle=False)
-            for name in (DEEP, COLOR, CATEGORY)
-        )
-        paths = (base / LIST).read_text("utf-8").split("\n")[:-1]
-        count, names, _ = info["pictures"], info["category_names"], info["sha256"][DEEP]
+        models = range(len(info["models"]))
+        deep = [deep_file(number) for number in models]
+        plain = [plain_file(number) for number in models] if info["settings"]["FLIP"] else []
+        names = [*deep, *plain, COLOR] + [PALETTE] * info["settings"]["PALETTE"]
+        columns: dict[str, Any] = {
+            name: np.load(base / name, mmap_mode="r", allow_pickle=False)
+            for name in (*names, CATEGORY, ITEM)
+        }
+        columns[LIST] = (base / LIST).read_text("utf-8").split("\n")[:-1]
+        count, category_names, _ = info["pictures"], info["category_names"], info["sha256"][DEEP]
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"{base}: the feature database is damaged ({error}); {again}") from None
-    if (deep.dtype, color.dtype) != (np.float32, np.float32) or (deep.ndim, color.ndim) != (2, 2):
-        raise UserError(f"{base}: {DEEP} and {COLOR} must be two float32 matrices; {again}")
-    if categories.ndim != 1:
-        raise UserError(f"{base}: {CATEGORY} must be a vector; {again}")
-    lengths = {DEEP: len(deep), COLOR: len(color), CATEGORY: len(categories), LIST: len(paths)}
-    for name, length in lengths.items():
-        if length != count:
-            raise UserError(f"{base / name}: has {length} rows, {INFO} says {count}; {again}")
-    return FeatureDatabase(base, deep, color, paths, categories, names, info)
+    for name in names:
+        if columns[name].dtype != np.float32 or columns[name].ndim != 2:
+            raise UserError(f"{base / name}: must be a float32 matrix; {again}")
+    for name in (CATEGORY, ITEM):
+        if columns[name].ndim != 1:
+            raise UserError(f"{base / name}: must be a vector; {again}")
+    for name, column in columns.items():
+        if len(column) != count:
+            raise UserError(f"{base / name}: has {len(column)} rows, {INFO} says {count}; {again}")
+    return FeatureDatabase(
+        base=base,
+        deep=tuple(columns[name] for name in deep),
+        color=columns[COLOR],
+        palette=columns.get(PALETTE),
+        plain=tuple(columns[name] for name in plain),
+        paths=columns[LIST],
+        categories=columns[CATEGORY],
+        category_names=category_names,
+        items=columns[ITEM],
+        info=info,
+    )
 
 
 @dataclass(frozen=True)
@@ -105,7 +138,7 @@ class Signal:
 
     Attributes
     ----------
-    name : for the answer's parts, as in "deep" and "color"
+    name : for the answer's parts: deep, deep_2 (of a second model) ..., color, palette
     features : N x D, the collection
     metric : of scipy.spatial.distance.cdist
     weight : factor of the metric's value
@@ -131,18 +164,46 @@ class Signal:
 
 
 def signals_of(
-    database: FeatureDatabase, metrics: tuple[str, str], color_weight: float
+    database: FeatureDatabase,
+    metrics: tuple[str, str],
+    model_weights: Sequence[float],
+    color_weight: float,
+    palette_weight: float,
 ) -> list[Signal]:
-    """The deep and the colour signal of a feature database."""
-    return [
-        Signal("deep", database.deep, metrics[0], 1.0),
-        Signal("color", database.color, metrics[1], color_weight),
+    """The signals of a feature database: a deep one for each model, colour, and palette.
+
+    Parameters
+    ----------
+    database : the features
+    metrics : of the deep signals, and of colour and palette
+    model_weights : of each model; empty for 1 each
+    color_weight, palette_weight : of the colour signals
+
+    Raises
+    ------
+    UserError : another number of weights than of models
+    """
+    models = len(database.deep)
+    weights = list(model_weights) or [1.0] * models
+    if len(weights) != models:
+        raise UserError(
+            f"MODEL_WEIGHTS has {len(weights)} weights, the feature database {models}"
+            f" model{'s' if models > 1 else ''}"
+        )
+    names = [f"deep_{number + 1}" if number else "deep" for number in range(models)]
+    deep = [
+        Signal(name, features, metrics[0], weight)
+        for name, features, weight in zip(names, database.deep, weights, strict=True)
     ]
+    signals = [*deep, Signal("color", database.color, metrics[1], color_weight)]
+    if database.palette is not None:
+        signals.append(Signal("palette", database.palette, metrics[1], palette_weight))
+    return signals
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to one query, nearest first.
+    """The answer to one query, nearest first unless it is re-ranked.
 
     Attributes
     ----------
@@ -204,26 +265,36 @@ class ExactEngine:
         """See `Engine.search`."""
         answers = []
         for i in range(len(queries[0])):
-            query = [features[i : i + 1] for features in queries]
-            distances = self.distances(query, rows)[0]
+            parts = self.parts([features[i : i + 1] for features in queries], rows)[:, 0]
+            distances = self._weighted(parts)
             places = nearest(distances, k)
             found = places if rows is None else rows[places]
-            parts = [s.distances(q, found)[0] for s, q in zip(self.signals, query, strict=True)]
-            answers.append(Answer(found, distances[places], np.stack(parts, axis=1)))
+            answers.append(Answer(found, distances[places], parts[:, places].T))
         return answers
 
     def distances(
         self, queries: Sequence[np.ndarray], rows: np.ndarray | None = None
     ) -> np.ndarray:
         """Distances of Q queries to the collection, or to some rows of it: Q x N, float64."""
+        return self._weighted(self.parts(queries, rows))
+
+    def parts(self, queries: Sequence[np.ndarray], rows: np.ndarray | None = None) -> np.ndarray:
+        """The value of each signal's metric, before its weight: S x Q x N, float64."""
         count = len(self.signals[0].features) if rows is None else len(rows)
-        total = np.zeros((len(queries[0]), count))
+        parts = np.empty((len(self.signals), len(queries[0]), count))
         for start in range(0, count, BLOCK):
             block = slice(start, min(start + BLOCK, count))
             chosen = block if rows is None else rows[block]
-            for signal, query in zip(self.signals, queries, strict=True):
-                if signal.weight:
-                    total[:, block] += signal.weight * signal.distances(query, chosen)
+            for i, (signal, query) in enumerate(zip(self.signals, queries, strict=True)):
+                parts[i][:, block] = signal.distances(query, chosen)
+        return parts
+
+    def _weighted(self, parts: np.ndarray) -> np.ndarray:
+        """The weighted sum over the signals; one of weight 0 takes no part, be it NaN."""
+        total = np.zeros(parts.shape[1:])
+        for signal, part in zip(self.signals, parts, strict=True):
+            if signal.weight:
+                total += signal.weight * part
         return total
 
 

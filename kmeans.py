@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.cluster import KMeans
 
-from config import parse_args
+from command_line import parse_args
 from index import (
     DEEP,
     Clusters,
@@ -92,11 +92,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{config.DATASET_BASE / DEEP}: not the features that all_feat.json describes;"
             f" run: python feature_extractor.py --dataset-base {config.DATASET_BASE}"
         )
-    signals = signals_of(database, config.DISTANCE_METRIC, config.COLOR_WEIGHT)
+    signals = signals_of(
+        database,
+        config.DISTANCE_METRIC,
+        config.MODEL_WEIGHTS,
+        config.COLOR_WEIGHT,
+        config.PALETTE_WEIGHT,
+    )
     normalised = signals[0].metric == "cosine"
 
     start = time.perf_counter()
-    features = np.array(database.deep)
+    features = np.array(database.deep[0])
     features = unit_rows(features) if normalised else features
     centroids, labels = cluster(features, config.N_CLUSTERS, config.SEED)
     seconds = time.perf_counter() - start

@@ -1,6 +1,6 @@
-"""The embedding network, the colour feature, and the checkpoints they come from."""
+"""The embedding network and the checkpoints it comes from."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import WeightsError, build_backbone, load_fitting, require_loaded
+from device import autocast
 from utils import UserError, atomic_write
+
+LENGTH = 10.0  # of a normalised embedding: its distances then compare with those of 2018
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,12 @@ class Network:
     Attributes
     ----------
     backbone : a torchvision classification model, or timm/NAME
-    inter_dim : length of the embedding; 0 for the pooled conv map itself
+    inter_dim : length D of the embedding; 0 for the pooled conv map itself
     categories : names of the categories, in the order of the logits
     img_size : short side in px that pictures are scaled to
     crop_size : side in px of the square cut from their middle, the input
+    pooling : avg, avgmax (their sum) or gem
+    normalised : the embedding lies on a sphere, see `EmbeddingNet`
     """
 
     backbone: str
@@ -32,26 +37,75 @@ class Network:
     categories: list[str]
     img_size: int
     crop_size: int
+    pooling: str = "avg"
+    normalised: bool = False
+
+
+class GeM(nn.Module):
+    """Generalised mean of each channel, its power trained (Radenovic et al., TPAMI 2019)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, conv_map: Tensor) -> Tensor:
+        """N x C x h x w -> N x C."""
+        return conv_map.clamp(min=1e-6).pow(self.p).mean((2, 3)).pow(1 / self.p)
+
+
+class Average(nn.Module):
+    """Mean of each channel, plus its maximum where `with_maximum`."""
+
+    def __init__(self, with_maximum: bool) -> None:
+        super().__init__()
+        self.with_maximum = with_maximum
+
+    def forward(self, conv_map: Tensor) -> Tensor:
+        """N x C x h x w -> N x C."""
+        mean = conv_map.mean((2, 3))
+        return mean + conv_map.amax((2, 3)) if self.with_maximum else mean
+
+
+class CosineClassifier(nn.Linear):
+    """Logits that hang on the angle alone: the rows of the weight count by their direction.
+
+    With an embedding of length `LENGTH` this is the normalised softmax of temperature 1 / LENGTH
+    (Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, BMVC 2019).
+    """
+
+    def __init__(self, dim: int, categories: int) -> None:
+        super().__init__(dim, categories, bias=False)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """N x D -> N x K."""
+        return F.linear(embedding, F.normalize(self.weight))
 
 
 class EmbeddingNet(nn.Module):
-    """Backbone, global average pooling, `fc` to the embedding, `fc2` to the category logits.
+    """Backbone, global pooling, `fc` to the embedding, `fc2` to the category logits.
 
     The keys of its state dict are those of the 2018 project: `backbone.*`, `fc.*`, `fc2.*`.
+    Normalised, it also has `norm.*`, a LayerNorm before `fc`; the embedding is scaled to length
+    `LENGTH`, and `fc2` compares directions.
 
     Parameters
     ----------
     backbone : N x 3 x H x W -> conv map N x C x h x w
     channels : C
-    inter_dim : length D of the embedding; 0 takes the pooled conv map itself, D = C
-    categories : number K of logits
+    network : what to build
     """
 
-    def __init__(self, backbone: nn.Module, channels: int, inter_dim: int, categories: int) -> None:
+    def __init__(self, backbone: nn.Module, channels: int, network: Network) -> None:
         super().__init__()
+        dim, categories = network.inter_dim or channels, len(network.categories)
         self.backbone = backbone
-        self.fc = nn.Linear(channels, inter_dim) if inter_dim else nn.Identity()
-        self.fc2 = nn.Linear(inter_dim or channels, categories)
+        self.pool = GeM() if network.pooling == "gem" else Average(network.pooling == "avgmax")
+        self.normalised = network.normalised
+        before = network.normalised and network.inter_dim
+        self.norm = nn.LayerNorm(channels) if before else nn.Identity()
+        self.fc = nn.Linear(channels, dim) if network.inter_dim else nn.Identity()
+        classifier = CosineClassifier if network.normalised else nn.Linear
+        self.fc2 = classifier(dim, categories)
         self.frozen = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,8 +122,16 @@ class EmbeddingNet(nn.Module):
         conv_map = self.backbone(x)
         # 16 bits are enough for the convolutions; embeddings rounded to them would tie.
         with torch.autocast(x.device.type, enabled=False):
-            embedding = self.fc(conv_map.float().mean((2, 3)))
+            embedding = self.fc(self.norm(self.pool(conv_map.float())))
+            if self.normalised:
+                embedding = LENGTH * F.normalize(embedding)
             return self.fc2(embedding), embedding, conv_map
+
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        """Weight K x D and bias K, with which logits are embedding @ weight.T + bias."""
+        weight = F.normalize(self.fc2.weight) if self.normalised else self.fc2.weight
+        bias = weight.new_zeros(len(weight)) if self.fc2.bias is None else self.fc2.bias
+        return weight.detach(), bias.detach()
 
     def freeze_backbone(self, frozen: bool) -> None:
         """Stop or start the training of the backbone; frozen, its batch norms keep still too."""
@@ -85,65 +147,36 @@ class EmbeddingNet(nn.Module):
         return self
 
 
-class ColorFeature(nn.Module):
-    """Colours of the cells of the picture to which the network responds most.
-
-    Parameters
-    ----------
-    top_n : number of cells T
-    """
-
-    def __init__(self, top_n: int) -> None:
-        super().__init__()
-        self.top_n = top_n
-
-    def forward(self, x: Tensor, conv_map: Tensor) -> Tensor:
-        """Describe the colours of pictures.
-
-        Parameters
-        ----------
-        x : the network's input, N x 3 x H x W
-        conv_map : N x C x h x w, its response
-
-        Returns
-        -------
-        N x 3T, float32: R of the T cells with the strongest mean response, strongest first (of
-        equal ones the first in reading order), then G, then B.
-
-        Raises
-        ------
-        UserError : the conv map has fewer than T cells
-        """
-        cells = conv_map.shape[-2] * conv_map.shape[-1]
-        if cells < self.top_n:
-            raise UserError(
-                f"COLOR_TOP_N is {self.top_n}, but the conv map has {cells} cells;"
-                " lower it, or raise CROP_SIZE"
-            )
-        response = conv_map.float().mean(1).flatten(1)
-        strongest = response.argsort(dim=1, descending=True, stable=True)[:, : self.top_n]
-        colors = F.adaptive_avg_pool2d(x.float(), conv_map.shape[-2:]).flatten(2)
-        return colors.gather(2, strongest[:, None].expand(-1, 3, -1)).flatten(1)
-
-
 class FeatureNet(nn.Module):
-    """Both features of a picture in one pass.
+    """All features of a picture in one pass.
 
     Parameters
     ----------
     net : the embedding network
-    color_top_n : number of cells T of the colour feature
+    colors : modules that make features of the input and the conv map
+    flip : the embedding is that of the picture and its mirror image together
+    plain : with `flip`, the embedding of the picture alone is the last of the features
     """
 
-    def __init__(self, net: EmbeddingNet, color_top_n: int) -> None:
+    def __init__(
+        self, net: EmbeddingNet, colors: Sequence[nn.Module], flip: bool, plain: bool = False
+    ) -> None:
         super().__init__()
         self.net = net
-        self.color = ColorFeature(color_top_n)
+        self.colors = nn.ModuleList(colors)
+        self.flip = flip
+        self.plain = plain
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """N x 3 x H x W -> embedding N x D and colour feature N x 3T, float32."""
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """N x 3 x H x W -> embedding N x D, then each colour feature N x C, float32."""
         _, embedding, conv_map = self.net(x)
-        return embedding, self.color(x, conv_map)
+        colors = [color(x, conv_map) for color in self.colors]
+        if not self.flip:
+            return [embedding, *colors]
+        both = (embedding + self.net(x.flip(3))[1]) / 2
+        if self.net.normalised:
+            both = LENGTH * F.normalize(both)
+        return [both, *colors, embedding] if self.plain else [both, *colors]
 
 
 def initial_net(network: Network, pretrained: str) -> EmbeddingNet:
@@ -166,12 +199,8 @@ def initial_net(network: Network, pretrained: str) -> EmbeddingNet:
         backbone = build_backbone(
             network.backbone, pretrained == "imagenet", None if checkpoint else state
         )
-        net = EmbeddingNet(
-            backbone,
-            _channels(backbone, network.backbone, network.crop_size),
-            network.inter_dim,
-            len(network.categories),
-        )
+        channels = _channels(backbone, network.backbone, network.crop_size)
+        net = EmbeddingNet(backbone, channels, network)
         if network.inter_dim:
             # Orthonormal rows keep the distances of the pretrained features best.
             nn.init.orthogonal_(net.fc.weight)
@@ -259,9 +288,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Network | None]:
     state = {str(key).removeprefix("module."): value for key, value in state.items()}
     if record is None:
         return state, None
+    known = {field.name for field in fields(Network)}
     try:
-        network = Network(**{field.name: record[field.name] for field in fields(Network)})
-    except (KeyError, TypeError):
+        network = Network(**{name: value for name, value in record.items() if name in known})
+    except (AttributeError, TypeError):
         raise UserError(f"{path}: written by another version; train again") from None
     return state, network
 
@@ -303,16 +333,23 @@ def load_net(path: Path, bare: Network | None = None) -> tuple[EmbeddingNet, Net
     for key in ("fc.weight", "fc2.weight") if dim else ("fc2.weight",):
         if key not in state:
             raise UserError(f"{path}: holds no {key}: not a checkpoint of an embedding network")
+    logits = len(state["fc2.weight"])
     if network is None:
         if bare is None:
             raise UserError(f"{path}: a bare state dict does not say which network it belongs to")
-        logits = len(state["fc2.weight"])
         numbered = [f"category {number + 1}" for number in range(logits)]
         names = bare.categories[:logits] if len(bare.categories) >= logits else numbered
-        network = replace(bare, inter_dim=len(state["fc.weight"]), categories=names)
+        network = replace(
+            bare,
+            inter_dim=len(state["fc.weight"]),
+            categories=names,
+            pooling="avg",
+            normalised=False,
+        )
+    if logits != len(network.categories):
+        raise UserError(f"{path}: {logits} logits for {len(network.categories)} categories")
     channels = state["fc.weight" if network.inter_dim else "fc2.weight"].shape[1]
-    logits = len(state["fc2.weight"])
-    net = EmbeddingNet(build_backbone(network.backbone), channels, network.inter_dim, logits)
+    net = EmbeddingNet(build_backbone(network.backbone), channels, network)
     try:
         require_loaded(net, load_fitting(net, state, network.backbone), network.backbone)
     except WeightsError as error:
@@ -320,53 +357,10 @@ def load_net(path: Path, bare: Network | None = None) -> tuple[EmbeddingNet, Net
     return net.eval(), network
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of a DEVICE setting.
-
-    Raises
-    ------
-    UserError : this machine has no such device
-    """
-    if name == "auto":
-        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    device = torch.device(name)
-    cards = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= cards:
-        raise UserError(f"DEVICE {name}: this machine has {cards} CUDA devices")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("DEVICE mps: not on this machine")
-    return device
-
-
-def amp_type(device: torch.device, amp: str) -> torch.dtype | None:
-    """The 16-bit type that an AMP setting means on a device; None for plain float32."""
-    if amp == "auto":
-        if device.type == "cuda":
-            amp = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        else:
-            amp = "bf16" if device.type == "cpu" and _cpu_has_bf16() else "off"
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; emulated, it is slower than float32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Run the forward pass in the 16-bit type, or as it is where that is None."""
-    return torch.autocast(device.type, dtype) if dtype else nullcontext()
-
-
 @torch.inference_mode()
 def extract_features(
     net: FeatureNet, images: Tensor, device: torch.device, dtype: torch.dtype | None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> list[np.ndarray]:
     """Features of one batch of pictures.
 
     Parameters
@@ -377,9 +371,8 @@ def extract_features(
 
     Returns
     -------
-    Deep features B x D and colour features B x 3T, float32.
+    What the network gives, float32.
     """
     images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
     with autocast(device, dtype):
-        deep, color = net(images)
-    return deep.cpu().numpy(), color.cpu().numpy()
+        return [feature.float().cpu().numpy() for feature in net(images)]

@@ -11,142 +11,48 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from annotations import find_box
-from config import parse_args
-from data import Transform, eval_transform
+from command_line import parse_args
+from data import eval_transform
+from device import pick_device
 from index import (
     Answer,
     Engine,
     ExactEngine,
     FeatureDatabase,
     KMeansEngine,
+    Signal,
     describe_distance,
     open_clusters,
     open_database,
     signals_of,
 )
-from net import FeatureNet, Network, extract_features, find_model, load_net, pick_device
+from query import extract_queries, find_query, load_models, read_query
+from rerank import CollapsedEngine, improved, join_queries
 from sheet import SheetRow, draw_sheet
-from utils import Stopwatch, UserError, atomic_write, read_picture, run_script, sha256_of
+from utils import Stopwatch, UserError, atomic_write, run_script
 
 STEPS = ("loading model", "loading features", "extracting", "exact query", "k-means query")
-Box = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True)
-class Query:
-    """One query picture.
-
-    Attributes
-    ----------
-    name : as the user gave it
-    image : 3 x crop_size x crop_size, the network's input
-    thumbnail : RGB, cropped to the garment where its box is known
-    """
-
-    name: str
-    image: torch.Tensor
-    thumbnail: Image.Image
-
-
-def find_query(base: Path, name: str) -> Path:
-    """The file a query means: as given, or relative to DATASET_BASE or its in-shop part.
-
-    Raises
-    ------
-    UserError : there is none
-    """
-    places = [Path(), base, base / "in_shop", base / "Img", base / "in_shop" / "Img"]
-    found = next((place / name for place in places if (place / name).is_file()), None)
-    if found is None:
-        raise UserError(f"{name}: no such file, neither here nor below {base} or its in_shop/")
-    return found
-
-
-def read_query(
-    base: Path, name: str, path: Path, box: Box | None, crop: bool, transform: Transform
-) -> Query:
-    """Read a query picture.
-
-    Parameters
-    ----------
-    base : DATASET_BASE
-    name : the user's argument
-    path : its file
-    box : cut it to this box, x1 y1 x2 y2 in px; None takes a picture of the collection as the
-        feature database took it, and any other one whole
-    crop : the feature database's pictures were cut to their boxes
-    transform : RGB picture -> tensor
-
-    Raises
-    ------
-    PictureError : no picture, or a box outside it
-    """
-    if box is None and crop:
-        below = os.path.relpath(os.path.abspath(path), os.path.abspath(base))
-        box = None if below.startswith("..") else find_box(base, Path(below).as_posix())
-        box = box if box and box[2] > 0 else None
-    picture = read_picture(path, box)
-    return Query(name, transform(picture), ImageOps.contain(picture, (400, 400)))
-
-
-def extract_queries(
-    net: FeatureNet, queries: Sequence[Query], device: torch.device, amp: str, batch_size: int
-) -> list[np.ndarray]:
-    """Deep features Q x D and colour features Q x 3T of the queries, float32.
-
-    `amp` is the type the feature database was made with, so that equal pictures get equal features.
-    """
-    dtype = None if amp == "float32" else getattr(torch, amp)
-    parts = []
-    for start in range(0, len(queries), batch_size):
-        images = torch.stack([query.image for query in queries[start : start + batch_size]])
-        parts.append(extract_features(net, images, device, dtype))
-    return [np.concatenate(signal) for signal in zip(*parts, strict=True)]
-
-
-def load_model(
-    database: FeatureDatabase, dumped: str, device: torch.device
-) -> tuple[FeatureNet, Network]:
-    """Load the model that made the feature database.
-
-    Raises
-    ------
-    UserError : DUMPED_MODEL is missing or another one
-    """
-    again = f"run: python feature_extractor.py --dataset-base {database.base}"
-    if not {"model", "network", "settings"} <= set(database.info):
-        raise UserError(f"{database.base}: all_feat.json does not name a model; {again}")
-    path = find_model(database.base, dumped)
-    made_by = database.info["model"]
-    if sha256_of(path) != made_by["sha256"]:
-        raise UserError(
-            f"{path} is not the model that made the feature database ({made_by['file']}, SHA-256"
-            f" {made_by['sha256'][:12]}...); {again} --dumped-model {dumped}"
-        )
-    net, network = load_net(path, Network(**database.info["network"]))
-    features = FeatureNet(net, database.info["settings"]["COLOR_TOP_N"]).eval()
-    return features.to(device, memory_format=torch.channels_last), network
-
-
-def as_records(database: FeatureDatabase, answer: Answer) -> list[dict[str, Any]]:
+def as_records(
+    database: FeatureDatabase, signals: Sequence[Signal], answer: Answer
+) -> list[dict[str, Any]]:
     """An answer as plain values, for JSON and for people."""
     return [
         {
             "rank": rank + 1,
             "path": database.paths[row],
             "distance": float(distance),
-            "deep": float(parts[0]),
-            "color": float(parts[1]),
+            **{signal.name: float(part) for signal, part in zip(signals, parts, strict=True)},
             "category": database.category(row),
+            "item": str(database.items[row]),
         }
         for rank, (row, distance, parts) in enumerate(
             zip(answer.rows, answer.distances, answer.parts, strict=True)
@@ -154,16 +60,16 @@ def as_records(database: FeatureDatabase, answer: Answer) -> list[dict[str, Any]
     ]
 
 
-def print_answer(title: str, records: Sequence[dict[str, Any]]) -> None:
+def print_answer(title: str, signals: Sequence[Signal], records: Sequence[dict[str, Any]]) -> None:
     """One engine's answer to one query as a table."""
     print(f"\n{title}")
     width = max([len(record["category"]) for record in records] + [8])
-    print(f"{'rank':>5}{'distance':>12}{'deep':>12}{'color':>12}  {'category':<{width}}  path")
-    for r in records:
-        print(
-            f"{r['rank']:>5}{r['distance']:>12.5f}{r['deep']:>12.5f}{r['color']:>12.5f}"
-            f"  {r['category']:<{width}}  {r['path']}"
-        )
+    names = ["distance", *(signal.name for signal in signals)]
+    heads = "".join(f"{name:>12}" for name in names)
+    print(f"{'rank':>5}{heads}  {'category':<{width}}  path")
+    for record in records:
+        values = "".join(f"{record[name]:>12.5f}" for name in names)
+        print(f"{record['rank']:>5}{values}  {record['category']:<{width}}  {record['path']}")
 
 
 def save_sheet(picture: Image.Image, path: Path) -> None:
@@ -226,6 +132,16 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="cut the query pictures to this box first, in px",
     )
     add("--category", metavar="NAME", help="search this category only")
+    add("--together", action="store_true", help="the query pictures show one item: one query")
+    add("--per-item", action="store_true", help="show the best picture of each item only")
+    add(
+        "--expand",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="alpha query expansion: ask again with the mean of the query and its first N answers",
+    )
+    add("--rerank", action="store_true", help="re-rank the first 100 by k-reciprocal neighbours")
     add("--json", action="store_true", help="print JSON and nothing else")
     add("--output", type=_output, metavar="FILE", help="write the answers as a picture")
     add("--show", action="store_true", help="show them in a window, where there is a display")
@@ -233,14 +149,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _engines(
     database: FeatureDatabase,
-    metrics: tuple[str, str],
-    color_weight: float,
+    signals: Sequence[Signal],
     nprobe: int,
     wanted: str | None,
     category: str | None,
 ) -> dict[str, tuple[Engine, str]]:
     """The engines to ask, by name, each with a title that says what it searches."""
-    signals = signals_of(database, metrics, color_weight)
     distance = describe_distance(signals)
     engines: dict[str, tuple[Engine, str]] = {}
     if wanted != "kmeans":
@@ -278,26 +192,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     with watch.step("loading features"):
         database = open_database(base)
         rows = database.rows_of(args.category) if args.category else None
-        engines = _engines(
+        signals = signals_of(
             database,
             config.DISTANCE_METRIC,
+            config.MODEL_WEIGHTS,
             config.COLOR_WEIGHT,
-            config.NPROBE,
-            args.engine,
-            args.category,
+            config.PALETTE_WEIGHT,
         )
+        engines = _engines(database, signals, config.NPROBE, args.engine, args.category)
     box = tuple(args.bbox) if args.bbox else None
     paths = [find_query(base, name) for name in args.img_path]
     with watch.step("loading model"):
-        net, network = load_model(database, config.DUMPED_MODEL, device)
+        models = config.MODELS or (config.DUMPED_MODEL,)
+        nets, networks = load_models(database, models, device)
     settings = database.info["settings"]
-    transform = eval_transform(network.img_size, network.crop_size)
+    transforms = [eval_transform(network.img_size, network.crop_size) for network in networks]
     with watch.step("extracting"):
         queries = [
-            read_query(base, name, path, box, settings["CROP_TO_BBOX"], transform)
+            read_query(base, name, path, box, settings["CROP_TO_BBOX"], transforms)
             for name, path in zip(args.img_path, paths, strict=True)
         ]
-        features = extract_queries(net, queries, device, settings["AMP"], config.EXTRACT_BATCH_SIZE)
+        features = extract_queries(
+            nets, queries, device, settings["AMP"], config.EXTRACT_BATCH_SIZE
+        )
+    if args.together:
+        features = join_queries(features, np.zeros(len(queries), np.int64))
+        queries = [replace(queries[0], name=" + ".join(query.name for query in queries))]
 
     output: list[dict[str, Any]] = []
     sheet: list[SheetRow] = []
@@ -306,17 +226,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"\nquery: {query.name}" if i else f"query: {query.name}")
         for name, (engine, title) in engines.items():
             step = {"exact": "exact query", "kmeans": "k-means query"}[name]
+            engine = improved(engine, signals, args.expand, args.rerank)
+            engine = CollapsedEngine(engine, database.items) if args.per_item else engine
             took = Stopwatch()
             with watch.step(step), took.step(step):
-                answer = engine.search([f[i : i + 1] for f in features], args.top_n, rows)[0]
+                asked = [f[i : i + 1] for f in features]
+                answer = engine.search(asked, args.top_n, rows)[0]
             if not np.isfinite(answer.distances).all():
                 raise UserError(
                     f"DISTANCE_METRIC {','.join(config.DISTANCE_METRIC)}: no finite distance to"
                     f" {query.name}: a metric that does not suit these features"
                 )
-            records = as_records(database, answer)
+            records = as_records(database, signals, answer)
             if not args.json:
-                print_answer(title, records)
+                print_answer(title, signals, records)
             shared = {k: v for k, v in watch.seconds.items() if not k.endswith("query")}
             output.append(
                 {

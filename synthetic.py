@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from annotations import write_list
-from config import parse_args
+from command_line import parse_args
 from synthetic_garments import CATEGORY_NAMES
 from synthetic_pictures import (
     KINDS,

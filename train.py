@@ -1,66 +1,43 @@
-"""Train the embedding network: cross entropy on categories plus triplet margin loss.
+"""Train the embedding network: cross entropy on categories plus a metric loss on items.
 
 Writes model_1_final.pth.tar ... below DATASET_BASE/models, one an epoch, the best of them by
-validation as model_best.pth.tar, and the curves for TensorBoard (models/tensorboard).
+retrieval among held-out training pictures as model_best.pth.tar, and the curves for TensorBoard
+(models/tensorboard).
 """
 
 import argparse
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 
-from annotations import Pictures, read_inshop
-from collection import merge, read_labelled
-from config import parse_args
+from command_line import parse_args
 from data import PictureDataset, TrainBatches, eval_transform, make_loader, train_transform
-from net import Network, amp_type, initial_net, pick_device, save_checkpoint
+from device import amp_type, pick_device
+from holdout import Parts, read_parts
+from net import Network, initial_net, save_checkpoint
+from recipe import build_metric_loss, build_optimizer
 from trainer import BEST, RESUME_POINT, Progress, Trainer, mark_best
-from utils import UserError, run_script
+from utils import run_script
+
+MOST_SCORED = 5000  # held-out pictures that ask for each other after each epoch
 
 # A resumed run has to have the same values of these, or it would be another run.
 IDENTITY = (
     "CATEGORIES", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET", "INSHOP_DATASET_PERCENT", "IMG_SIZE",
-    "CROP_SIZE", "BACKBONE", "PRETRAINED", "INTER_DIM", "TRAIN_BATCH_SIZE", "TRIPLET_BATCH_SIZE",
-    "TEST_BATCH_SIZE", "TEST_BATCH_COUNT", "TEST_INTERVAL", "LR", "MOMENTUM", "TRIPLET_WEIGHT",
-    "ENABLE_TRIPLET_WITH_COSINE", "FREEZE_PARAM", "AMP", "SEED",
+    "CROP_SIZE", "BACKBONE", "PRETRAINED", "INTER_DIM", "POOLING", "NORMALIZE", "TRAIN_BATCH_SIZE",
+    "TRIPLET_BATCH_SIZE", "PER_CLASS", "LABEL_SMOOTHING", "METRIC_LOSS", "TRIPLET_WEIGHT",
+    "ENABLE_TRIPLET_WITH_COSINE", "OPTIMIZER", "LR", "MOMENTUM", "TEST_BATCH_SIZE",
+    "TEST_BATCH_COUNT", "TEST_INTERVAL", "FREEZE_PARAM", "PALETTE", "PALETTE_WEIGHT",
+    "AMP", "SEED",
 )  # fmt: skip
 
 
-def read_parts(
-    base: Path, categories: int, inshop: bool, val_share: float
-) -> tuple[Pictures, int, Pictures]:
-    """Read what is trained and validated on.
-
-    Parameters
-    ----------
-    base, categories, val_share : as for `collection.read_labelled`
-    inshop : add the in-shop training pictures, for triplets of items
-
-    Returns
-    -------
-    The training pictures, those with a category for cross entropy first; how many those are; and
-    the validation pictures.
-
-    Raises
-    ------
-    UserError : a part is empty, or a list is missing or malformed
-    """
-    labelled = read_labelled(base, categories, val_share)
-    train, held = labelled.in_partition("train"), labelled.in_partition("val")
-    for name, part in (("train", train), ("val", held)):
-        if not len(part):
-            raise UserError(f"{base}: no picture in its {name} part; see `python data.py check`")
-    pictures = merge(train, read_inshop(base).in_partition("train")) if inshop else train
-    return pictures, len(train), held
-
-
-def _digest(train: Pictures, held: Pictures) -> str:
+def _digest(parts: Parts) -> str:
     """A hash of the pictures trained and validated on, and of their labels."""
     digest = hashlib.sha256()
-    for part in (train, held):
+    for part in (parts.train, parts.held, parts.items):
         digest.update("\n".join([*part.paths, *part.category_names, *part.items]).encode())
         digest.update(part.categories.tobytes() + part.boxes.tobytes())
     return digest.hexdigest()[:16]
@@ -82,9 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     amp = amp_type(device, config.AMP)
     pin = device.type == "cuda"
 
-    train, labelled, held = read_parts(
-        base, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE
-    )
+    parts = read_parts(base, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE)
+    train, labelled, held = parts.train, parts.labelled, parts.held
     torch.manual_seed(config.SEED)
     network = Network(
         config.BACKBONE,
@@ -92,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         held.category_names,
         config.IMG_SIZE,
         config.CROP_SIZE,
+        config.POOLING,
+        config.NORMALIZE,
     )
     net = initial_net(network, config.PRETRAINED).to(device, memory_format=torch.channels_last)
     if config.EPOCH == 0:
@@ -109,35 +87,57 @@ def main(argv: Sequence[str] | None = None) -> None:
         config.TRAIN_BATCH_SIZE,
         config.TRIPLET_BATCH_SIZE if config.TRIPLET_WEIGHT else 0,
         config.INSHOP_DATASET_PERCENT if config.ENABLE_INSHOP_DATASET else 0.0,
+        config.PER_CLASS,
         config.SEED,
     )
-    pictures = PictureDataset(
-        base, train, train_transform(config.IMG_SIZE, config.CROP_SIZE), config.CROP_TO_BBOX
-    )
-    validation = PictureDataset(
-        base, held, eval_transform(config.IMG_SIZE, config.CROP_SIZE), config.CROP_TO_BBOX
-    )
-    few = min(len(held), config.TEST_BATCH_COUNT * config.TEST_BATCH_SIZE)
-    rows = torch.linspace(0, len(held) - 1, few).round().int().tolist()
-    workers, test_batch = config.NUM_WORKERS, config.TEST_BATCH_SIZE
+    of_items = config.ENABLE_INSHOP_DATASET and config.INSHOP_DATASET_PERCENT > 0
+    classes = len(set(train.items.tolist()) - {""}) if of_items else len(held.category_names)
+    metric = build_metric_loss(
+        config.METRIC_LOSS,
+        config.PER_CLASS,
+        config.ENABLE_TRIPLET_WITH_COSINE,
+        classes,
+        net.fc2.in_features,
+    ).to(device)
+    sizes = (config.IMG_SIZE, config.CROP_SIZE)
+    pictures = PictureDataset(base, train, train_transform(*sizes), config.CROP_TO_BBOX)
+    validation = PictureDataset(base, held, eval_transform(*sizes), config.CROP_TO_BBOX)
+    items = PictureDataset(base, parts.items, eval_transform(*sizes), False)
+    workers = config.NUM_WORKERS
+
+    def spread(dataset: PictureDataset, most: int) -> DataLoader:
+        """A loader of evenly spread pictures."""
+        rows = torch.linspace(0, len(dataset) - 1, min(len(dataset), most)).round().int().tolist()
+        subset = Subset(dataset, rows)
+        return make_loader(subset, workers, pin, batch_size=config.TEST_BATCH_SIZE)
+
     identity = {name: getattr(config, name) for name in IDENTITY}
-    identity["data set"] = _digest(train, held)
-    if config.FREEZE_PARAM == "auto":  # half of the epochs is its last moment to let go
+    identity["data set"] = _digest(parts)
+    if config.FREEZE_PARAM == "auto" or config.OPTIMIZER == "adamw":  # the end tells the middle
         identity["EPOCH"] = config.EPOCH
     trainer = Trainer(
         models=models,
         net=net,
         network=network,
-        optimizer=torch.optim.SGD(net.parameters(), lr=config.LR, momentum=config.MOMENTUM),
+        optimizer=build_optimizer(config.OPTIMIZER, net, metric, config.LR, config.MOMENTUM),
         loader=make_loader(pictures, workers, pin, batch_sampler=batches),
         batches=batches,
-        part_loader=make_loader(Subset(validation, rows), workers, pin, batch_size=test_batch),
-        val_loader=make_loader(validation, workers, pin, batch_size=test_batch),
+        part_loader=spread(validation, config.TEST_BATCH_COUNT * config.TEST_BATCH_SIZE),
+        val_loader=spread(validation, len(validation)),
+        palette_weight=config.PALETTE_WEIGHT if config.PALETTE else 0.0,
+        score_loaders={
+            "category": spread(validation, MOST_SCORED),
+            **({"item": spread(items, MOST_SCORED)} if len(items) else {}),
+        },
         device=device,
         amp=amp,
-        triplet_weight=config.TRIPLET_WEIGHT,
-        cosine=config.ENABLE_TRIPLET_WITH_COSINE,
-        unfreeze=config.FREEZE_PARAM == "auto",
+        smoothing=config.LABEL_SMOOTHING,
+        metric=metric,
+        metric_weight=config.TRIPLET_WEIGHT,
+        of_items=of_items,
+        scheduled=config.OPTIMIZER == "adamw",
+        epochs=config.EPOCH,
+        freeze=config.FREEZE_PARAM,
         identity=identity,
         progress=Progress(frozen=config.FREEZE_PARAM != "false"),
     )
@@ -148,13 +148,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             trainer.refuse_to_overwrite()
     print(
-        f"{len(train):,} pictures to train on ({labelled:,} with a category), {len(held):,} to"
-        f" validate on; {config.BACKBONE} on {device}, {amp or torch.float32}"
+        f"{len(train):,} pictures to train on ({labelled:,} with a category); held out from the"
+        f" training part: {len(held):,} and {len(parts.items):,} of items; {config.BACKBONE} on"
+        f" {device}, {amp or torch.float32}"
     )
-    trainer.run(config.EPOCH, config.LOG_INTERVAL, config.TEST_INTERVAL, config.DUMP_INTERVAL)
+    trainer.run(config.LOG_INTERVAL, config.TEST_INTERVAL, config.DUMP_INTERVAL)
     best = trainer.progress.best
     print(
-        f"best: epoch {best['epoch']}, validation accuracy {best['accuracy']:.2%}: {models / BEST}"
+        f"best: epoch {best['epoch']}, mAP@R {best['score']:.2%} on the held-out: {models / BEST}"
     )
 
 

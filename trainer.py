@@ -3,7 +3,6 @@
 import math
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import MEAN, STD, TrainBatches
-from net import EmbeddingNet, Network, autocast, read_checkpoint, save_checkpoint
+from color import MEAN, STD, Palette
+from data import TrainBatches
+from device import autocast
+from net import EmbeddingNet, FeatureNet, Network, read_checkpoint, save_checkpoint
+from recipe import LabelledLoss, SampledTriplets, rate
 from utils import UserError, atomic_write, progress_bar
+from validation import is_stable, retrieval_score, to_device, validate
 
+CLIP = 10.0  # norm of the gradient, at most
 BEST, RESUME_POINT = "model_best.pth.tar", "checkpoint.pth.tar"
 
 
@@ -32,7 +36,8 @@ class Progress:
     total_steps : steps done since the beginning
     frozen : the backbone is frozen
     history : (loss, accuracy) of the validations between epochs while it was frozen
-    best : epoch, accuracy and loss of the best epoch so far
+    unfrozen : total steps when it was let go
+    best : epoch and validation of the best epoch so far
     log : name of the folder with the curves
     """
 
@@ -40,75 +45,10 @@ class Progress:
     step: int = 0
     total_steps: int = 0
     frozen: bool = False
+    unfrozen: int = 0
     history: list[tuple[float, float]] = field(default_factory=list)
     best: dict[str, float] = field(default_factory=dict)
     log: str = ""
-
-
-def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor, cosine: bool) -> Tensor:
-    """Triplet margin loss with margin 1.
-
-    Parameters
-    ----------
-    anchor, positive, negative : N x D
-    cosine : the distance is 1 - cosine similarity instead of the Euclidean one
-
-    Returns
-    -------
-    Scalar: the mean of max(0, 1 + d(anchor, positive) - d(anchor, negative)).
-    """
-    if not cosine:
-        return F.triplet_margin_loss(anchor, positive, negative)
-    return F.triplet_margin_with_distance_loss(
-        anchor,
-        positive,
-        negative,
-        distance_function=lambda x, y: 1 - F.cosine_similarity(x, y),
-    )
-
-
-def is_stable(history: Sequence[tuple[float, float]], patience: int = 3) -> bool:
-    """Whether training has settled: neither loss nor accuracy still gets better.
-
-    Parameters
-    ----------
-    history : (loss, accuracy in 0 to 1) of each validation, in order
-    patience : validations to look at
-
-    Returns
-    -------
-    True where none of the last `patience` validations lowers the best loss before them by more
-    than 1%, or raises the best accuracy by more than half a percentage point.
-    """
-    before, last = history[:-patience], history[-patience:]
-    if not before:
-        return False
-    loss_falls = min(loss for loss, _ in last) < 0.99 * min(loss for loss, _ in before)
-    accuracy_rises = max(a for _, a in last) > 0.005 + max(a for _, a in before)
-    return not loss_falls and not accuracy_rises
-
-
-@torch.inference_mode()
-def validate(
-    net: EmbeddingNet, loader: DataLoader, device: torch.device, amp: torch.dtype | None
-) -> tuple[float, float]:
-    """Mean cross entropy, and accuracy in 0 to 1, over a loader's pictures."""
-    training = net.training
-    net.eval()
-    loss, right, count = torch.zeros(()), torch.zeros(()), 0
-    for images, targets in loader:
-        images, targets = _to_device(images, device), targets.to(device)
-        with autocast(device, amp):
-            logits = net(images)[0]
-        loss += F.cross_entropy(logits, targets, reduction="sum").cpu()
-        right += (logits.argmax(1) == targets).sum().cpu()
-        count += len(targets)
-    net.train(training)
-    return loss.item() / count, right.item() / count
-
-
-def _to_device(images: Tensor, device: torch.device) -> Tensor:
-    return images.to(device, non_blocking=True, memory_format=torch.channels_last)
 
 
 @dataclass
@@ -121,10 +61,16 @@ class Trainer:
     net, network : what is trained
     optimizer : over all parameters of `net`; those of a frozen backbone get no gradient
     loader, batches : the training pictures and the sampler behind them
-    part_loader, val_loader : loaders of a part of the validation pictures, and of all
+    part_loader, val_loader : of some and of all held-out pictures with categories
+    palette_weight : of the palette's distance beside the embedding's; the epoch that ranks best by
+        both is the best
+    score_loaders : of the held-out pictures that choose the best epoch, by "category", by "item"
     device, amp : where and in which 16-bit type the forward pass runs
-    triplet_weight, cosine : of the triplet loss
-    unfreeze : train the backbone once the heads have settled
+    smoothing : of the labels of cross entropy
+    metric, metric_weight, of_items : the loss beside cross entropy, on items or on categories
+    scheduled : warm-up, decay and clipped gradients, see `recipe.rate`
+    epochs : of the whole run
+    freeze : the setting FREEZE_PARAM
     identity : settings and data that a resumed run must share
     progress : where the run stands
     """
@@ -137,11 +83,17 @@ class Trainer:
     batches: TrainBatches
     part_loader: DataLoader
     val_loader: DataLoader
+    palette_weight: float
+    score_loaders: dict[str, DataLoader]
     device: torch.device
     amp: torch.dtype | None
-    triplet_weight: float
-    cosine: bool
-    unfreeze: bool
+    smoothing: float
+    metric: SampledTriplets | LabelledLoss
+    metric_weight: float
+    of_items: bool
+    scheduled: bool
+    epochs: int
+    freeze: str
     identity: dict[str, Any]
     progress: Progress
 
@@ -160,6 +112,7 @@ class Trainer:
             self.resume_point,
             self.net,
             self.network,
+            metric=self.metric.state_dict(),
             optimizer=self.optimizer.state_dict(),
             scaler=self.scaler.state_dict(),
             rng=torch.get_rng_state(),
@@ -180,7 +133,8 @@ class Trainer:
 
     def _read_resume_point(self) -> dict[str, Any]:
         content = read_checkpoint(self.resume_point)
-        if not {"identity", "optimizer", "scaler", "rng", "progress", "finished"} <= set(content):
+        wanted = {"identity", "metric", "optimizer", "scaler", "rng", "progress", "finished"}
+        if not wanted <= set(content):
             raise UserError(f"{self.resume_point}: no resume point; delete it to start anew")
         return content
 
@@ -200,6 +154,7 @@ class Trainer:
                     " set it as it was, or delete the file to start anew"
                 )
         self.net.load_state_dict(content["state_dict"])
+        self.metric.load_state_dict(content["metric"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         torch.set_rng_state(content["rng"])
@@ -211,9 +166,9 @@ class Trainer:
         if best.exists():  # something else may have been marked since
             mark_best(best)
 
-    def run(self, epochs: int, log_every: int, test_every: int, dump_every: int) -> None:
-        """Train to the end of epoch `epochs`; the intervals are in steps."""
-        if self.progress.epoch > epochs:
+    def run(self, log_every: int, test_every: int, dump_every: int) -> None:
+        """Train to the end of the last epoch; the intervals are in steps."""
+        if self.progress.epoch > self.epochs:
             return
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
@@ -223,67 +178,83 @@ class Trainer:
         print(f"curves: tensorboard --logdir {folder.parent}")
         if not self.progress.total_steps:
             self._validate(self.val_loader, writer, "before training")
-        while self.progress.epoch <= epochs:
-            self._epoch(writer, epochs, log_every, test_every, dump_every)
+        while self.progress.epoch <= self.epochs:
+            self._epoch(writer, log_every, test_every, dump_every)
         writer.close()
 
-    def _epoch(
-        self, writer: Any, epochs: int, log_every: int, test_every: int, dump_every: int
-    ) -> None:
+    def _epoch(self, writer: Any, log_every: int, test_every: int, dump_every: int) -> None:
         at = self.progress
         self.batches.enter(at.epoch, at.step)
         self.net.train()
-        title = f"epoch {at.epoch}/{epochs}"
+        title = f"epoch {at.epoch}/{self.epochs}"
         with progress_bar(self.batches.steps(), title, "step", at.step) as bar:
-            for images, targets in self.loader:
-                losses = self._step(images, targets)
+            for batch in self.loader:
+                losses = self._step(*batch)
                 at.step += 1
                 at.total_steps += 1
                 bar.update()
                 if at.step == 1:
-                    self._show_triplets(writer, images)
+                    self._show_pictures(writer, batch[0])
                 if at.total_steps % log_every == 0:
                     self._log(writer, bar, losses)
                 if at.total_steps % test_every == 0:
                     result = self._validate(self.part_loader, writer, f"{title}, step {at.step}")
                     self._unfreeze_when_stable(result)
                 # A run too short for the heads to settle is to train the backbone, too.
-                if at.total_steps >= max(epochs * self.batches.steps() // 2, 1):
+                half = max(self.epochs * self.batches.steps() // 2, 1)
+                if self.freeze == "auto" and at.total_steps >= half:
                     self._unfreeze("half of the steps are done")
                 if at.total_steps % dump_every == 0:
                     self._require_finite(losses["loss"].item())
                     self.save()
         loss, accuracy = self._validate(self.val_loader, writer, title)
-        self._keep(loss, accuracy)
+        self._keep(writer, loss, accuracy)
+        if self.freeze == "first":
+            self._unfreeze("the first epoch is over")
         at.epoch += 1
         at.step = 0
-        self.save(finished=at.epoch > epochs)
+        self.save(finished=at.epoch > self.epochs)
 
-    def _step(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def _step(self, images: Tensor, categories: Tensor, items: Tensor) -> dict[str, Tensor]:
         """One step of the optimizer; returns the losses and the accuracy as scalars."""
-        triplets = 3 * self.batches.triplets
-        count = len(images) - triplets
-        images = _to_device(images, self.device)
-        targets = targets[:count].to(self.device, non_blocking=True)
+        count = len(images) - self.batches.metric_pictures
+        images = to_device(images, self.device)
+        categories = categories.to(self.device, non_blocking=True)
+        items = items.to(self.device, non_blocking=True)
+        if self.scheduled:
+            self._set_rate()
         with autocast(self.device, self.amp):
             logits, embedding, _ = self.net(images)
-        logits = logits[:count]
-        classification = F.cross_entropy(logits, targets)
-        loss, triplet = classification, torch.zeros(())
-        if triplets:
-            triplet = triplet_loss(*embedding[count:].chunk(3), cosine=self.cosine)
-            loss = loss + self.triplet_weight * triplet
+        logits, targets = logits[:count], categories[:count]
+        classification = F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
+        loss, metric = classification, torch.zeros(())
+        if self.metric_weight:
+            labels = items if self.of_items else categories
+            only = slice(count, None) if isinstance(self.metric, SampledTriplets) else slice(None)
+            metric = self.metric(embedding[only], labels[only])
+            loss = loss + self.metric_weight * metric
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
+        if self.scheduled:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), CLIP)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         right = (logits.argmax(1) == targets).float().mean()
         return {
             "loss": loss.detach(),
             "cross entropy": classification.detach(),
-            "triplet": triplet.detach(),
+            "metric": metric.detach(),
             "accuracy": right,
         }
+
+    def _set_rate(self) -> None:
+        at = self.progress
+        factor = rate(
+            at.total_steps, at.total_steps - at.unfrozen, self.batches.steps(), self.epochs
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
     def _log(self, writer: Any, bar: tqdm, losses: dict[str, Tensor]) -> None:
         self._require_finite(losses["loss"].item())
@@ -313,39 +284,60 @@ class Trainer:
         return loss, accuracy
 
     def _unfreeze_when_stable(self, result: tuple[float, float]) -> None:
-        if self.progress.frozen:
+        if self.freeze == "auto" and self.progress.frozen:
             self.progress.history.append(result)
             if is_stable(self.progress.history):
                 self._unfreeze("loss and accuracy are stable")
 
     def _unfreeze(self, reason: str) -> None:
-        """With FREEZE_PARAM=auto, train the backbone from here on."""
-        if self.unfreeze and self.progress.frozen:
+        """Train the backbone from here on, where it was frozen."""
+        if self.progress.frozen:
             tqdm.write(f"{reason}: the backbone is trained from here on")
             self.progress.frozen = False
+            self.progress.unfrozen = self.progress.total_steps
             self.net.freeze_backbone(False)
 
-    def _keep(self, loss: float, accuracy: float) -> None:
-        """Write the epoch's model, and mark it where it is the best so far."""
+    def _keep(self, writer: Any, loss: float, accuracy: float) -> None:
+        """Write the epoch's model, and mark it where it is the best so far.
+
+        The best is what retrieves best: the mean of mAP@R by category and, where there are
+        held-out items, MRR by item.
+        """
         at = self.progress
+        features = FeatureNet(self.net, [Palette()], flip=False)
+        scores = {
+            name: retrieval_score(
+                features, self.palette_weight, loader, self.device, self.amp, name == "item"
+            )
+            for name, loader in self.score_loaders.items()
+        }
+        measures = {"category": "mAP@R by category", "item": "MRR by item"}
+        for name, score in scores.items():
+            writer.add_scalar(f"validation/{measures[name]}", score, at.total_steps)
+        shown = ", ".join(f"{measures[name]} {score:.2%}" for name, score in scores.items())
+        tqdm.write(f"epoch {at.epoch}/{self.epochs}: held out, {shown}")
+        score = sum(scores.values()) / len(scores)
+        result = {"epoch": at.epoch, "score": score, "accuracy": accuracy, "loss": loss, **scores}
         path = self.models / f"model_{at.epoch}_final.pth.tar"
-        result = {"epoch": at.epoch, "accuracy": accuracy, "loss": loss}
         save_checkpoint(path, self.net, self.network, validation=result)
         best = at.best
-        if not best or (accuracy, -loss) > (best["accuracy"], -best["loss"]):
+        if not best or (score, -loss) > (best["score"], -best["loss"]):
             at.best = result
             mark_best(path)
 
-    def _show_triplets(self, writer: Any, images: Tensor, most: int = 4) -> None:
-        """A few triplets as pictures for TensorBoard: anchor, positive, negative a row."""
+    def _show_pictures(self, writer: Any, images: Tensor, most: int = 12) -> None:
+        """A few pictures of the metric loss for TensorBoard: triplets, or items, a row each."""
         from torchvision.utils import make_grid
 
-        if not self.batches.triplets:
+        metric = images[len(images) - self.batches.metric_pictures :]
+        if not len(metric):
             return
-        rows = images[-3 * self.batches.triplets :].unflatten(0, (3, -1))[:, :most].transpose(0, 1)
-        pixels = rows.flatten(0, 1) * torch.tensor(STD)[:, None, None]
+        across = self.batches.per_class or 3
+        rows = metric if self.batches.per_class else metric.unflatten(0, (3, -1)).transpose(0, 1)
+        rows = rows if self.batches.per_class else rows.flatten(0, 1)
+        pixels = rows[: most // across * across] * torch.tensor(STD)[:, None, None]
         pixels = (pixels + torch.tensor(MEAN)[:, None, None]).clamp(0, 1)
-        writer.add_image("triplets", make_grid(pixels, nrow=3), self.progress.total_steps)
+        writer.add_image("metric loss", make_grid(pixels, nrow=across), self.progress.total_steps)
 
 
 def mark_best(model: Path) -> None:

@@ -1,6 +1,8 @@
 """What the tests share: the real photos, and a small data set in DeepFashion's layout."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from annotations import inshop_list
+from collection import read_collection
 from synthetic import make_collection
+from utils import sha256_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,6 +48,56 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("drawn")
     make_collection(base, items=60, views=2, inshop_items=20, seed=0)
     return base
+
+
+def stored_features(base: Path, rng: np.random.Generator, dim: int = 6) -> None:
+    """A feature database of random features of a data set's pictures, in-shop ones included."""
+    pictures = read_collection(base, 50, inshop_list(base) is not None, 0.1)
+    count = len(pictures)
+    deep = rng.normal(size=(count, dim)).astype(np.float32)
+    arrays = {
+        "all_feat": deep,
+        "all_color_feat": rng.normal(size=(count, 3)).astype(np.float32),
+        "all_palette_feat": rng.random((count, 4), np.float32),
+        "all_category": pictures.categories,
+        "all_item": pictures.items.astype(str),
+    }
+    for name, array in arrays.items():
+        np.save(base / f"{name}.npy", array)
+    names = pictures.category_names[:20]
+    np.savez(base / "all_classifier.npz", weight=rng.normal(size=(len(names), dim)),
+             bias=rng.normal(size=len(names)))  # fmt: skip
+    (base / "all_feat.list").write_text("".join(path + "\n" for path in pictures.paths))
+    info = {
+        "pictures": count,
+        "category_names": pictures.category_names,
+        "models": [{"file": "a.pth", "sha256": "0" * 64, "network": {"categories": names}}],
+        "settings": {"PALETTE": True, "FLIP": False},
+        "sha256": {"all_feat.npy": sha256_of(base / "all_feat.npy")},
+    }
+    (base / "all_feat.json").write_text(json.dumps(info))
+
+
+@pytest.fixture
+def measured(drawn: Path, tmp_path: Path, rng: np.random.Generator) -> Path:
+    """The drawn collection with random features; every third item is made a lower-body one."""
+    base = tmp_path / "measured"
+    shutil.copytree(drawn, base, copy_function=os.link)
+    boxes = base / "in_shop" / "list_bbox_inshop.txt"
+    head, names, *rows = boxes.read_text().splitlines()
+    boxes.unlink()  # it is a link to the drawn one
+    for i, row in enumerate(rows):
+        path, _, *rest = row.split()
+        kind = 2 if int(path.split("id_")[1][:8]) % 3 == 0 else 1
+        rows[i] = " ".join([path, str(kind), *rest])
+    boxes.write_text("\n".join([head, names, *rows, ""]))
+    stored_features(base, rng)
+    return base
+
+
+def first_picture(shared: Path) -> Path:
+    """One of the real photos."""
+    return min((shared / "photos" / "train").glob("dress/*.jpg"))
 
 
 def run(script: str, *arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:

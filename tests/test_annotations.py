@@ -80,6 +80,7 @@ def test_attribute_lists_are_joined_by_path(
     assert found.partitions.tolist() == ["train", "train", "test", "val"]
     assert found.boxes.tolist() == BOXES
     assert found.items.tolist() == found.colors.tolist() == [""] * 4
+    assert (found.types.dtype, found.types.tolist()) == (np.int8, [0] * 4)
     for path, box in zip(found.paths, BOXES, strict=True):
         listed = path != prefix + "img/c/3.jpg"
         assert find_box(base, path) == (tuple(box) if listed else None)
@@ -134,6 +135,35 @@ def test_inshop_lists_in_every_layout(
     assert found.categories.tolist() == [0, 0, 1, 1]
     assert found.colors.tolist() == ["02", "02", "01", ""]
     assert found.boxes.tolist() == [[5, 6, 7, 8], [50, 49, 208, 235], [0] * 4, [9, 8, 107, 206]]
+    assert (found.types.dtype, found.types.tolist()) == (np.int8, [1, 1, 0, 2])
+
+
+def test_clothes_types_are_optional(tmp_path: Path) -> None:
+    base = write(tmp_path, {name: text for name, text in INSHOP.items() if "bbox" not in name})
+    assert read_inshop(base).types.tolist() == [0] * 4
+
+
+def test_inshop_category_is_the_folder_above_the_items_if_there_is_one(tmp_path: Path) -> None:
+    folders = {"img/MEN/Long Coats/7/a.jpg": "Long Coats", "img/Tees/7/b.jpg": "Tees",
+               "img/7/c.jpg": "all", "img/d.jpg": "all", "e.jpg": "all"}  # fmt: skip
+    rows = "".join(f"{path}  id_{i} train\n" for i, path in enumerate(folders))
+    write(tmp_path, {"in_shop/list_eval_partition.txt": f"5\nname item status\n{rows}"})
+    found = read_inshop(tmp_path)
+    assert [found.category_names[i] for i in found.categories] == list(folders.values())
+
+
+def test_inshop_lists_of_this_project_name_categories(tmp_path: Path) -> None:
+    own = {
+        "in_shop/list_category_cloth.txt": "3\nname type\nLong Coats 1\nHats 1\nDenim 1\n",
+        "in_shop/list_category_img.txt": "2\nname label\nimg/MEN/Denim/id_00000007/plain.jpg 1\n"
+        "img/WOMEN/Blouses_Shirts/id_00000001/02_3_back.jpg 3\n",
+    }
+    found = read_inshop(write(tmp_path, {**INSHOP, **own}))
+    names = [found.category_names[i] for i in found.categories]
+    assert names == ["Blouses_Shirts", "Denim", "Denim", "Long Coats"]
+    assert found.category_names == ["Blouses_Shirts", "Denim", "Long Coats"]
+    with pytest.raises(UserError, match=r"no Anno/list_category_img\.txt"):
+        read_attribute(tmp_path, 20)
 
 
 def test_colour_list_of_this_project_names_colours(tmp_path: Path) -> None:
@@ -144,6 +174,7 @@ def test_colour_list_of_this_project_names_colours(tmp_path: Path) -> None:
 
 LABELS, BOX_LIST = "Anno/list_category_img.txt", "Anno/list_bbox.txt"
 EVAL, SHOP = "Eval/list_eval_partition.txt", "in_shop/list_eval_partition.txt"
+SHOP_BOXES = "in_shop/list_bbox_inshop.txt"
 
 
 @pytest.mark.parametrize(
@@ -173,6 +204,9 @@ EVAL, SHOP = "Eval/list_eval_partition.txt", "in_shop/list_eval_partition.txt"
         (EVAL, None, None, ": cannot be read: "),
         (SHOP, "gallery", "val", ":6: expected image_name item_id evaluation_status (train, query"),
         (SHOP, "id_00000007 query", "query", ":5: expected image_name item_id evaluation_status"),
+        (SHOP_BOXES, "2 6 009", "0 6 009", ":3: expected image_name clothes_type (1 to 3) pose_"),
+        (SHOP_BOXES, "1 3 050", "4 3 050", ":4: expected image_name clothes_type (1 to 3) pose_"),
+        (SHOP_BOXES, "1 3 050", "x 3 050", ":4: expected image_name clothes_type (1 to 3) pose_"),
     ],
 )  # fmt: skip
 def test_malformed_list_is_an_error_with_file_line_and_what_was_expected(
@@ -186,7 +220,7 @@ def test_malformed_list_is_an_error_with_file_line_and_what_was_expected(
         assert old is None or text.count(old) == 1
         (base / name).write_text(text.replace(old, new) if old else new, "utf-8")
     with pytest.raises(UserError) as error:
-        read_inshop(base) if name == SHOP else read_attribute(base, 20)
+        read_inshop(base) if name in (SHOP, SHOP_BOXES) else read_attribute(base, 20)
     assert str(error.value).startswith(f"{base / name}{said}")
 
 
@@ -202,7 +236,7 @@ def test_select_takes_the_same_rows_of_every_column(tmp_path: Path) -> None:
 
     def rows(pictures: Pictures) -> list[tuple[object, ...]]:
         columns = (pictures.paths, pictures.categories, pictures.partitions, pictures.boxes[:, 2])
-        return list(zip(*(list(column) for column in columns), strict=True))
+        return list(zip(*(list(column) for column in columns), pictures.types, strict=True))
 
     whole = rows(found)
     assert rows(found.select(np.array([3, 0, 0]))) == [whole[3], whole[0], whole[0]]
@@ -210,6 +244,8 @@ def test_select_takes_the_same_rows_of_every_column(tmp_path: Path) -> None:
     assert rows(found.in_partition("val", "test")) == whole[2:]
     assert len(found.in_partition("query")) == 0
     assert found.select(np.array([2])).category_names == found.category_names
+    shop = read_inshop(write(tmp_path, INSHOP))
+    assert shop.select(np.array([3, 1])).types.tolist() == [2, 1]
 
 
 # Any printable name may stand first, with blanks before and within it; then words without blanks.

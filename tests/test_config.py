@@ -10,17 +10,19 @@ import pytest
 from conftest import ROOT
 from pydantic import ValidationError
 
-from config import Config, parse_args
+from command_line import parse_args
+from config import ORIGINAL, Config
 
 # The names that users of such repositories know, with the defaults that DESIGN.md promises.
 KNOWN = {
     "DATASET_BASE": "data/deepfashion", "DUMPED_MODEL": "",
     "DISTANCE_METRIC": "euclidean,euclidean", "COLOR_WEIGHT": "0.1", "COLOR_TOP_N": "10",
     "ENABLE_INSHOP_DATASET": "False", "INSHOP_DATASET_PERCENT": "",
-    "FREEZE_PARAM": "auto", "TRIPLET_WEIGHT": "2.0",
+    "FREEZE_PARAM": "first; original: auto", "TRIPLET_WEIGHT": "0.02; original: 2.0",
     "ENABLE_TRIPLET_WITH_COSINE": "False", "INTER_DIM": "512", "CATEGORIES": "20",
-    "N_CLUSTERS": "50", "IMG_SIZE": "256", "CROP_SIZE": "224", "TRAIN_BATCH_SIZE": "",
-    "TEST_BATCH_SIZE": "", "TRIPLET_BATCH_SIZE": "", "EXTRACT_BATCH_SIZE": "", "NUM_WORKERS": "",
+    "N_CLUSTERS": "50", "IMG_SIZE": "224; original: 256", "CROP_SIZE": "224",
+    "TRAIN_BATCH_SIZE": "", "TEST_BATCH_SIZE": "", "TRIPLET_BATCH_SIZE": "",
+    "EXTRACT_BATCH_SIZE": "", "NUM_WORKERS": "",
     "LR": "", "MOMENTUM": "", "EPOCH": "", "LOG_INTERVAL": "", "DUMP_INTERVAL": "",
     "TEST_INTERVAL": "", "DEVICE": "auto", "BACKBONE": "resnet50", "PRETRAINED": "imagenet",
     "AMP": "auto", "SEED": "0",
@@ -112,6 +114,10 @@ def test_settings_are_frozen_and_leave_a_scripts_own_arguments_apart() -> None:
         (["--crop-to-bbox=maybe"], ["CROP_TO_BBOX", "'maybe'", "boolean"]),
         (["--amp", "fp8"], ["AMP", "'fp8'", "auto", "off", "bf16", "fp16"]),
         (["--device", "gpu"], ["DEVICE", "'gpu'", "auto, cpu, cuda, cuda:N or mps"]),
+        (["--recipe", "2018"], ["RECIPE", "'2018'", "modern", "original"]),
+        (["--model-weights", "1,x"], ["MODEL_WEIGHTS", "'x'", "number"]),
+        (["--model-weights", "1,-2"], ["MODEL_WEIGHTS", "'1,-2'", "0 or more"]),
+        (["--model-weights", "inf"], ["MODEL_WEIGHTS", "'inf'", "0 or more"]),
         (["--distance-metric", "cosine"], ["DISTANCE_METRIC", "'cosine'", "two metrics"]),
         (["--distance-metric", "cosine,cosin"], ["DISTANCE_METRIC", "'cosin'", "dice", "cosine?"]),
         (["--epohc", "3"], ["--epohc"]),
@@ -158,6 +164,31 @@ def test_bad_variable_is_refused_as_a_bad_flag_is(
     assert [part for part in said if part not in error] == []
 
 
+def test_the_original_recipe_changes_defaults_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2018's values, but what is set anywhere stays as it is set."""
+    modern, original = parse(), parse("--recipe", "original")
+    assert (original.LR, original.OPTIMIZER, original.TRIPLET_WEIGHT) == (0.001, "sgd", 2.0)
+    assert (original.PER_CLASS, original.NORMALIZE, original.PALETTE) == (0, False, False)
+    assert (modern.OPTIMIZER, modern.NORMALIZE, modern.PALETTE) == ("adamw", True, True)
+    changed = {name for name in ORIGINAL if getattr(modern, name) != getattr(original, name)}
+    untouched = set(Config.model_fields) - set(ORIGINAL) - {"RECIPE"}
+    assert {"POOLING", "METRIC_LOSS", "FREEZE_PARAM"} <= changed
+    assert all(getattr(modern, name) == getattr(original, name) for name in untouched)
+    Path(".env").write_text("FASHION_RECIPE=original\nFASHION_LR=0.5\n")
+    monkeypatch.setenv("FASHION_TRIPLET_WEIGHT", "0.25")
+    mixed = parse("--pooling", "gem")
+    assert (mixed.LR, mixed.TRIPLET_WEIGHT, mixed.POOLING) == (0.5, 0.25, "gem")
+    assert (mixed.OPTIMIZER, mixed.FREEZE_PARAM) == ("sgd", "auto")
+
+
+def test_lists_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (parse().MODELS, parse().MODEL_WEIGHTS) == ((), ())
+    config = parse("--models", "a.pth, b.pth", "--model-weights", "1,0.5")
+    assert (config.MODELS, config.MODEL_WEIGHTS) == (("a.pth", "b.pth"), (1.0, 0.5))
+    monkeypatch.setenv("FASHION_MODELS", "c.pth")
+    assert parse().MODELS == ("c.pth",)
+
+
 def run(script: str, *argv: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "1000"}  # nothing is wrapped
     command = [sys.executable, str(ROOT / script), *argv]
@@ -165,7 +196,8 @@ def run(script: str, *argv: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "script", ["data.py", "train.py", "feature_extractor.py", "kmeans.py", "retrieval.py"]
+    "script",
+    ["data.py", "train.py", "feature_extractor.py", "kmeans.py", "retrieval.py", "evaluate.py"],
 )
 def test_help_of_each_script_has_every_setting_with_meaning_and_default(script: str) -> None:
     result = run(script, "--help")

@@ -15,6 +15,8 @@ from data import (
     TrainBatches,
     eval_transform,
     make_loader,
+    numbered,
+    sample_balanced,
     sample_triplets,
     train_transform,
 )
@@ -34,6 +36,7 @@ def table(paths: list[str], categories: list[int], items: list[str] | None = Non
         boxes=np.zeros((count, 4), np.int32),
         items=np.array(items or [""] * count),
         colors=np.full(count, ""),
+        types=np.zeros(count, np.int8),
     )
 
 
@@ -88,8 +91,9 @@ def test_box_is_cut_out_where_there_is_one_and_it_is_wanted(tmp_path: Path) -> N
     pictures = table(["boxed.png", "whole.png"], [3, 1])
     pictures.boxes[0] = (20, 11, 60, 31)
     cut = PictureDataset(tmp_path, pictures, pil_to_tensor, crop=True)
-    boxed, category = cut[0]
+    boxed, category, item = cut[0]
     assert (boxed.shape, category, len(cut)) == ((3, 20, 40), 3, 2)
+    assert item == -1
     assert boxed.flatten(1).unique(dim=1).squeeze().tolist() == [255, 0, 0]
     assert np.array_equal(cut[1][0].permute(1, 2, 0), pixels)
     uncut = PictureDataset(tmp_path, pictures, pil_to_tensor, crop=False)
@@ -127,9 +131,9 @@ def test_batches_are_the_same_with_any_number_of_workers(tmp_path: Path) -> None
     state = torch.get_rng_state()
     epochs = []
     for workers in (0, 1, 2):
-        batches = TrainBatches(dataset.pictures, 10, 4, 2, 0.0, seed=3)
+        batches = TrainBatches(dataset.pictures, 10, 4, 2, 0.0, per_class=0, seed=3)
         loader = make_loader(dataset, workers, False, batch_sampler=batches)
-        epochs.append([(x, y) for x, y in loader])
+        epochs.append([(x, y) for x, y, _ in loader])
     assert [x.shape for x, _ in epochs[0]] == [(10, 3, 32, 32)] * 2 + [(8, 3, 32, 32)]
     for other in epochs[1:]:
         for (x, y), (x_other, y_other) in zip(epochs[0], other, strict=True):
@@ -208,7 +212,7 @@ def epoch(batches: TrainBatches, number: int, start: int = 0) -> list[list[tuple
 
 
 def test_epoch_covers_every_labelled_picture_once_and_hangs_on_seed_and_number() -> None:
-    batches = TrainBatches(MIXED, LABELLED, BATCH, TRIPLETS, 0.5, seed=1)
+    batches = TrainBatches(MIXED, LABELLED, BATCH, TRIPLETS, 0.5, per_class=0, seed=1)
     whole = epoch(batches, 0)
     assert batches.steps() == len(whole) == 13
     heads = [batch[: -3 * TRIPLETS] for batch in whole]
@@ -222,16 +226,18 @@ def test_epoch_covers_every_labelled_picture_once_and_hangs_on_seed_and_number()
     other = epoch(batches, 1)
     assert other != whole
     assert sorted(row for batch in other for row, _ in batch[: -3 * TRIPLETS]) == sorted(rows)
-    again = TrainBatches(MIXED, LABELLED, BATCH, TRIPLETS, 0.5, seed=1)
+    again = TrainBatches(MIXED, LABELLED, BATCH, TRIPLETS, 0.5, per_class=0, seed=1)
     for start in (0, 1, 7, 12, 13):
         assert epoch(again, 1, start) == other[start:]
     assert epoch(again, 0) == whole
-    assert epoch(TrainBatches(MIXED, LABELLED, BATCH, TRIPLETS, 0.5, seed=2), 0) != whole
+    assert (
+        epoch(TrainBatches(MIXED, LABELLED, BATCH, TRIPLETS, 0.5, per_class=0, seed=2), 0) != whole
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
 def test_share_of_the_triplets_is_of_items(share: float) -> None:
-    batches = TrainBatches(MIXED, LABELLED, BATCH, 40, share, seed=0)
+    batches = TrainBatches(MIXED, LABELLED, BATCH, 40, share, per_class=0, seed=0)
     of_items = total = 0
     for number in range(3):
         for batch in epoch(batches, number):
@@ -250,12 +256,57 @@ def test_share_of_the_triplets_is_of_items(share: float) -> None:
 
 def test_labelled_pictures_with_items_count_as_items_too_and_no_triplets_means_none() -> None:
     both = table(["a", "b", "c", "d"], [0, 0, 1, 1], ["id_1", "id_2", "id_1", "id_2"])
-    for batch in epoch(TrainBatches(both, 4, 2, 3, 1.0, seed=0), 0):
+    for batch in epoch(TrainBatches(both, 4, 2, 3, 1.0, per_class=0, seed=0), 0):
         rows = [row for row, _ in batch[2:]]
         for anchor, positive, negative in zip(rows[:3], rows[3:6], rows[6:], strict=True):
             assert abs(anchor - positive) == 2, "the other picture of the item"
             assert abs(anchor - negative) in {1, 3}
-    bare = epoch(TrainBatches(both, 4, 3, 0, 0.8, seed=0), 0)
+    bare = epoch(TrainBatches(both, 4, 3, 0, 0.8, per_class=0, seed=0), 0)
     assert [len(batch) for batch in bare] == [3, 1]
     with pytest.raises(UserError, match="no triplets can be drawn"):
-        epoch(TrainBatches(table(["a", "b"], [0, 1]), 2, 2, 3, 1.0, seed=0), 0)
+        epoch(TrainBatches(table(["a", "b"], [0, 1]), 2, 2, 3, 1.0, per_class=0, seed=0), 0)
+
+
+def test_items_are_numbered_in_the_order_of_their_names() -> None:
+    assert numbered(np.array(["b", "", "a", "b"])).tolist() == [1, -1, 0, 1]
+    assert numbered(np.array(["b", "a"])).tolist() == [1, 0]
+    assert numbered(np.array(["", ""])).tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(("per_class", "size", "labels_each"), [(4, 16, 4), (3, 16, 5), (8, 8, 2)])
+def test_balanced_batches_hold_as_many_pictures_of_each_label(
+    per_class: int, size: int, labels_each: int
+) -> None:
+    labels = np.repeat(np.arange(9), [1, 2, 3, 4, 5, 6, 40, 80, 160])
+    state = np.random.get_state()[1].copy()
+    rng = np.random.default_rng(0)
+    batches = sample_balanced(labels, per_class, size, 60, rng)
+    assert batches.shape == (60, per_class * labels_each)
+    seen = Counter()
+    for batch in batches:
+        found = Counter(labels[batch].tolist())
+        assert set(found.values()) == {per_class}
+        seen.update(found.keys())
+        large = [row for row in batch if labels[row] >= 6]
+        assert len(set(large)) == len(large), "a picture twice, though there are others"
+    # Every label as often as any other, large or small.
+    assert max(seen.values()) < 2.5 * min(seen.values())
+    assert (np.random.get_state()[1] == state).all(), "NumPy's global generator was moved"
+    again = sample_balanced(labels, per_class, size, 60, np.random.default_rng(0))
+    assert (again == batches).all()
+    assert (sample_balanced(labels, per_class, size, 60, rng) != batches).any()
+
+
+def test_balanced_batches_of_an_epoch_are_of_items_alone() -> None:
+    batches = TrainBatches(MIXED, LABELLED, BATCH, 8, 0.8, per_class=4, seed=0)
+    assert batches.metric_pictures == 8
+    for batch in epoch(batches, 0):
+        rows = np.array([row for row, _ in batch[-8:]])
+        assert set(Counter(MIXED.items[rows].tolist()).values()) == {4}
+        assert (rows >= LABELLED).all()
+    by_category = TrainBatches(MIXED, LABELLED, BATCH, 8, 0.0, per_class=4, seed=0)
+    for batch in epoch(by_category, 0):
+        rows = np.array([row for row, _ in batch[-8:]])
+        assert set(Counter(MIXED.categories[rows].tolist()).values()) == {4}
+    with pytest.raises(UserError, match="no balanced batches"):
+        TrainBatches(table(["a", "b"], [0, 0]), 2, 2, 8, 0.0, per_class=4, seed=0)

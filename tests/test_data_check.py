@@ -10,7 +10,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from data import main
+from command_line import parse_args
+from data import TrainBatches, main
+from holdout import read_parts
 from utils import UserError
 
 BOXES = {
@@ -104,26 +106,119 @@ def test_categories_left_out_are_said_and_one_alone_cannot_be_trained(
     status, said = check(data_set(tmp_path, {}, PARTS), capsys, "--categories", "1")
     assert status == 1
     assert "5 pictures of other categories are left out: CATEGORIES is 1" in said
-    assert "training would fail: 1 category with pictures in the train part" in said
+    assert "training would fail: 1 category with pictures to train on" in said
+
+
+NO_METRIC = ["--triplet-weight", "0"]
+TRIPLETS = ["--per-class", "0"]
+SHARE = "--inshop-dataset-percent"
+
+
+def first_batches(base: Path, inshop: bool, argv: list[str]) -> list:
+    """What training would draw, by its own code."""
+    config, _ = parse_args([*argv, "--dataset-base", str(base)], "", ())
+    parts = read_parts(base, config.CATEGORIES, inshop, config.VAL_SHARE)
+    size = 4 if config.TRIPLET_WEIGHT else 0
+    share = config.INSHOP_DATASET_PERCENT if inshop else 0.0
+    sizes = (parts.labelled, 2, size, share, config.PER_CLASS)
+    return list(TrainBatches(parts.train, *sizes, seed=0))
 
 
 @pytest.mark.parametrize(
-    ("parts", "fault"),
+    ("parts", "argv", "fault"),
     [
-        ({"Tees/1.png": "train", "Tees/2.png": "train", "Tees/3.png": "val"}, "1 category with"),
-        ({"Tees/1.png": "train", "Coats/2.png": "train", "Tees/3.png": "train"}, "no picture in"),
-        ({"Tees/1.png": "train", "Coats/2.png": "train", "Coats/3.png": "val"}, "no category has"),
-        ({"Tees/1.png": "val", "Coats/2.png": "test"}, "0 category with"),
+        ("Tees train, Tees train, Tees val, Coats test", [], "1 category with"),
+        ("Tees train, Tees train, Tees val, Coats test", NO_METRIC, ""),
+        ("Tees train, Coats train, Coats val, Tees test", TRIPLETS, "no category has two"),
+        ("Tees train, Coats train, Coats val, Tees test", [], ""),
+        ("Tees train, Coats train, Tees train, Coats test", [], "no picture in its validation"),
+        ("Tees train, Coats train, Tees train", [], ""),  # of which one of the Tees is kept
+        ("Tees train, Coats train, Coats val", [], "no picture in its validation"),
+        ("Tees val, Coats test", [], "no picture in its train"),
     ],
 )
 def test_lists_that_cannot_be_trained_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: dict[str, str], fault: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: str, argv: list[str], fault: str
 ) -> None:
-    base = data_set(tmp_path, {}, {f"img/{path}": part for path, part in parts.items()})
+    rows = [row.split() for row in parts.split(", ")]
+    pictures = {f"img/{kind}/{i}.png": part for i, (kind, part) in enumerate(rows)}
+    base = data_set(tmp_path, {}, pictures)
+    status, said = check(base, capsys, *argv)
+    assert status == said.count("no training as things are") == bool(fault)
+    assert said.count("training would fail: ") == said.count(f"training would fail: {fault}")
+    assert said.count("training would fail: ") == bool(fault)
+    assert said.count("extraction and evaluation need no train part") == ("train" not in parts)
+    if fault:
+        with pytest.raises(UserError):
+            first_batches(base, False, argv)
+    else:
+        assert first_batches(base, False, argv)
+
+
+ALONE = {
+    "Tees/a/1.png": "id_1 train",
+    "Tees/a/2.png": "id_1 train",
+    "Tees/b/1.png": "id_2 train",
+    "Tees/b/2.png": "id_2 train",
+    "Tees/c/1.png": "id_3 train",
+    "Tees/c/2.png": "id_3 train",
+    "Coats/d/1.png": "id_4 query",
+    "Coats/d/2.png": "id_4 gallery",
+    "Coats/e/1.png": "id_5 query",
+}
+
+
+def inshop_alone(base: Path, items: dict[str, str]) -> Path:
+    rows = [f"img/MEN/{path} {rest}" for path, rest in items.items()]
+    write(base, "in_shop/list_eval_partition.txt", rows)
+    for path in items:
+        draw(base / "in_shop/img/MEN" / path)
+    return base
+
+
+@pytest.mark.parametrize(
+    ("argv", "fault"),
+    [
+        ([], "1 category with pictures"),
+        (NO_METRIC, ""),
+        (["--enable-inshop-dataset"], ""),
+        (["--enable-inshop-dataset", SHARE, "0"], "1 category with pictures"),
+        (["--enable-inshop-dataset", *TRIPLETS], "1 category with pictures"),
+        (["--enable-inshop-dataset", *TRIPLETS, SHARE, "1"], ""),
+    ],
+)
+def test_inshop_part_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], fault: str
+) -> None:
+    base = inshop_alone(tmp_path, ALONE)
+    status, said = check(base, capsys, *argv)
+    assert "in-shop lists alone" in said
+    assert re.search(r"^ +train +val +query +gallery$", said, re.MULTILINE)
+    assert re.search(r"^Coats +0 +0 +2 +1$", said, re.MULTILINE)
+    assert re.search(r"^Tees +4 +2 +0 +0$", said, re.MULTILINE)
+    assert "5 items; 1 with a single view" in said
+    assert "1 queries whose item is not in the gallery" in said
+    assert re.findall(r"^(\d+) pictures$", said, re.MULTILINE) == ["9"]
+    assert status == said.count("training would fail: ") == bool(fault)
+    assert f"training would fail: {fault}" in said or not fault
+    inshop = "--enable-inshop-dataset" in argv
+    if fault:
+        with pytest.raises(UserError):
+            first_batches(base, inshop, argv)
+    else:
+        assert first_batches(base, inshop, argv)
+
+
+def test_inshop_part_to_be_measured_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = inshop_alone(tmp_path, {p: row for p, row in ALONE.items() if "train" not in row})
+    (base / "in_shop/img/MEN/Coats/e/1.png").unlink()
     status, said = check(base, capsys)
-    assert status == 1
-    assert f"training would fail: {fault}" in said
-    assert "no training as things are" in said
+    assert (status, said.count("training would fail: ")) == (1, 1)
+    assert "training would fail: no picture in its train part\n" in said
+    assert "extraction and evaluation need no train part" in said
+    assert " in_shop/img/MEN/Coats/e/1.png\n" in said
 
 
 def test_plain_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,65 +1,205 @@
-"""The measures, against values worked out by hand and against plain loops."""
+"""evaluate.py as a user runs it: what it prints, its JSON, its report, and what it refuses."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.spatial.distance import cdist
 
-from evaluate import average_precision, main, measure
-from index import ExactEngine, Signal
+import evaluate
+import kmeans
+from utils import UserError, run_script
 
-
-def test_average_precision_by_hand() -> None:
-    hits = np.array([[1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 0, 0]], bool)
-    # (1/1 + 2/3) / 2, 1/4, nothing to find, all found first
-    assert average_precision(hits) == pytest.approx([5 / 6, 1 / 4, 0, 1])
+ITEM = [*(f"recall@{k}" for k in (1, 10, 20, 30, 40, 50)), "map@r", "mrr"]
+CATEGORY = ["p@1", "p@10", "map", "top1", "top3", "top5"]
 
 
-def test_measure_by_hand() -> None:
-    """Five pictures on a line; each asks for the others of its label."""
-    features = np.array([[0.0], [1.0], [2.5], [2.6], [9.0]], np.float32)
-    labels = np.array([7, 7, 8, 7, 8])
-    engine = ExactEngine([Signal("deep", features, "euclidean", 1.0)])
-    rows = np.arange(5)
-    figures = measure(engine, rows, rows, labels)
-    # Nearest others: 0 -> 1 (right), 1 -> 0 (right), 2 -> 3, 3 -> 2, 4 -> 3 (all wrong).
-    assert figures["p@1"] == pytest.approx(2 / 5)
-    # Right ones stand at ranks (1, 3), (1, 3), (4), (2, 3) and (2).
-    expected = np.mean([5 / 6, 5 / 6, 1 / 4, (1 / 2 + 2 / 3) / 2, 1 / 2])
-    assert figures["map"] == pytest.approx(expected)
-    assert figures["p@10"] == figures["chance"] == pytest.approx(np.mean([2, 2, 1, 2, 1]) / 4)
+@pytest.fixture
+def figures(measured: Path, capsys: pytest.CaptureFixture):
+    def run(*flags: str) -> dict:
+        capsys.readouterr()
+        evaluate.main(["--dataset-base", str(measured), "--json", *flags])
+        return json.loads(capsys.readouterr().out)
+
+    return run
 
 
-def test_measure_equals_a_plain_loop(rng: np.random.Generator) -> None:
-    features = rng.normal(size=(700, 4)).astype(np.float32)
-    labels = rng.integers(9, size=700)
-    queries, gallery = np.arange(0, 600, 2), np.arange(100, 700)
-    engine = ExactEngine([Signal("deep", features, "cityblock", 1.0)])
-    figures = measure(engine, queries, gallery, labels)
-    first, ten, found, precision = [], [], [], []
-    for query in queries:
-        others = [row for row in gallery if row != query]
-        distance = cdist(features[[query]], features[others], "cityblock")[0]
-        right = [labels[others[i]] == labels[query] for i in np.argsort(distance, kind="stable")]
-        first.append(right[0])
-        ten.append(np.mean(right[:10]))
-        found.append(any(right[:10]))
-        precision.append(
-            np.mean([sum(right[: i + 1]) / (i + 1) for i, hit in enumerate(right) if hit])
-        )
-    assert figures["p@1"] == pytest.approx(np.mean(first))
-    assert figures["p@10"] == pytest.approx(np.mean(ten))
-    assert figures["recall@10"] == pytest.approx(np.mean(found))
-    assert figures["map"] == pytest.approx(np.mean(precision))
+@pytest.mark.parametrize(
+    ("protocol", "keys", "parts"),
+    [
+        ("inshop", ITEM, ["item", "item, upper body", "item and color"]),
+        ("category", CATEGORY, ["category"]),
+        ("folder", [*CATEGORY, *ITEM], ["category", "item", "item, upper body", "item and color"]),
+    ],
+)
+def test_json_has_the_keys_of_its_protocol_each_with_an_interval(
+    figures, protocol: str, keys: list[str], parts: list[str]
+) -> None:
+    record = figures("--protocol", protocol)
+    assert [key for key in record if key in {*ITEM, *CATEGORY}] == keys
+    assert list(record["parts"]) == parts
+    for key in keys:
+        low, high = record[key]["ci95"]
+        assert 0 <= low <= record[key]["value"] <= high <= 1
+    for name in ("category", "item"):
+        if name in record["parts"]:
+            assert all(record[k] == v for k, v in record["parts"][name].items() if k in keys)
+    assert record["models"] == [{"file": "a.pth", "sha256": "0" * 64}]
+    assert len(record["features"]) == 64
+    assert record["distance"].startswith("deep euclidean + 0.1 color")
 
 
-def test_a_missing_database_is_named(tmp_path, capsys: pytest.CaptureFixture) -> None:
-    from utils import UserError
+def test_top_k_is_the_classifiers_on_the_stored_embeddings(measured: Path, figures) -> None:
+    listed = (measured / "all_feat.list").read_text().splitlines()
+    lines = (measured / "Eval/list_eval_partition.txt").read_text().splitlines()[2:]
+    tested = {line.split()[0] for line in lines if line.split()[1] == "test"}
+    rows = [row for row, path in enumerate(listed) if path in tested]
+    classifier = np.load(measured / "all_classifier.npz")
+    deep, category = np.load(measured / "all_feat.npy"), np.load(measured / "all_category.npy")
+    ranks = []
+    for row in rows:
+        logits = classifier["weight"] @ deep[row] + classifier["bias"]
+        ranks.append(np.argsort(-logits).tolist().index(category[row]))
+    record = figures("--protocol", "category")
+    for k in (1, 3, 5):
+        expected = np.mean([rank < k for rank in ranks])
+        assert record[f"top{k}"]["value"] == pytest.approx(expected)
 
-    with pytest.raises(UserError, match=r"feature_extractor\.py"):
-        main(["--dataset-base", str(tmp_path)])
+
+def test_kmeans_with_all_clusters_is_exact_and_with_one_it_loses(measured: Path, figures) -> None:
+    kmeans.main(["--dataset-base", str(measured), "--n-clusters", "8"])
+    exact = figures()
+    every = figures("--engine", "kmeans", "--nprobe", "8")
+    one = figures("--engine", "kmeans", "--nprobe", "1")
+    assert every["parts"] == exact["parts"]
+    assert one["recall@50"]["value"] < exact["recall@50"]["value"]
+    assert one["map"]["value"] < exact["map"]["value"]
+    assert one["engine"] == "kmeans, nprobe 1"
+
+
+def test_a_partition_may_be_chosen(measured: Path, figures) -> None:
+    parts = [line.split()[1] for line in
+             (measured / "Eval/list_eval_partition.txt").read_text().splitlines()[2:]]  # fmt: skip
+    for name in ("train", "val", "test"):
+        record = figures("--protocol", "category", "--partition", name)
+        assert record["parts"]["category"]["queries"] == parts.count(name)
+    record = figures("--protocol", "category", "--partition", "all")
+    assert record["parts"]["category"]["queries"] == len(parts)
+
+
+def test_it_needs_no_photo(measured: Path, figures) -> None:
+    before = figures()
+    for picture in measured.rglob("*.jpg"):
+        picture.unlink()
+    assert figures() == before
+
+
+def test_the_table_shows_earlier_figures_beside_the_new_ones(
+    measured: Path, capsys, tmp_path: Path
+) -> None:
+    base = ["--dataset-base", str(measured)]
+    evaluate.main([*base, "--json"])
     before = tmp_path / "before.json"
-    before.write_text(json.dumps([]) + "]")
-    with pytest.raises(UserError, match=r"before\.json"):
-        main(["--dataset-base", str(tmp_path), "--against", str(before)])
+    before.write_text(capsys.readouterr().out)
+    evaluate.main([*base, "--color-weight", "9", "--against", str(before)])
+    out = capsys.readouterr().out
+    old = json.loads(before.read_text())["map"]["value"]
+    line = next(line for line in out.splitlines() if line.split()[:1] == ["map"])
+    assert line.split()[1] == f"{old:.2%}"
+    assert line.split()[2] != line.split()[1]
+    assert "9 color euclidean" in out
+
+
+def test_gains_and_signals_are_measured_and_reported(measured: Path, capsys, tmp_path) -> None:
+    page = tmp_path / "report.html"
+    evaluate.main(["--dataset-base", str(measured), "--gains", "--report", str(page)])
+    out = capsys.readouterr().out
+    rows = {line.strip().split("  ")[0] for line in out.splitlines()}
+    assert {"plain", "k-reciprocal re-ranking", "best view of each item"} <= rows
+    assert {"deep alone (weight 1)", "palette alone (weight 4)"} <= rows
+    html = page.read_text()
+    assert "k-reciprocal re-ranking" in html
+    assert "palette alone (weight 4)" in html
+    plain = next(line for line in out.splitlines() if line.strip().startswith("plain"))
+    assert "+0.00%" in plain
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--protocol", "outdoor"), "outdoor"),
+        (("--against", "gone.json"), "gone.json"),
+        (("--engine", "kmeans"), "run: python kmeans.py"),
+        (("--model-weights", "1,2"), "MODEL_WEIGHTS has 2 weights"),
+        (("--dataset-base", "nowhere"), "feature_extractor.py"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_status_2(measured, capsys, flags, said: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        run_script(lambda: evaluate.main(["--dataset-base", str(measured), *flags]))
+    assert left.value.code == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert said in err
+
+
+def test_a_file_that_is_no_earlier_result_is_named(measured: Path, tmp_path: Path) -> None:
+    before = tmp_path / "before.json"
+    for text in ("[]", "[]]", "{}"):
+        before.write_text(text)
+        with pytest.raises(UserError, match=r"before\.json"):
+            evaluate.main(["--dataset-base", str(measured), "--against", str(before)])
+
+
+def test_a_data_set_without_items_has_no_inshop_protocol(tmp_path: Path, shared: Path, rng) -> None:
+    from conftest import stored_features
+
+    for name in ("hat", "shoes"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for photo in sorted((shared / "photos/train" / name).iterdir())[:20]:
+            (tmp_path / "data" / name / photo.name).symlink_to(photo)
+    stored_features(tmp_path / "data", rng)
+    with pytest.raises(UserError, match="in_shop"):
+        evaluate.main(["--dataset-base", str(tmp_path / "data"), "--protocol", "inshop"])
+    evaluate.main(["--dataset-base", str(tmp_path / "data")])  # by category, as it is a folder
+
+
+def test_the_gain_of_mirror_images_is_measured_where_they_are(measured: Path, capsys) -> None:
+    info = json.loads((measured / "all_feat.json").read_text())
+    info["settings"]["FLIP"] = True
+    (measured / "all_feat.json").write_text(json.dumps(info))
+    # The plain features know the items, so without mirror images all is found.
+    _, number = np.unique(np.load(measured / "all_item.npy"), return_inverse=True)
+    np.save(measured / "all_plain_feat_1.npy", np.eye(number.max() + 1, dtype=np.float32)[number])
+    flags = ["--protocol", "inshop", "--gains", "--color-weight", "0", "--palette-weight", "0"]
+    evaluate.main(["--dataset-base", str(measured), *flags])
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.strip().startswith("without mirror"))
+    assert "100.00%" in row
+
+
+def test_color_agreement_is_measured_where_colours_have_names(measured: Path, figures) -> None:
+    """Colours of the in-shop pictures by number mean nothing; named ones are compared."""
+    assert "color" not in figures("--protocol", "inshop")["parts"]
+    listed = (measured / "in_shop/list_eval_partition.txt").read_text().splitlines()[2:]
+    paths = [line.split()[0] for line in listed]
+    shades = {path: ("red", "blue", "-")[i % 3] for i, path in enumerate(paths)}
+    rows = [f"{path} {shade}" for path, shade in shades.items()]
+    text = "\n".join([str(len(rows)), "image_name color", *rows])
+    (measured / "in_shop/list_color_inshop.txt").write_text(text)
+    record = figures("--protocol", "inshop", "--color-weight", "0", "--palette-weight", "0")
+    part = record["parts"]["color"]
+    split = {line.split()[0]: line.split()[2] for line in listed}
+    order = (measured / "all_feat.list").read_text().splitlines()
+    deep = dict(zip(order, np.load(measured / "all_feat.npy"), strict=True))
+    gallery = [path for path in paths if split[path] == "gallery"]
+    agreement = []
+    for query in (path for path in paths if split[path] == "query" and shades[path] != "-"):
+        distance = [
+            np.linalg.norm(deep["in_shop/" + query] - deep["in_shop/" + g]) for g in gallery
+        ]
+        first = [gallery[i] for i in np.argsort(distance)[:10]]
+        agreement.append(np.mean([shades[path] == shades[query] for path in first]))
+    assert part["queries"] == len(agreement)
+    assert part["p@10"]["value"] == pytest.approx(np.mean(agreement))
+    assert "p@10" not in record  # a part, not the protocol's own figure

@@ -20,7 +20,8 @@ import train
 from utils import run_script
 
 ROOT = Path(__file__).parent.parent
-FILES = ("all_feat.npy", "all_color_feat.npy", "all_category.npy", "all_feat.list", "all_feat.json")
+FILES = ("all_feat.npy", "all_color_feat.npy", "all_category.npy", "all_palette_feat.npy",
+         "all_item.npy", "all_classifier.npz", "all_feat.list", "all_feat.json")  # fmt: skip
 FLAGS = ("--amp", "off", "--device", "cpu", "--num-workers", "0", "--color-top-n", "3",
          "--extract-batch-size", "5")  # fmt: skip
 NAMES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
@@ -36,7 +37,7 @@ def photos(shared: Path, tmp_path_factory) -> Path:
             shutil.copyfile(path, base / name / path.name)
     sizes = ("--img-size", "72", "--crop-size", "64", "--inter-dim", "32")
     train.main(["--dataset-base", str(base), "--epoch", "0", "--backbone", "resnet18",
-                "--pretrained", "none", *sizes])  # fmt: skip
+                "--pretrained", "none", "--recipe", "original", *sizes])  # fmt: skip
     return base
 
 
@@ -100,19 +101,20 @@ def test_every_row_is_the_features_of_the_picture_in_its_line(base: Path, capsys
     info = json.loads((base / "all_feat.json").read_text())
     assert info["pictures"] == 24
     assert info["skipped"] == []
-    assert info["model"]["file"] == "model_best.pth.tar"
+    (model,) = info["models"]
+    assert model["file"] == "model_best.pth.tar"
     for place, written in [
-        ("models/model_best.pth.tar", info["model"]["sha256"]),
+        ("models/model_best.pth.tar", model["sha256"]),
         ("all_feat.npy", info["sha256"]["all_feat.npy"]),
         ("all_color_feat.npy", info["sha256"]["all_color_feat.npy"]),
     ]:
         assert hashlib.sha256((base / place).read_bytes()).hexdigest() == written
-    assert info["network"]["crop_size"] == 64
+    assert model["network"]["crop_size"] == 64
     assert info["settings"]["COLOR_TOP_N"] == 3
     assert info["settings"]["AMP"] == "float32"
     names = [info["category_names"][i] for i in np.load(base / "all_category.npy")]
     assert names == [path.split("/")[0] for path in paths]
-    assert not (base / ".extract").exists()
+    assert not (base / ".extract_1").exists()
     assert "24 pictures" in capsys.readouterr().out
 
 
@@ -121,7 +123,7 @@ def test_an_unreadable_picture_is_skipped_and_named_and_the_rest_keeps_its_rows(
 ) -> None:
     assert extract(base) == 0
     paths = (base / "all_feat.list").read_text().splitlines()
-    whole = [np.load(base / name) for name in FILES[:3]]
+    whole = [np.load(base / name) for name in FILES[:5]]
     (base / paths[3]).write_text("no picture")
     (base / paths[11]).write_bytes((base / paths[11]).read_bytes()[:900])
     capsys.readouterr()
@@ -129,8 +131,12 @@ def test_an_unreadable_picture_is_skipped_and_named_and_the_rest_keeps_its_rows(
     err = capsys.readouterr().err
     kept = [row for row in range(24) if row not in (3, 11)]
     assert (base / "all_feat.list").read_text().splitlines() == [paths[row] for row in kept]
-    for name, before in zip(FILES[:3], whole, strict=True):
-        np.testing.assert_allclose(np.load(base / name), before[kept], atol=1e-5)
+    for name, before in zip(FILES[:5], whole, strict=True):
+        found = np.load(base / name)
+        if name == "all_item.npy":
+            assert found.tolist() == [""] * 22
+        else:
+            np.testing.assert_allclose(found, before[kept], atol=1e-5)
     info = json.loads((base / "all_feat.json").read_text())
     assert (info["pictures"], info["skipped"]) == (22, [paths[3], paths[11]])
     assert all(path in err for path in info["skipped"])
@@ -166,7 +172,7 @@ def kill_midway(base: Path) -> None:
     command = [sys.executable, "-c", KILL, "--dataset-base", base, *FLAGS]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert json.loads((base / ".extract" / "state.json").read_text())["done"] == 10
+    assert json.loads((base / ".extract_1" / "state.json").read_text())["done"] == 10
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +191,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     assert "going on from 10" in capsys.readouterr().out
     assert extract(base) == 0
     assert files_of(again) == files_of(base)
-    assert not (again / ".extract").exists()
+    assert not (again / ".extract_1").exists()
 
 
 def _other_model(base: Path) -> None:
@@ -200,8 +206,8 @@ CHANGES = {
     "other arithmetic": (lambda base: None, ("--amp", "bf16")),
     "a picture less": (lambda base: next(base.glob("hat/*.jpg")).unlink(), ()),
     "other model": (_other_model, ()),
-    "damaged state": (lambda base: (base / ".extract/state.json").write_text('{"key": '), ()),
-    "killed while it was removed": (lambda base: (base / ".extract/all_feat.npy").unlink(), ()),
+    "damaged state": (lambda base: (base / ".extract_1/state.json").write_text('{"key": '), ()),
+    "killed while it was removed": (lambda base: (base / ".extract_1/all_feat.npy").unlink(), ()),
 }
 
 
@@ -233,3 +239,47 @@ def test_what_is_wrong_is_one_line_and_status_2(base: Path, capsys, flags, said:
     assert len([line for line in lines if line.strip()]) == 1
     assert said in lines[-1]
     assert not (base / "all_feat.json").exists()
+
+
+def test_flip_keeps_the_plain_features_beside_the_mirrored_ones(base: Path) -> None:
+    assert extract(base) == 0
+    plain, color = np.load(base / "all_feat.npy"), np.load(base / "all_color_feat.npy")
+    for path in base.glob("*/*.jpg"):  # mirrored files: their features are those of the mirror
+        ImageOps.mirror(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).save(
+            path.with_suffix(".png")
+        )
+        path.rename(path.with_suffix(".kept"))
+    assert extract(base) == 0
+    mirrored = np.load(base / "all_feat.npy")
+    for path in base.glob("*/*.kept"):
+        path.with_suffix(".png").unlink()
+        path.rename(path.with_suffix(".jpg"))
+    assert extract(base, "--flip") == 0
+    np.testing.assert_allclose(np.load(base / "all_plain_feat_1.npy"), plain, atol=1e-5)
+    # A mirrored picture of odd width is cropped a pixel aside, so this is close, not equal.
+    both = np.load(base / "all_feat.npy")
+    error = np.abs(both - (plain + mirrored) / 2).mean()
+    assert error < 0.2 * np.abs(both - plain).mean()
+    np.testing.assert_allclose(np.load(base / "all_color_feat.npy"), color, atol=1e-5)
+    assert extract(base) == 0
+    assert not (base / "all_plain_feat_1.npy").exists()
+
+
+def test_several_models_are_several_matrices(base: Path) -> None:
+    """The second is the first with another bias; the colours come from the first alone."""
+    assert extract(base) == 0
+    alone, color = np.load(base / "all_feat.npy"), np.load(base / "all_color_feat.npy")
+    content = torch.load(base / "models/model_best.pth.tar", weights_only=True)
+    content["state_dict"]["fc.bias"] += 1
+    torch.save(content, base / "models/other.pth.tar")
+    assert extract(base, "--models", "model_best.pth.tar,other.pth.tar") == 0
+    np.testing.assert_allclose(np.load(base / "all_feat.npy"), alone, atol=1e-5)
+    np.testing.assert_allclose(np.load(base / "all_feat_2.npy"), alone + 1, atol=1e-4)
+    np.testing.assert_allclose(np.load(base / "all_color_feat.npy"), color, atol=1e-5)
+    info = json.loads((base / "all_feat.json").read_text())
+    assert [model["file"] for model in info["models"]] == ["model_best.pth.tar", "other.pth.tar"]
+    classifier = np.load(base / "all_classifier.npz")
+    state = content["state_dict"]
+    np.testing.assert_allclose(classifier["weight"], state["fc2.weight"])
+    assert extract(base) == 0
+    assert not (base / "all_feat_2.npy").exists()

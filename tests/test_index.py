@@ -179,10 +179,15 @@ def base(tmp_path: Path) -> Path:
     np.save(tmp_path / "all_feat.npy", rng.random((12, D), np.float32))
     np.save(tmp_path / "all_color_feat.npy", rng.random((12, T), np.float32))
     np.save(tmp_path / "all_category.npy", np.int16([0, 1, -1] * 4))
+    np.save(tmp_path / "all_item.npy", np.array(["a", "", "b"] * 4))
+    np.save(tmp_path / "all_feat_2.npy", rng.random((12, 2), np.float32))
+    np.save(tmp_path / "all_palette_feat.npy", rng.random((12, 8), np.float32))
     (tmp_path / "all_feat.list").write_text("".join(f"img/é {i}.jpg\n" for i in range(12)), "utf-8")
     info = {
         "pictures": 12,
         "category_names": ["Tee", "Blouse", "Tank"],
+        "models": [{"file": "a"}, {"file": "b"}],
+        "settings": {"PALETTE": True, "FLIP": False},
         "sha256": {"all_feat.npy": sha256_of(tmp_path / "all_feat.npy")},
     }
     (tmp_path / "all_feat.json").write_text(json.dumps(info))
@@ -192,16 +197,53 @@ def base(tmp_path: Path) -> Path:
 def test_an_opened_database_holds_what_the_files_hold(base: Path) -> None:
     database = open_database(base)
     assert isinstance(database, FeatureDatabase)
-    np.testing.assert_array_equal(database.deep, np.load(base / "all_feat.npy"))
+    first, second = database.deep
+    np.testing.assert_array_equal(first, np.load(base / "all_feat.npy"))
+    np.testing.assert_array_equal(second, np.load(base / "all_feat_2.npy"))
     np.testing.assert_array_equal(database.color, np.load(base / "all_color_feat.npy"))
+    np.testing.assert_array_equal(database.palette, np.load(base / "all_palette_feat.npy"))
+    assert database.items[:4].tolist() == ["a", "", "b", "a"]
     assert database.paths == [f"img/é {i}.jpg" for i in range(12)]
     assert [database.category(row) for row in range(3)] == ["Tee", "Blouse", ""]
     assert database.rows_of("bLOUSE").tolist() == [1, 4, 7, 10]
     for unknown in ("Tank", "Tea"):  # one that no picture has, and one that there is not
         with pytest.raises(UserError, match=f"{unknown}.*there are Blouse, Tee"):
             database.rows_of(unknown)
-    signals = signals_of(database, ("cosine", "euclidean"), 0.25)
-    assert describe_distance(signals) == "deep cosine + 0.25 color euclidean"
+    signals = signals_of(database, ("cosine", "euclidean"), (1, 0.5), 0.25, 3)
+    assert describe_distance(signals) == (
+        "deep cosine + 0.5 deep_2 cosine + 0.25 color euclidean + 3 palette euclidean"
+    )
+    assert [s.weight for s in signals_of(database, ("cosine",) * 2, (), 0, 0)] == [1, 1, 0, 0]
+    with pytest.raises(UserError, match="MODEL_WEIGHTS has 3 weights, the feature database 2"):
+        signals_of(database, ("cosine", "cosine"), (1, 1, 1), 0, 0)
+
+
+def test_a_database_without_palette_has_two_signals_a_model(base: Path) -> None:
+    info = json.loads((base / "all_feat.json").read_text())
+    info["settings"]["PALETTE"] = False
+    (base / "all_feat.json").write_text(json.dumps(info))
+    database = open_database(base)
+    assert database.palette is None
+    names = [signal.name for signal in signals_of(database, ("cosine", "cosine"), (), 1, 1)]
+    assert names == ["deep", "deep_2", "color"]
+
+
+def test_four_signals_rank_as_the_sum_of_four_cdists(base: Path) -> None:
+    database = open_database(base)
+    signals = signals_of(database, ("cosine", "cityblock"), (2, 0.5), 0.25, 3)
+    metrics = ("cosine", "cosine", "cityblock", "cityblock")
+    total = sum(
+        weight * cdist(signal.features, signal.features, metric)
+        for signal, metric, weight in zip(signals, metrics, (2, 0.5, 0.25, 3), strict=True)
+    )
+    answers = ExactEngine(signals).search([signal.features for signal in signals], 12)
+    for row, answer in enumerate(answers):
+        np.testing.assert_allclose(answer.distances, np.sort(total[row]))
+        parts = [
+            cdist(s.features[[row]], s.features[answer.rows], m)[0]
+            for s, m in zip(signals, metrics, strict=True)
+        ]
+        np.testing.assert_allclose(answer.parts, np.transpose(parts))
 
 
 class Malicious:
@@ -224,6 +266,11 @@ def _cut(name: str, size: int):
 DAMAGE = {
     "no json": lambda base: (base / "all_feat.json").unlink(),
     "no colours": lambda base: (base / "all_color_feat.npy").unlink(),
+    "no second model": lambda base: (base / "all_feat_2.npy").unlink(),
+    "no palettes": lambda base: (base / "all_palette_feat.npy").unlink(),
+    "no items": lambda base: (base / "all_item.npy").unlink(),
+    "items as a pickle": _saved("all_item.npy", np.array(["a"] * 12, object)),
+    "palettes of more pictures": _saved("all_palette_feat.npy", np.zeros((13, 8), np.float32)),
     "no list": lambda base: (base / "all_feat.list").unlink(),
     "half a json": _text("all_feat.json", '{"pictures": 12'),
     "json is a list": _text("all_feat.json", "[]"),
@@ -254,7 +301,7 @@ def test_clusters_come_back_as_they_were_saved(base: Path) -> None:
     database = open_database(base)
     labels = np.arange(12, dtype=np.int32) % 3
     sha256 = sha256_of(base / "all_feat.npy")
-    saved = clusters_of(database.deep, labels, True, features=sha256, distance="deep cosine")
+    saved = clusters_of(database.deep[0], labels, True, features=sha256, distance="deep cosine")
     assert save_clusters(base, saved) == base / "models" / "kmeans.m"
     found = open_clusters(database)
     for name, value in vars(saved).items():

@@ -79,9 +79,11 @@ def base(tmp_path: Path) -> Path:
     np.save(base / "all_feat.npy", deep.astype(np.float32))
     np.save(base / "all_color_feat.npy", np.zeros((100, 3), np.float32))
     np.save(base / "all_category.npy", np.zeros(100, np.int16))
+    np.save(base / "all_item.npy", np.full(100, ""))
     (base / "all_feat.list").write_text("".join(f"{row}.jpg\n" for row in range(100)))
     sha256 = {"all_feat.npy": sha256_of(base / "all_feat.npy")}
     info = {"pictures": 100, "category_names": ["all"], "sha256": sha256}
+    info |= {"models": [{"file": "a"}], "settings": {"PALETTE": False, "FLIP": False}}
     (base / "all_feat.json").write_text(json.dumps(info))
     return base
 

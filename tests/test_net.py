@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torchvision import models
 
 from backbones import build_backbone
+from color import ColorFeature
+from device import autocast
 from net import (
-    ColorFeature,
+    LENGTH,
     EmbeddingNet,
     FeatureNet,
     Network,
-    amp_type,
-    autocast,
     find_model,
     initial_net,
     load_net,
-    pick_device,
+    read_checkpoint,
     save_checkpoint,
 )
 from utils import UserError
@@ -57,49 +57,6 @@ def test_embedding_and_logits_are_linear_in_the_mean_of_the_conv_map(inter_dim, 
     expected = expected @ weights["fc2.weight"].T + weights["fc2.bias"]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
     assert logits.shape == (3, 3)
-
-
-def colors_by_loops(picture: np.ndarray, conv_map: np.ndarray, top_n: int) -> list[float]:
-    """The colour feature of a picture whose sides are multiples of the map's."""
-    _, height, width = conv_map.shape
-    high, wide = picture.shape[1] // height, picture.shape[2] // width
-    cells = [(row, column) for row in range(height) for column in range(width)]
-    strength = {cell: sum(channel[cell] for channel in conv_map) for cell in cells}
-    strongest = sorted(cells, key=lambda cell: (-strength[cell], cell))[:top_n]
-    return [
-        float(channel[r * high : (r + 1) * high, c * wide : (c + 1) * wide].mean())
-        for channel in picture
-        for r, c in strongest
-    ]
-
-
-@pytest.mark.parametrize(
-    ("shape", "side", "top_n"), [((7, 7), 14, 10), ((7, 7), 224, 1), ((4, 4), 32, 16)]
-)
-def test_color_feature_equals_a_loop_over_the_cells(shape, side: int, top_n: int) -> None:
-    """Small whole numbers as response: most cells tie, and the first in reading order leads."""
-    rng = np.random.default_rng(0)
-    picture = rng.random((2, 3, side, side), np.float32)
-    conv_map = rng.integers(0, 3, (2, 5, *shape)).astype(np.float32)
-    found = ColorFeature(top_n)(torch.from_numpy(picture), torch.from_numpy(conv_map))
-    assert found.dtype == torch.float32
-    expected = [colors_by_loops(p, m, top_n) for p, m in zip(picture, conv_map, strict=True)]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def test_color_feature_of_a_picture_worked_out_by_hand() -> None:
-    """Strongest is the lower right cell, then, of two equal ones, the upper left: R, then G, B."""
-    conv_map = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [1.0, 9.0]]]])
-    red = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    picture = torch.stack([red, red * 10, red * 100])[None].repeat_interleave(2, 2)
-    picture = picture.repeat_interleave(2, 3)
-    found = ColorFeature(3)(picture, conv_map)
-    assert found.tolist() == [[4, 1, 3, 40, 10, 30, 400, 100, 300]]
-
-
-def test_more_colors_than_cells_are_refused() -> None:
-    with pytest.raises(UserError, match=r"COLOR_TOP_N is 5.* 4 cells"):
-        FeatureNet(untrained(), 5)(pictures())
 
 
 def test_a_frozen_backbone_keeps_weights_and_statistics_until_it_is_unfrozen() -> None:
@@ -292,14 +249,69 @@ def test_a_model_is_found_as_given_or_below_models(tmp_path: Path) -> None:
         find_model(base, "gone.pth")
 
 
-def test_devices_and_their_arithmetic() -> None:
-    assert pick_device("cpu") == torch.device("cpu")
-    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(UserError, match=r"cuda:99.*devices"):
-        pick_device("cuda:99")
-    with pytest.raises(UserError, match="mps"):
-        pick_device("mps")
-    cpu = torch.device("cpu")
-    wanted = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-    assert {amp: amp_type(cpu, amp) for amp in wanted} == wanted
-    assert amp_type(cpu, "auto") in {None, torch.bfloat16}
+@pytest.mark.parametrize("pooling", ["avg", "avgmax", "gem"])
+def test_a_normalised_network_by_plain_sums(pooling: str) -> None:
+    """Pooling, LayerNorm, linear, length 10; logits are 10 times the cosines with the classes."""
+    net = untrained(replace(NETWORK, pooling=pooling, normalised=True))
+    with torch.no_grad():  # or LayerNorm's own parameters would not show
+        net.norm.weight.uniform_(0.5, 2)
+        net.norm.bias.uniform_(-1, 1)
+        logits, embedding, conv_map = net(pictures())
+    cells = conv_map.double().numpy().reshape(3, 512, -1)
+    power = (np.maximum(cells, 1e-6) ** 3).mean(2) ** (1 / 3)
+    pooled = {"avg": cells.mean(2), "avgmax": cells.mean(2) + cells.max(2), "gem": power}[pooling]
+    weights = {key: value.double().numpy() for key, value in net.state_dict().items()}
+    centred = pooled - pooled.mean(1, keepdims=True)
+    normed = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
+    normed = normed * weights["norm.weight"] + weights["norm.bias"]
+    expected = normed @ weights["fc.weight"].T + weights["fc.bias"]
+    expected *= 10 / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(embedding, expected, rtol=1e-3, atol=1e-4)
+    classes = weights["fc2.weight"]
+    cosines = expected @ classes.T / 10 / np.linalg.norm(classes, axis=1)
+    np.testing.assert_allclose(logits, 10 * cosines, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_classifier_gives_the_logits_of_the_embedding(normalised: bool) -> None:
+    net = untrained(replace(NETWORK, normalised=normalised))
+    with torch.inference_mode():
+        logits, embedding, _ = net(pictures())
+    weight, bias = net.classifier()
+    np.testing.assert_allclose(embedding @ weight.T + bias, logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_flip_embeds_the_mirror_image_too(normalised: bool) -> None:
+    net = untrained(replace(NETWORK, normalised=normalised))
+    x = pictures()
+    with torch.inference_mode():
+        both, colors = FeatureNet(net, [ColorFeature(4)], flip=True)(x)
+        plain, same_colors = FeatureNet(net, [ColorFeature(4)], flip=False)(x)
+        mirrored = net(torch.from_numpy(np.ascontiguousarray(x.numpy()[..., ::-1])))[1]
+    expected = (plain + mirrored) / 2
+    if normalised:
+        expected = LENGTH * expected / expected.norm(dim=1, keepdim=True)
+    np.testing.assert_allclose(both, expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(both, plain, atol=1e-3)
+    np.testing.assert_array_equal(colors, same_colors)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "gem"])
+def test_a_normalised_checkpoint_comes_back(tmp_path: Path, pooling: str) -> None:
+    network = replace(NETWORK, pooling=pooling, normalised=True)
+    net = untrained(network)
+    save_checkpoint(tmp_path / "a.pth.tar", net, network)
+    again, loaded = load_net(tmp_path / "a.pth.tar")
+    assert loaded == network
+    with torch.inference_mode():
+        np.testing.assert_array_equal(again(pictures())[1], net(pictures())[1])
+
+
+def test_a_checkpoint_from_before_pooling_was_a_choice_loads(tmp_path: Path) -> None:
+    net = untrained()
+    save_checkpoint(tmp_path / "new.pth.tar", net, NETWORK)
+    content = read_checkpoint(tmp_path / "new.pth.tar")
+    del content["network"]["pooling"], content["network"]["normalised"]
+    torch.save(content, tmp_path / "old.pth.tar")
+    assert load_net(tmp_path / "old.pth.tar")[1] == NETWORK

@@ -9,6 +9,7 @@ from conftest import ROOT, run
 from PIL import Image
 from scipy.spatial.distance import cdist
 
+from command_line import shown_default
 from config import Config
 
 
@@ -27,8 +28,8 @@ def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> Non
     run("feature_extractor.py", *data)
     untrained = json.loads(run("evaluate.py", *data, "--json").stdout)
 
-    recipe = ["--epoch", 5, "--lr", 0.01, "--momentum", 0.9, "--freeze-param", "true"]
-    run("train.py", *data, *network, *recipe, "--triplet-batch-size", 8)
+    recipe = ["--epoch", 5, "--freeze-param", "true", "--train-batch-size", 32]
+    run("train.py", *data, *network, *recipe)
     query = "img/Tees/ms01/black_main.jpg"
     stale = run("retrieval.py", query, *data, check=2)
     assert "feature_extractor.py" in stale.stderr
@@ -49,15 +50,37 @@ def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> Non
     paths = (base / "all_feat.list").read_text().splitlines()
     deep, color = np.load(base / "all_feat.npy"), np.load(base / "all_color_feat.npy")
     row = paths.index(query)
+    palette = np.load(base / "all_palette_feat.npy")
     distance = cdist(deep[[row]], deep)[0] + 0.1 * cdist(color[[row]], color)[0]
+    distance += 4 * cdist(palette[[row]], palette)[0]
     order = np.argsort(distance, kind="stable")[:7]
     assert [result["path"] for result in exact["results"]] == [paths[i] for i in order]
 
     trained = json.loads(run("evaluate.py", *data, "--json").stdout)
-    for figures in (untrained, trained):
-        assert figures["category"]["p@1"] > 2 * figures["category"]["chance"]
-        assert figures["item"]["recall@10"] > 0.5
-    assert trained["category"]["map"] > untrained["category"]["map"] + 0.03
+    for record in (untrained, trained):
+        category = record["parts"]["category"]
+        assert category["p@1"]["value"] > 2 * category["chance"]
+        assert record["recall@10"]["value"] > 0.5
+    assert trained["top1"]["value"] > 2 / 6
+    assert trained["map"]["value"] > untrained["map"]["value"] + 0.03
+
+    # Two models and their weights: fit, then ask with what was found.
+    models = ["--models", "model_best.pth.tar,model_0_final.pth.tar"]
+    run("feature_extractor.py", *data, *models)
+    fitted = run("evaluate.py", *data, *models, "--fit-weights").stdout.splitlines()
+    found = [line.removeprefix("FASHION_").split("=") for line in fitted if "FASHION_" in line]
+    weights = [f"--{name.lower().replace('_', '-')}={value}" for name, value in found]
+    assert [name for name, _ in found] == ["MODEL_WEIGHTS", "COLOR_WEIGHT", "PALETTE_WEIGHT"]
+    assert len(found[0][1].split(",")) == 2
+    fused = json.loads(run("retrieval.py", query, *data, *models, *weights, "--json",
+                           "--engine", "exact").stdout)  # fmt: skip
+    first = fused[0]["results"][0]
+    assert first["path"] == query
+    assert {"deep", "deep_2", "color", "palette"} <= set(first)
+    assert run("retrieval.py", query, *data, check=2).stderr.count("--models") == 1
+    page = tmp_path / "report.html"
+    run("evaluate.py", *data, *weights, "--report", page)
+    assert page.read_text().startswith("<!doctype html>") or "<html" in page.read_text()[:300]
 
 
 def test_the_readme_lists_every_setting_with_its_default() -> None:
@@ -66,8 +89,6 @@ def test_the_readme_lists_every_setting_with_its_default() -> None:
         for line in (ROOT / "README.md").read_text().splitlines()
         if line.startswith("| `") and len(cells := line.split("|")) == 5
     }
-    for name, field in Config.model_fields.items():
-        default = field.default
-        shown = ",".join(default) if isinstance(default, tuple) else str(default)
-        expected = "min(4, cores)" if name == "NUM_WORKERS" else shown
+    for name in Config.model_fields:
+        expected = "min(4, cores)" if name == "NUM_WORKERS" else shown_default(name)
         assert rows.get(name) == expected, name

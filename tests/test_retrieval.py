@@ -21,7 +21,7 @@ from utils import run_script
 ROOT = Path(__file__).parent.parent
 MACHINE = ("--amp", "off", "--device", "cpu", "--num-workers", "0")
 NAMES = {"dress": "Dress", "hat": "Sun Hat", "shirt": "Shirt"}
-KEYS = ["rank", "path", "distance", "deep", "color", "category"]
+KEYS = ["rank", "path", "distance", "deep", "color", "palette", "category", "item"]
 BOX = (40, 30, 190, 200)  # of every third picture
 
 
@@ -138,11 +138,14 @@ def test_other_formats_of_the_same_pixels_give_the_same_answer(
 
 def test_json_says_what_the_schema_says_and_distances_add_up(base: Path, answers) -> None:
     queries = ["img/Some_Hat/img_00000002.jpg", "img/Some_Shirt/img_00000000.jpg"]
-    found = answers(*queries, "--top-n", "7", "--color-weight", "0.6", "--nprobe", "4")
+    found = answers(
+        *queries, "--top-n", "7", "--color-weight", "0.6", "--palette-weight", "2", "--nprobe", "4"
+    )
     asked = [(one["query"], one["engine"]) for one in found]
     assert asked == [(query, engine) for query in queries for engine in ("exact", "kmeans")]
     deep = np.load(base / "all_feat.npy").astype(float)
     color = np.load(base / "all_color_feat.npy").astype(float)
+    palette = np.load(base / "all_palette_feat.npy").astype(float)
     for one in found:
         assert list(one) == ["query", "engine", "results", "seconds"]
         own = rows_of(base).index(one["query"])
@@ -150,10 +153,10 @@ def test_json_says_what_the_schema_says_and_distances_add_up(base: Path, answers
         for result in one["results"]:
             assert list(result) == KEYS
             row = rows_of(base).index(result["path"])
-            for part, features in (("deep", deep), ("color", color)):
+            for part, features in (("deep", deep), ("color", color), ("palette", palette)):
                 expected = np.sqrt(((features[row] - features[own]) ** 2).sum())
                 assert result[part] == pytest.approx(expected, abs=1e-3)
-            total = result["deep"] + 0.6 * result["color"]
+            total = result["deep"] + 0.6 * result["color"] + 2 * result["palette"]
             assert result["distance"] == pytest.approx(total, rel=1e-9)
         distances = [result["distance"] for result in one["results"]]
         assert distances == sorted(distances)
@@ -188,9 +191,9 @@ def test_the_table_says_what_json_says_and_the_time_of_each_step(ask, answers) -
     assert status == 0
     for one in answers(*query):
         for result in one["results"]:
-            line = [f"{result['distance']:.5f}", f"{result['deep']:.5f}", f"{result['color']:.5f}"]
+            line = [f"{result[key]:.5f}" for key in ("distance", "deep", "color", "palette")]
             assert any(
-                row.split()[:4] == [str(result["rank"]), *line] and row.endswith(result["path"])
+                row.split()[:5] == [str(result["rank"]), *line] and row.endswith(result["path"])
                 for row in out.splitlines()
             )
     for step in ("loading model", "loading features", "extracting", "exact query", "k-means query"):

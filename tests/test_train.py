@@ -1,6 +1,5 @@
 """Training: losses by hand, the freeze, what a run writes, and that a kill costs nothing."""
 
-import math
 import os
 import shutil
 import signal
@@ -17,12 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import data
 import train
 from net import load_net, read_checkpoint
-from trainer import is_stable, triplet_loss
 from utils import UserError
 
 SMALL = "--backbone efficientnet_b0 --pretrained none --img-size 40 --crop-size 32".split()
 SMALL += "--train-batch-size 8 --triplet-batch-size 4 --test-interval 4 --log-interval 1".split()
-SMALL += "--lr 0.01 --momentum 0.9 --amp off".split()
+SMALL += "--recipe original --lr 0.01 --momentum 0.9 --amp off".split()
 
 
 @pytest.fixture
@@ -41,37 +39,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], prefix: str = "
     return all(torch.equal(a[key], b[key]) for key in a if key.startswith(prefix))
 
 
-def test_triplet_loss_by_hand() -> None:
-    anchor = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
-    positive = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
-    negative = torch.tensor([[0.0, 4.5], [-1.0, 0.0]])
-    # Distances 5 and 4.5, then sqrt(2) and 2: hinges 1.5 and 1 + sqrt(2) - 2.
-    expected = (1.5 + math.sqrt(2) - 1) / 2
-    assert triplet_loss(anchor, positive, negative, cosine=False).item() == pytest.approx(
-        expected, abs=1e-5
-    )
-    # Cosine distances of the second triplet: 1 and 2, so its hinge is 0.
-    loss = triplet_loss(anchor[1:], positive[1:], negative[1:], cosine=True)
-    assert loss.item() == pytest.approx(0, abs=1e-6)
-    loss = triplet_loss(anchor[1:], negative[1:], positive[1:], cosine=True)
-    assert loss.item() == pytest.approx(2, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("history", "stable"),
-    [
-        ([(1.0, 0.5)] * 3, False),  # nothing to compare with yet
-        ([(1.0, 0.5)] * 4, True),
-        ([(1.0, 0.5), (0.9, 0.5), (0.9, 0.5), (0.9, 0.5)], False),  # the loss still falls
-        ([(1.0, 0.5), (1.0, 0.5), (1.0, 0.52), (1.0, 0.5)], False),  # the accuracy still rises
-        ([(1.0, 0.5), (0.995, 0.502), (1.1, 0.4), (1.0, 0.5)], True),  # by too little to count
-    ],
-)
-def test_is_stable(history: list[tuple[float, float]], stable: bool) -> None:
-    assert is_stable(history) == stable
-
-
-def test_a_killed_run_ends_with_the_same_weights(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["original", "modern"])
+def test_a_killed_run_ends_with_the_same_weights(base: Path, tmp_path: Path, recipe: str) -> None:
     """Guards the seeds of each sample, the generator's state and the optimizer's in checkpoints.
 
     EfficientNet's stochastic depth draws from the global generator in every step.
@@ -79,6 +48,7 @@ def test_a_killed_run_ends_with_the_same_weights(base: Path, tmp_path: Path) -> 
     other = tmp_path / "killed"
     shutil.copytree(base, other, copy_function=os.link)
     flags = [*SMALL, "--epoch", "2", "--enable-inshop-dataset", "--dump-interval", "3"]
+    flags += ["--recipe", recipe]
     run("train.py", "--dataset-base", base, *flags, "--num-workers", 0)
 
     command = [sys.executable, ROOT / "train.py", "--dataset-base", other, *flags]
@@ -121,6 +91,7 @@ def test_both_triplet_losses_fall_and_the_curves_are_there(
     data.main(["import", photos, "--item-level", "--dataset-base", str(base)])
     weights = str(shared / "weights" / "mobilenet_v2-imagenet-features.pth")
     flags = ["--backbone", "mobilenet_v2", "--pretrained", weights, "--freeze-param", "true"]
+    flags += ["--recipe", "original"]
     flags += "--img-size 72 --crop-size 64 --epoch 8 --momentum 0.9 --train-batch-size 16".split()
     flags += "--triplet-batch-size 16 --num-workers 0 --log-interval 1".split()
     flags += ["--enable-triplet-with-cosine", cosine, "--lr", rate]
@@ -128,11 +99,11 @@ def test_both_triplet_losses_fall_and_the_curves_are_there(
     assert "best: epoch" in capsys.readouterr().out
     (folder,) = (base / "models" / "tensorboard").iterdir()
     curves = EventAccumulator(str(folder)).Reload()
-    names = {"train/loss", "train/cross entropy", "train/triplet", "train/accuracy"}
+    names = {"train/loss", "train/cross entropy", "train/metric", "train/accuracy"}
     names |= {"learning rate", "validation/cross entropy", "validation/accuracy"}
     assert names <= set(curves.Tags()["scalars"])
-    assert "triplets" in curves.Tags()["images"]
-    triplet = [point.value for point in curves.Scalars("train/triplet")]
+    assert "metric loss" in curves.Tags()["images"]
+    triplet = [point.value for point in curves.Scalars("train/metric")]
     quarter = len(triplet) // 4
     assert sum(triplet[-quarter:]) < 0.9 * sum(triplet[:quarter])
 
@@ -154,7 +125,7 @@ def test_freeze_param(base: Path, capsys: pytest.CaptureFixture) -> None:
     assert not same(start, weights(models / "model_2_final.pth.tar"), "backbone.")
 
 
-def test_the_best_epoch_is_the_one_of_highest_validation_accuracy(base: Path) -> None:
+def test_the_best_epoch_is_the_one_that_retrieves_best_among_held_out(base: Path) -> None:
     flags = ["--dataset-base", str(base), *SMALL, "--num-workers", "0", "--freeze-param", "false"]
     train.main([*flags, "--epoch", "3"])
     models = base / "models"
@@ -162,7 +133,9 @@ def test_the_best_epoch_is_the_one_of_highest_validation_accuracy(base: Path) ->
         read_checkpoint(models / f"model_{epoch}_final.pth.tar")["validation"]
         for epoch in (1, 2, 3)
     ]
-    best = max(results, key=lambda result: (result["accuracy"], -result["loss"]))
+    for result in results:
+        assert result["score"] == result["category"]  # no items here
+    best = max(results, key=lambda result: (result["score"], -result["loss"]))
     name = f"model_{best['epoch']}_final.pth.tar"
     assert (models / "model_best.pth.tar").read_bytes() == (models / name).read_bytes()
     net, network = load_net(models / "model_best.pth.tar")
@@ -190,12 +163,16 @@ def test_untrained_network_of_real_weights_without_fc(base: Path, shared: Path) 
     """--inter-dim 0 gives the pooled conv map of the given weights itself."""
     file = shared / "weights" / "mobilenet_v2-imagenet-features.pth"
     flags = ["--backbone", "mobilenet_v2", "--pretrained", str(file), "--crop-size", "64"]
-    train.main(["--dataset-base", str(base), *flags, "--epoch", "0", "--inter-dim", "0"])
-    net, _ = load_net(base / "models" / "model_best.pth.tar")
+    flags += ["--epoch", "0", "--inter-dim", "0", "--pooling", "avg"]
     x = torch.randn(2, 3, 64, 64)
-    _, embedding, conv_map = net(x)
-    assert embedding.shape == (2, 1280)
-    assert torch.equal(embedding, conv_map.mean((2, 3)))
+    for recipe in ("original", "modern"):
+        train.main(["--dataset-base", str(base), *flags, "--recipe", recipe])
+        net, _ = load_net(base / "models" / "model_best.pth.tar")
+        _, embedding, conv_map = net(x)
+        assert embedding.shape == (2, 1280)
+        pooled = conv_map.mean((2, 3))
+        expected = pooled if recipe == "original" else 10 * pooled / pooled.norm(dim=1)[:, None]
+        torch.testing.assert_close(embedding, expected)
     given = torch.load(file, weights_only=True)
     assert torch.equal(net.backbone[0][0].weight, given["features.0.0.weight"])
 
@@ -205,7 +182,7 @@ def test_a_data_set_without_validation_part_is_refused(base: Path) -> None:
     text = path.read_text().replace(" val", " train")
     path.unlink()  # it is a link to the shared one
     path.write_text(text)
-    with pytest.raises(UserError, match="no picture in its val part"):
+    with pytest.raises(UserError, match="no picture in its validation part"):
         train.main(["--dataset-base", str(base), *SMALL])
 
 

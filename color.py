@@ -1,0 +1,127 @@
+"""The colour features: the strongest cells (of 2018), and the palette."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils import UserError
+
+# ImageNet's, which torchvision's weights expect of their input.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+PALETTE_BINS = 8  # along each of L, a and b
+CHROMA = 60.0  # a and b are cut to -CHROMA to CHROMA; few garments lie beyond
+
+# sRGB with white point D65, IEC 61966-2-1.
+XYZ_OF_RGB = (
+    (0.4124564, 0.3575761, 0.1804375),
+    (0.2126729, 0.7151522, 0.0721750),
+    (0.0193339, 0.1191920, 0.9503041),
+)
+WHITE = (0.95047, 1.0, 1.08883)
+
+
+class ColorFeature(nn.Module):
+    """Colours of the cells of the picture to which the network responds most.
+
+    Parameters
+    ----------
+    top_n : number of cells T
+    """
+
+    def __init__(self, top_n: int) -> None:
+        super().__init__()
+        self.top_n = top_n
+
+    def forward(self, x: Tensor, conv_map: Tensor) -> Tensor:
+        """Describe the colours of pictures.
+
+        Parameters
+        ----------
+        x : the network's input, N x 3 x H x W
+        conv_map : N x C x h x w, its response
+
+        Returns
+        -------
+        N x 3T, float32: R of the T cells with the strongest mean response, strongest first (of
+        equal ones the first in reading order), then G, then B.
+
+        Raises
+        ------
+        UserError : the conv map has fewer than T cells
+        """
+        cells = conv_map.shape[-2] * conv_map.shape[-1]
+        if cells < self.top_n:
+            raise UserError(
+                f"COLOR_TOP_N is {self.top_n}, but the conv map has {cells} cells;"
+                " lower it, or raise CROP_SIZE"
+            )
+        response = conv_map.float().mean(1).flatten(1)
+        strongest = response.argsort(dim=1, descending=True, stable=True)[:, : self.top_n]
+        colors = F.adaptive_avg_pool2d(x.float(), conv_map.shape[-2:]).flatten(2)
+        return colors.gather(2, strongest[:, None].expand(-1, 3, -1)).flatten(1)
+
+
+def lab_of_rgb(rgb: Tensor) -> Tensor:
+    """Convert sRGB to CIELAB.
+
+    Parameters
+    ----------
+    rgb : N x 3 x ..., 0 to 1
+
+    Returns
+    -------
+    N x 3 x ...: L in 0 to 100, a and b in about -110 to 110 (CIE 15, white point D65).
+    """
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = torch.einsum("ij,nj...->ni...", rgb.new_tensor(XYZ_OF_RGB), linear)
+    xyz = xyz / rgb.new_tensor(WHITE).view(3, *[1] * (rgb.dim() - 2))
+    f = torch.where(xyz > (6 / 29) ** 3, xyz ** (1 / 3), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    x, y, z = f.unbind(1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+class Palette(nn.Module):
+    """Which colours a picture has, and how much of each, where the network responds.
+
+    A histogram over CIELAB, each pixel weighted by the network's response there, and the square
+    root of it: its Euclidean distance is then Hellinger's, which suits histograms (Arandjelovic
+    and Zisserman, Three Things Everyone Should Know to Improve Object Retrieval, CVPR 2012).
+    """
+
+    def forward(self, x: Tensor, conv_map: Tensor) -> Tensor:
+        """Describe the colours of pictures.
+
+        Parameters
+        ----------
+        x : the network's input, normalised by `MEAN` and `STD`, N x 3 x H x W
+        conv_map : N x C x h x w, its response
+
+        Returns
+        -------
+        N x 512, float32, of length 1: 8 bins of L, in each 8 of a, in each 8 of b.
+        """
+        mean, std = x.new_tensor(MEAN)[:, None, None], x.new_tensor(STD)[:, None, None]
+        lab = lab_of_rgb((x.float() * std + mean).clamp(0, 1)).flatten(2)
+        scaled = torch.stack(
+            [lab[:, 0] / 100, *((lab[:, i] + CHROMA) / (2 * CHROMA) for i in (1, 2))], 1
+        )
+        place = (scaled * PALETTE_BINS).long().clamp(0, PALETTE_BINS - 1)
+        place = (place[:, 0] * PALETTE_BINS + place[:, 1]) * PALETTE_BINS + place[:, 2]
+        response = conv_map.float().mean(1, keepdim=True)
+        response = F.interpolate(response, x.shape[-2:], mode="bilinear", align_corners=False)
+        # Above its lowest value, since not every backbone ends in a ReLU; all equal, all count.
+        weight = response.flatten(1) - response.flatten(1).amin(1, keepdim=True) + 1e-6
+        histogram = x.new_zeros(len(x), PALETTE_BINS**3, dtype=torch.float32)
+        histogram.scatter_add_(1, place, weight)
+        return (histogram / histogram.sum(1, keepdim=True)).sqrt()
+
+
+def color_features(settings: Mapping[str, Any]) -> list[nn.Module]:
+    """The colour features that the settings of a feature database name, in its order."""
+    features: list[nn.Module] = [ColorFeature(settings["COLOR_TOP_N"])]
+    return [*features, Palette()] if settings["PALETTE"] else features

@@ -1,0 +1,81 @@
+"""What is trained on, and what is kept from training to choose the best epoch and the weights.
+
+Test pictures, queries and gallery serve neither: a figure measured on them is of pictures that
+nothing was chosen by.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from annotations import Pictures, align, attribute_list, inshop_list, read_inshop
+from collection import held_out, merge, read_labelled
+from utils import UserError
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The training part of a data set, divided.
+
+    Attributes
+    ----------
+    train : the pictures to train on, those with a category for cross entropy first
+    labelled : how many those are
+    held : pictures with categories, kept from training
+    items : in-shop pictures of whole items kept from training; empty without an in-shop part
+    """
+
+    train: Pictures
+    labelled: int
+    held: Pictures
+    items: Pictures
+
+
+def read_parts(base: Path, categories: int, inshop: bool, val_share: float) -> Parts:
+    """Divide the training part of a data set.
+
+    Of the in-shop training items, `val_share` are kept, all their pictures. Of the labelled
+    pictures, the val part is kept where there is a test part to measure on; else val is what is
+    measured, and `val_share` of each category's training pictures are kept.
+
+    Parameters
+    ----------
+    base, categories, val_share : as for `collection.read_labelled`
+    inshop : use the in-shop part
+
+    Raises
+    ------
+    UserError : a part is empty, or a list is missing or malformed
+    """
+    labelled = read_labelled(base, categories, val_share)
+    train = labelled.in_partition("train")
+    items = read_inshop(base).in_partition("train") if inshop else train.select(np.arange(0))
+    keep_items = held_out(items.items, val_share)
+
+    item_of = align(train.paths, items.paths)
+    known = item_of >= 0
+    keep = np.zeros(len(train), bool)
+    keep[known] = keep_items[item_of[known]]
+    lone_inshop = attribute_list(base) is None and inshop_list(base) is not None
+    if lone_inshop or "test" in labelled.partitions:
+        held = labelled.in_partition("val")
+    else:
+        keep |= ~known & _share_of_each_category(train, val_share)
+        held = train.select(keep)
+    train = train.select(~keep)
+    for name, part in (("train", train), ("validation", held)):
+        if not len(part):
+            raise UserError(f"{base}: no picture in its {name} part; see `python data.py check`")
+    pictures = merge(train, items.select(~keep_items)) if inshop else train
+    return Parts(pictures, len(train), held, items.select(keep_items))
+
+
+def _share_of_each_category(pictures: Pictures, share: float) -> np.ndarray:
+    """Mask of N: `share` of the pictures of each category."""
+    mask = np.zeros(len(pictures), bool)
+    paths = np.array(pictures.paths, dtype=object)
+    for category in np.unique(pictures.categories):
+        rows = np.flatnonzero(pictures.categories == category)
+        mask[rows] = held_out(paths[rows], share)
+    return mask

@@ -1,0 +1,84 @@
+"""Whether training has settled, and the score that chooses the best epoch, by loops."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from color import Palette
+from net import FeatureNet, Network, initial_net
+from validation import is_stable, leave_one_out, retrieval_score, validate
+
+
+@pytest.mark.parametrize(
+    ("history", "stable"),
+    [
+        ([(1.0, 0.5)] * 3, False),  # nothing to compare with yet
+        ([(1.0, 0.5)] * 4, True),
+        ([(1.0, 0.5), (0.9, 0.5), (0.9, 0.5), (0.9, 0.5)], False),  # the loss still falls
+        ([(1.0, 0.5), (1.0, 0.5), (1.0, 0.52), (1.0, 0.5)], False),  # the accuracy still rises
+        ([(1.0, 0.5), (0.995, 0.502), (1.1, 0.4), (1.0, 0.5)], True),  # by too little to count
+    ],
+)
+def test_is_stable(history: list[tuple[float, float]], stable: bool) -> None:
+    assert is_stable(history) == stable
+
+
+def by_loop(distances: np.ndarray, labels: np.ndarray, of_items: bool) -> float:
+    """Mean reciprocal rank, or mAP@R, of those that have another one of their label."""
+    values = []
+    for i in range(len(labels)):
+        others = [j for j in range(len(labels)) if j != i]
+        ranked = sorted(others, key=lambda j: distances[i, j])
+        right = [labels[j] == labels[i] for j in ranked]
+        count = sum(right)
+        if count and labels[i] >= 0 and of_items:
+            values.append(1 / (right.index(True) + 1))
+        elif count and labels[i] >= 0:
+            precision = [sum(right[: k + 1]) / (k + 1) for k in range(count) if right[k]]
+            values.append(sum(precision) / count)
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("of_items", [False, True])
+def test_leave_one_out_is_a_loop(rng: np.random.Generator, of_items: bool) -> None:
+    points, labels = rng.normal(size=(40, 3)), rng.integers(7, size=40)
+    labels[:2] = [70, 71]  # of labels that no other one has: they do not ask
+    labels[2:5] = -1  # nor do those of no label
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    found = leave_one_out(torch.from_numpy(distances).clone(), labels, of_items)
+    assert found == pytest.approx(by_loop(distances, labels, of_items))
+    assert leave_one_out(torch.from_numpy(distances).clone(), np.arange(40), of_items) == 0
+
+
+@pytest.mark.parametrize("of_items", [False, True])
+@pytest.mark.parametrize("weight", [0.0, 6.0])
+def test_the_score_is_of_embedding_and_palette_together(weight: float, of_items: bool) -> None:
+    torch.manual_seed(0)
+    net = initial_net(Network("resnet18", 8, ["a", "b"], 40, 32, normalised=True), "none")
+    net.train()
+    pictures = torch.randn(10, 3, 32, 32)
+    categories, items = torch.tensor([0, 1] * 5), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, -1, -1])
+    loader = DataLoader(list(zip(pictures, categories, items, strict=True)), batch_size=4)
+    cpu = torch.device("cpu")
+    features = FeatureNet(net, [Palette()], False)
+    found = retrieval_score(features, weight, loader, cpu, None, of_items)
+    assert net.training, "the network is left as it was"
+    with torch.inference_mode():
+        embedding, palette = features.eval()(pictures)
+    distances = torch.cdist(embedding, embedding) + weight * torch.cdist(palette, palette)
+    labels = (items if of_items else categories).numpy()
+    assert found == pytest.approx(by_loop(distances.numpy(), labels, of_items), abs=1e-6)
+
+
+def test_validation_is_of_every_picture_once() -> None:
+    torch.manual_seed(0)
+    net = initial_net(Network("resnet18", 8, ["a", "b"], 40, 32), "none")
+    pictures, categories = torch.randn(7, 3, 32, 32), torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    loader = DataLoader(list(zip(pictures, categories, categories, strict=True)), batch_size=3)
+    loss, accuracy = validate(net, loader, torch.device("cpu"), None)
+    with torch.inference_mode():
+        logits = net.eval()(pictures)[0].numpy()
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert loss == pytest.approx(-np.log(chances[range(7), categories.numpy()]).mean(), rel=1e-4)
+    assert accuracy == pytest.approx((logits.argmax(1) == categories.numpy()).mean())
