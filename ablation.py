@@ -2,10 +2,10 @@
 
     python ablation.py --photos photos --items inshop/img/MEN --dataset-base data/ablation
 
-Photos give the categories (their validation part is measured), items the in-shop part. Every run
-has a seed of its own, and holds out whole product groups: run r measures the items of every third
-group from the r-th on, and trains on the others. What is done is kept below DATASET_BASE: the same
-command again goes on.
+Photos give the categories (train/ is trained on, validation/ measured), items the in-shop part.
+Every run has a seed of its own, and holds out whole product groups: run r measures the items of
+every third group from the r-th on, and trains on the others. What is done is kept below
+DATASET_BASE: the same command again goes on.
 """
 
 import argparse
@@ -87,10 +87,10 @@ def _divide(items: Path, folder: Path, fold: int) -> tuple[Path, Path]:
     return folder / "trained", folder / "measured"
 
 
-def _measure(base: Path, measured: Path, weights: Sequence[str]) -> Figures:
-    """The figures of categories in one data set, of items in another."""
+def _measure(places: dict[str, Path], weights: Sequence[str]) -> Figures:
+    """The figures of each protocol in its data set."""
     result = {}
-    for protocol, place in (("category", base), ("inshop", measured)):
+    for protocol, place in places.items():
         out = _run("evaluate.py", place, "--protocol", protocol, "--json", *weights)
         names = [name for part, name in COLUMNS if part == protocol]
         record = json.loads(out)
@@ -116,13 +116,15 @@ def train_and_measure(
     For each of `SIGNALS` (the first one alone, where the recipe is not the last) the figures.
     """
     trained, measured = _divide(items, folder, run % FOLDS)
-    base, other = folder / "base", folder / "other"
-    data = ("--enable-inshop-dataset",)
+    base = folder / "base"
+    places = {"category": folder / "photos", "inshop": folder / "items"}
+    of_items = ("--in-shop", "--item-level")
     _run("data.py", base, "import", str(photos))
-    _run("data.py", base, "import", str(trained), "--in-shop", "--item-level")
-    pattern = r"_main\."
-    flags = ("--in-shop", "--item-level", "--test", "--gallery", pattern)
-    _run("data.py", other, "import", str(measured), *flags)
+    _run("data.py", base, "import", str(trained), *of_items)
+    _run("data.py", places["category"], "import", str(photos / "validation"), "--test")
+    gallery = ("--gallery", r"_main\.")
+    _run("data.py", places["inshop"], "import", str(measured), *of_items, "--test", *gallery)
+    data = ("--enable-inshop-dataset",)
     _run("train.py", base, *data, *shared, *recipe, f"--seed={run}", "--resume")
     models = [str(base / "models/model_best.pth.tar")]
     if not recipe:
@@ -131,11 +133,11 @@ def train_and_measure(
         _run("train.py", untrained, *shared, "--epoch=0", "--inter-dim=0", "--pooling=avg")
         models.append(str(untrained / "models/model_0_final.pth.tar"))
     palette = f"--palette={'false' if recipe else 'true'}"
-    for place in (base, other):
-        _run("feature_extractor.py", place, *data, palette, "--models", ",".join(models))
+    for place in places.values():
+        _run("feature_extractor.py", place, palette, "--models", ",".join(models))
     if recipe:
-        return {"": _measure(base, other, ())}
-    return {name: _measure(base, other, weights) for name, weights in SIGNALS.items()}
+        return {"": _measure(places, ())}
+    return {name: _measure(places, weights) for name, weights in SIGNALS.items()}
 
 
 def print_table(results: dict[str, list[Figures]]) -> None:
@@ -158,7 +160,9 @@ def _shared_flags(config: Config) -> list[str]:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--photos", type=Path, required=True, help="photos by category")
+    parser.add_argument(
+        "--photos", type=Path, required=True, help="photos by category: train/, validation/"
+    )
     parser.add_argument(
         "--items", type=Path, required=True, help="GROUP/ITEM/COLOUR_VIEW.jpg; view main: gallery"
     )
