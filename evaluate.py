@@ -271,10 +271,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for table in tables:
             print_plain(table)
     if args.report:
-        shown = [(name, str(value)) for name, value in facts.items()]
-        write_report(
-            args.report, f"Evaluation of {database.base}", shown, outcomes, database, tables
-        )
+        title = f"Evaluation of {database.base}"
+        write_report(args.report, title, _shown(facts), outcomes, database, tables)
         print(args.report, file=sys.stderr if args.json else sys.stdout)
 
 
