@@ -95,6 +95,26 @@ def held_out(groups: np.ndarray, share: float) -> np.ndarray:
     return np.isin(groups, names[:count])
 
 
+def held_out_of_each(categories: np.ndarray, groups: np.ndarray, share: float) -> np.ndarray:
+    """Choose as `held_out` does, `share` of the groups of each category.
+
+    Parameters
+    ----------
+    categories : N, of any type
+    groups : N names; a group that is chosen in one category is held out in all
+    share : as for `held_out`
+
+    Returns
+    -------
+    Mask of N.
+    """
+    chosen: set[str] = set()
+    for category in np.unique(categories):
+        own = groups[categories == category]
+        chosen |= set(own[held_out(own, share)].tolist())
+    return np.isin(groups, list(chosen))
+
+
 def read_folder(base: Path, val_share: float) -> Pictures:
     """Read a plain folder of photos: one folder per category, or none.
 
@@ -122,11 +142,8 @@ def read_folder(base: Path, val_share: float) -> Pictures:
     if split:
         partitions = np.array([SPLIT_FOLDERS[part[0]] for part in parts], "<U7")
     else:
-        partitions = np.full(len(paths), "train", "<U7")
-        for i in range(len(names)):
-            rows = np.flatnonzero(label == i)
-            chosen = held_out(np.array([paths[row] for row in rows]), val_share)
-            partitions[rows[chosen]] = "val"
+        held = held_out_of_each(label, np.array(paths), val_share)
+        partitions = np.where(held, "val", "train").astype("<U7")
     return Pictures(
         paths=paths,
         categories=label,

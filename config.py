@@ -242,6 +242,16 @@ class Config(BaseSettings):
     )
     SEED: int = _setting("machine", "seed of everything random", 0, ge=0, lt=2**63)
 
+    @property
+    def distance(self) -> dict[str, Any]:
+        """The settings that rank, as the arguments of `index.signals_of`."""
+        return {
+            "metrics": self.DISTANCE_METRIC,
+            "model_weights": self.MODEL_WEIGHTS,
+            "color_weight": self.COLOR_WEIGHT,
+            "palette_weight": self.PALETTE_WEIGHT,
+        }
+
     @model_validator(mode="before")
     @classmethod
     def _apply_recipe(cls, values: dict[str, Any]) -> dict[str, Any]:

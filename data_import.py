@@ -14,7 +14,7 @@ from annotations import (
     UNKNOWN,
     write_list,
 )
-from collection import SPLIT_FOLDERS, can_be_listed, find_pictures, held_out, is_split
+from collection import SPLIT_FOLDERS, can_be_listed, find_pictures, held_out_of_each, is_split
 from utils import UserError
 
 IMG = "img"  # the link to the photos
@@ -109,7 +109,8 @@ def import_folder(
     elif split:
         partition = np.array([SPLIT_FOLDERS[part[0]] for part in parts])
     else:
-        partition = _hold_out(category, np.where(item == "", np.array(paths), item), val_share)
+        group = np.where(item == "", np.array(paths), item)
+        partition = np.where(held_out_of_each(category, group, val_share), "val", "train")
     status = _statuses(paths, item, color, partition, wanted)
     listed = np.array([f"{IMG}/{path}" for path in paths])
     photos = Photos(listed, category, item, color, partition, status)
@@ -191,15 +192,6 @@ def _prefixes(paths: list[str], items: list[str]) -> np.ndarray:
     shades = [re.sub(r"\s+", "_", f.split("_")[0]) if "_" in f else "" for f in files]
     shared = len(set(zip(items, shades, strict=True))) < len(paths)
     return np.array(shades if shared else [""] * len(paths))
-
-
-def _hold_out(category: np.ndarray, group: np.ndarray, share: float) -> np.ndarray:
-    """train or val for each picture: a share of each category's groups, none of them divided."""
-    chosen: set[str] = set()
-    for name in np.unique(category):
-        groups = group[category == name]
-        chosen |= set(groups[held_out(groups, share)].tolist())
-    return np.where(np.isin(group, list(chosen)), "val", "train")
 
 
 def _statuses(

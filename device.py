@@ -50,3 +50,8 @@ def _cpu_has_bf16() -> bool:
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """Run the forward pass in the 16-bit type, or as it is where that is None."""
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
+def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Pictures where the network runs, in the layout it runs fastest in."""
+    return images.to(device, non_blocking=True, memory_format=torch.channels_last)

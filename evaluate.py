@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from annotations import inshop_list
 from command_line import parse_args
 from config import Config
+from fit import fit_weights
 from gains import gains_table, signals_table
 from index import (
     CLASSIFIER,
@@ -43,7 +45,6 @@ from protocols import (
     Outcome,
     Task,
     category_task,
-    has_items,
     item_tasks,
     of_gallery,
     query_features,
@@ -70,7 +71,7 @@ def tasks_of(
     if protocol != "inshop":
         task = category_task(database, base, val_share, partition)
         tasks += [task] if task else []
-    if protocol == "inshop" or (protocol == "folder" and has_items(base)):
+    if protocol == "inshop" or (protocol == "folder" and inshop_list(base)):
         tasks += item_tasks(database, base)
     if not tasks:
         raise UserError(
@@ -233,16 +234,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse_args(argv, __doc__ or "", ("data set", "ranking"), _arguments)
     before = _earlier(args.against)
     database = open_database(config.DATASET_BASE)
-    signals = signals_of(
-        database,
-        config.DISTANCE_METRIC,
-        config.MODEL_WEIGHTS,
-        config.COLOR_WEIGHT,
-        config.PALETTE_WEIGHT,
-    )
+    signals = signals_of(database, **config.distance)
     if args.fit_weights:
-        from fit import fit_weights  # it reads what only training reads
-
         fit_weights(database, signals, config.VAL_SHARE)
         return
     clusters = open_clusters(database) if args.engine == "kmeans" else None

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from annotations import Pictures, align, read_inshop
+from annotations import Pictures, align, inshop_list, read_inshop
 from holdout import read_parts
 from index import ExactEngine, FeatureDatabase, Signal, describe_distance
 from measures import held_out_score
-from protocols import has_items
 from utils import UserError
 
 MOST_QUERIES, MOST_GALLERY = 500, 4000
@@ -80,7 +79,7 @@ def held_out_tasks(
     ------
     UserError : nothing was held out, or it is not in the feature database
     """
-    base, inshop = database.base, has_items(database.base)
+    base, inshop = database.base, inshop_list(database.base) is not None
     parts = read_parts(base, len(database.category_names), inshop, val_share)
     held = _rows(database, parts.held)
     tasks = []

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from annotations import Pictures, align, attribute_list, inshop_list, read_inshop
-from collection import held_out, merge, read_labelled
+from collection import held_out, held_out_of_each, merge, read_labelled
 from utils import UserError
 
 
@@ -61,7 +61,7 @@ def read_parts(base: Path, categories: int, inshop: bool, val_share: float) -> P
     if lone_inshop or "test" in labelled.partitions:
         held = labelled.in_partition("val")
     else:
-        keep |= ~known & _share_of_each_category(train, val_share)
+        keep |= ~known & held_out_of_each(train.categories, np.array(train.paths), val_share)
         held = train.select(keep)
     train = train.select(~keep)
     for name, part in (("train", train), ("validation", held)):
@@ -69,13 +69,3 @@ def read_parts(base: Path, categories: int, inshop: bool, val_share: float) -> P
             raise UserError(f"{base}: no picture in its {name} part; see `python data.py check`")
     pictures = merge(train, items.select(~keep_items)) if inshop else train
     return Parts(pictures, len(train), held, items.select(keep_items))
-
-
-def _share_of_each_category(pictures: Pictures, share: float) -> np.ndarray:
-    """Mask of N: `share` of the pictures of each category."""
-    mask = np.zeros(len(pictures), bool)
-    paths = np.array(pictures.paths, dtype=object)
-    for category in np.unique(pictures.categories):
-        rows = np.flatnonzero(pictures.categories == category)
-        mask[rows] = held_out(paths[rows], share)
-    return mask

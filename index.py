@@ -1,7 +1,8 @@
 """The feature database on disk, and the engines that rank it.
 
 The distance of a picture to a query is the weighted sum of its signals, smaller is nearer:
-d = metric0(deep) + COLOR_WEIGHT * metric1(colour), and a deep term for each further model.
+d = metric0(deep) + COLOR_WEIGHT * metric1(colour) + PALETTE_WEIGHT * metric1(palette), with a
+deep term for each further model.
 """
 
 import json

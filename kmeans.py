@@ -92,13 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{config.DATASET_BASE / DEEP}: not the features that all_feat.json describes;"
             f" run: python feature_extractor.py --dataset-base {config.DATASET_BASE}"
         )
-    signals = signals_of(
-        database,
-        config.DISTANCE_METRIC,
-        config.MODEL_WEIGHTS,
-        config.COLOR_WEIGHT,
-        config.PALETTE_WEIGHT,
-    )
+    signals = signals_of(database, **config.distance)
     normalised = signals[0].metric == "cosine"
 
     start = time.perf_counter()

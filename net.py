@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import WeightsError, build_backbone, load_fitting, require_loaded
-from device import autocast
+from device import autocast, to_device
 from utils import UserError, atomic_write
 
 LENGTH = 10.0  # of a normalised embedding: its distances then compare with those of 2018
@@ -373,6 +373,5 @@ def extract_features(
     -------
     What the network gives, float32.
     """
-    images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
     with autocast(device, dtype):
-        return [feature.float().cpu().numpy() for feature in net(images)]
+        return [feature.float().cpu().numpy() for feature in net(to_device(images, device))]

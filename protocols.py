@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from annotations import align, has_color_names, inshop_list, read_inshop
+from annotations import align, has_color_names, read_inshop
 from collection import read_labelled
 from index import Engine, FeatureDatabase, Signal
 from measures import Figure, category_measures, color_measures, item_measures, summarise
@@ -189,8 +189,3 @@ def item_tasks(database: FeatureDatabase, base: Path) -> list[Task]:
         for name, asked, searched, labels, measures in tasks
         if len(asked) and len(searched)
     ]
-
-
-def has_items(base: Path) -> bool:
-    """Whether a data set has an in-shop part."""
-    return inshop_list(base) is not None

@@ -124,8 +124,6 @@ def load_models(
     """
     again = f"run: python feature_extractor.py --dataset-base {database.base}"
     info = database.info
-    if not {"models", "settings"} <= set(info):
-        raise UserError(f"{database.base}: all_feat.json does not name its models; {again}")
     if len(dumped) != len(info["models"]):
         files = ",".join(record["file"] for record in info["models"])
         raise UserError(

@@ -192,13 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with watch.step("loading features"):
         database = open_database(base)
         rows = database.rows_of(args.category) if args.category else None
-        signals = signals_of(
-            database,
-            config.DISTANCE_METRIC,
-            config.MODEL_WEIGHTS,
-            config.COLOR_WEIGHT,
-            config.PALETTE_WEIGHT,
-        )
+        signals = signals_of(database, **config.distance)
         engines = _engines(database, signals, config.NPROBE, args.engine, args.category)
     box = tuple(args.bbox) if args.bbox else None
     paths = [find_query(base, name) for name in args.img_path]

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from color import MEAN, STD, Palette
 from data import TrainBatches
-from device import autocast
+from device import autocast, to_device
 from net import EmbeddingNet, FeatureNet, Network, read_checkpoint, save_checkpoint
 from recipe import LabelledLoss, SampledTriplets, rate
 from utils import UserError, atomic_write, progress_bar
-from validation import is_stable, retrieval_score, to_device, validate
+from validation import is_stable, retrieval_score, validate
 
 CLIP = 10.0  # norm of the gradient, at most
 BEST, RESUME_POINT = "model_best.pth.tar", "checkpoint.pth.tar"
@@ -333,9 +333,9 @@ class Trainer:
         if not len(metric):
             return
         across = self.batches.per_class or 3
-        rows = metric if self.batches.per_class else metric.unflatten(0, (3, -1)).transpose(0, 1)
-        rows = rows if self.batches.per_class else rows.flatten(0, 1)
-        pixels = rows[: most // across * across] * torch.tensor(STD)[:, None, None]
+        if not self.batches.per_class:  # anchors, positives, negatives -> a triplet a row
+            metric = metric.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)
+        pixels = metric[: most // across * across] * torch.tensor(STD)[:, None, None]
         pixels = (pixels + torch.tensor(MEAN)[:, None, None]).clamp(0, 1)
         writer.add_image("metric loss", make_grid(pixels, nrow=across), self.progress.total_steps)
 

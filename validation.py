@@ -8,14 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from device import autocast
+from device import autocast, to_device
 from measures import held_out_score
 from net import EmbeddingNet, FeatureNet
-
-
-def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Pictures where the network runs, in the layout it runs fastest in."""
-    return images.to(device, non_blocking=True, memory_format=torch.channels_last)
 
 
 def is_stable(history: Sequence[tuple[float, float]], patience: int = 3) -> bool:
