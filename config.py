@@ -87,7 +87,7 @@ class Config(BaseSettings):
     )
     VAL_SHARE: float = _setting(
         "data set",
-        "share of a photo folder held out for validation where it has no split of its own",
+        "share of items, and of photos without a split of their own, held out from training",
         0.1,
         gt=0,
         lt=1,
@@ -175,7 +175,7 @@ class Config(BaseSettings):
         "adamw",
     )
     LR: float = _setting(
-        "training", "learning rate; of the backbone, where it is adamw", 0.001, gt=0
+        "training", "learning rate; of proxies, it is 100 times that with adamw", 0.001, gt=0
     )
     MOMENTUM: float = _setting("training", "momentum of SGD", 0.5, ge=0, lt=1)
     FREEZE_PARAM: Literal["first", "auto", "true", "false"] = _setting(

@@ -104,13 +104,13 @@ def build_optimizer(
     Parameters
     ----------
     kind : adamw or sgd
-    lr : of SGD; with adamw, of all but the proxies (the classifier's rows are proxies, too)
+    lr : of SGD; with adamw, of all but the proxies (a cosine classifier's rows are proxies, too)
     momentum : of SGD
     """
     if kind == "sgd":
         parameters = [*net.parameters(), *metric.parameters()]
         return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
-    proxies = [*net.fc2.parameters(), *metric.parameters()]
+    proxies = [*(net.fc2.parameters() if net.normalised else ()), *metric.parameters()]
     known = {id(parameter) for parameter in proxies}
     others = [parameter for parameter in net.parameters() if id(parameter) not in known]
     return torch.optim.AdamW(

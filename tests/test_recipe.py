@@ -116,5 +116,9 @@ def test_adamw_moves_proxies_a_hundred_times_faster() -> None:
     assert rates[id(net.fc2.weight)] == rates[id(metric.loss.proxies)] == pytest.approx(0.1)
     assert rates[id(net.fc.weight)] == rates[id(net.backbone[0].weight)] == 0.001
     assert isinstance(metric, nn.Module)
+    plain = initial_net(Network("resnet18", 8, ["a", "b"], 40, 32), "none")
+    groups = build_optimizer("adamw", plain, metric, 0.001, 0.9).param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rates[id(plain.fc2.weight)] == 0.001  # a linear classifier's rows are no proxies
     sgd = build_optimizer("sgd", net, metric, 0.01, 0.9)
     assert {group["lr"] for group in sgd.param_groups} == {0.01}
