@@ -5,11 +5,13 @@
 Photos give the categories (train/ is trained on, validation/ measured), items the in-shop part.
 Every run has a seed of its own, and holds out whole product groups: run r measures the items of
 every third group from the r-th on, and trains on the others. What is done is kept below
-DATASET_BASE: the same command again goes on.
+DATASET_BASE, by its settings and pictures: the same command again goes on.
 """
 
 import argparse
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from collection import find_pictures
 from command_line import parse_args
-from config import Config
+from config import ENV_PREFIX, Config
 from utils import UserError, atomic_write, run_script
 
 ROOT = Path(__file__).parent
@@ -58,14 +61,19 @@ Figures = dict[str, dict[str, float]]
 
 
 def _run(script: str, base: Path, *flags: str) -> str:
-    """Run a script of the project; what it prints.
+    """Run a script of the project with these settings alone; what it prints.
 
     Raises
     ------
     UserError : it failed
     """
     command = [sys.executable, str(ROOT / script), *flags, "--dataset-base", str(base)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
+    base.mkdir(parents=True, exist_ok=True)
+    # Neither the environment nor a .env of the working folder is to change what a row means.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
+    done = subprocess.run(  # noqa: S603
+        command, stdout=subprocess.PIPE, text=True, check=False, env=environment, cwd=base
+    )
     if done.returncode:
         raise UserError(f"{' '.join(command)}: exit status {done.returncode}")
     return done.stdout
@@ -156,7 +164,17 @@ def print_table(results: dict[str, list[Figures]]) -> None:
 def _shared_flags(config: Config) -> list[str]:
     """The settings that all rows have alike, as flags."""
     names = ("BACKBONE", "PRETRAINED", "EPOCH", "IMG_SIZE", "CROP_SIZE", "AMP", "DEVICE")
-    return [f"--{name.lower().replace('_', '-')}={getattr(config, name)}" for name in names]
+    values = {name: getattr(config, name) for name in names}
+    if Path(config.PRETRAINED).is_file():
+        values["PRETRAINED"] = Path(config.PRETRAINED).resolve()
+    return [f"--{name.lower().replace('_', '-')}={value}" for name, value in values.items()]
+
+
+def _key(photos: Path, items: Path, recipe: Sequence[str], shared: Sequence[str]) -> str:
+    """A hash of what a training depends on."""
+    listed = [path for folder in (photos, items) for path in find_pictures(folder)]
+    text = json.dumps([str(photos), str(items), *listed, *recipe, *shared])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,17 +188,17 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    uses = ("network", "training", "machine")
+    uses = ("data set", "network", "training", "machine")
     config, args = parse_args(argv, __doc__ or "", uses, _arguments)
+    photos, items, shared = args.photos.resolve(), args.items.resolve(), _shared_flags(config)
     results: dict[str, list[Figures]] = {}
     for number, (row, recipe) in enumerate(TRAININGS.items()):
+        key = _key(photos, items, recipe, shared)
         for run in range(args.runs):
-            folder = config.DATASET_BASE / f"row{number}_run{run}"
+            folder = config.DATASET_BASE.resolve() / f"row{number}_run{run}_{key}"
             path = folder / "figures.json"
             if not path.is_file():
-                figures = train_and_measure(
-                    args.photos, args.items, folder, run, recipe, _shared_flags(config)
-                )
+                figures = train_and_measure(photos, items, folder, run, recipe, shared)
                 with atomic_write(path) as part:
                     part.write_text(json.dumps(figures), "utf-8")
             for name, figures in json.loads(path.read_text("utf-8")).items():

@@ -59,7 +59,7 @@ def test_a_row_is_trained_measured_and_kept(
     out = capsys.readouterr().out
     rows = [line.split("|")[1].strip() for line in out.splitlines()[2:]]
     assert rows == [last, "+ palette", "+ untrained network"]
-    kept = tmp_path / "work/row0_run0/figures.json"
+    (kept,) = (tmp_path / "work").glob("row0_run0_*/figures.json")
     figures = json.loads(kept.read_text())
     assert 0 < figures["+ palette"]["inshop"]["recall@1"] <= 1
     assert figures["+ palette"] != figures[""]
