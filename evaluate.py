@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from annotations import inshop_list
+from clusters import Clusters, KMeansEngine, open_clusters
 from command_line import parse_args
 from config import Config
 from fit import fit_weights
@@ -29,14 +30,11 @@ from gains import gains_table, signals_table
 from index import (
     CLASSIFIER,
     DEEP,
-    Clusters,
     Engine,
     ExactEngine,
     FeatureDatabase,
-    KMeansEngine,
     Signal,
     describe_distance,
-    open_clusters,
     open_database,
     signals_of,
 )

@@ -39,7 +39,15 @@ from index import (
     deep_file,
     plain_file,
 )
-from net import EmbeddingNet, FeatureNet, Network, extract_features, find_model, load_net
+from net import (
+    EmbeddingNet,
+    FeatureNet,
+    Network,
+    extract_features,
+    find_model,
+    held_out_of,
+    load_net,
+)
 from utils import PictureError, UserError, atomic_write, progress_bar, run_script, sha256_of
 
 SAVE_SECONDS = 10.0  # of work that a kill may cost
@@ -95,7 +103,7 @@ class PartialFeatures:
             self.done = state["done"]
             self.errors = {int(row): reason for row, reason in state["errors"].items()}
         else:
-            self.remove()
+            remove_partial(folder)
             folder.mkdir(parents=True)
             self.matrices = {n: _matrix(folder / n, "w+", s) for n, s in shapes.items()}
 
@@ -122,10 +130,11 @@ class PartialFeatures:
         with atomic_write(self.folder / "state.json") as part:
             part.write_text(json.dumps(state), "utf-8")
 
-    def remove(self) -> None:
-        """Delete the folder: first the word that features are there, then the features."""
-        (self.folder / "state.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+def remove_partial(folder: Path) -> None:
+    """Delete partial features: first the word that they are there, then the features."""
+    (folder / "state.json").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _matrix(path: Path, mode: Any, shape: tuple[int, int]) -> np.memmap:
@@ -140,6 +149,7 @@ def write_database(
     base: Path,
     pictures: Pictures,
     partials: Sequence[PartialFeatures],
+    unreadable: Sequence[int],
     net: EmbeddingNet,
     facts: dict[str, Any],
 ) -> None:
@@ -153,10 +163,10 @@ def write_database(
     base : DATASET_BASE
     pictures : the table
     partials : the finished extraction of each model
+    unreadable : rows of the pictures that are left out, ascending
     net : the first model, whose classifier is written
     facts : for all_feat.json
     """
-    unreadable = sorted(set().union(*(partial.errors for partial in partials)))
     kept = np.setdiff1d(np.arange(len(pictures)), unreadable)
     (base / INFO).unlink(missing_ok=True)
     for old in [*base.glob("all_feat_*.npy"), *base.glob("all_plain_feat_*"), base / PALETTE]:
@@ -250,7 +260,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     models = [find_model(base, name) for name in names]
     loaded = [load_net(model, bare) for model in models]
     records = [
-        {"file": name, "sha256": sha256_of(model), "network": asdict(network)}
+        {
+            "file": name,
+            "sha256": sha256_of(model),
+            "network": asdict(network),
+            "held_out": held_out_of(model),
+        }
         for name, model, (_, network) in zip(names, models, loaded, strict=True)
     ]
     partials: list[PartialFeatures] = []
@@ -282,15 +297,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             features, readable, partial, device, amp, config.NUM_WORKERS, config.EXTRACT_BATCH_SIZE
         )
         partials.append(partial)
-    errors = partials[0].errors
-    if len(errors) == len(pictures):
-        for partial in partials:
-            partial.remove()
-        raise UserError(f"{base}: no picture can be read: {errors[0]}")
-    facts = {"models": records, "settings": settings}
-    write_database(base, pictures, partials, loaded[0][0], facts)
+    errors: dict[int, str] = {}  # what one model could not read is left out of all
     for partial in partials:
-        partial.remove()
+        errors |= partial.errors
+    if len(errors) < len(pictures):
+        facts = {"models": records, "settings": settings}
+        write_database(base, pictures, partials, sorted(errors), loaded[0][0], facts)
+    for folder in base.glob(".extract_*"):  # also of models that are no longer extracted
+        remove_partial(folder)
+    if len(errors) == len(pictures):
+        raise UserError(f"{base}: no picture can be read: {errors[0]}")
 
     speed = fresh / seconds if seconds else 0.0
     count = len(pictures) - len(errors)

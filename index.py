@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from utils import UserError, atomic_write
+from utils import UserError
 
 DEEP, COLOR, PALETTE = "all_feat.npy", "all_color_feat.npy", "all_palette_feat.npy"
 CATEGORY, ITEM = "all_category.npy", "all_item.npy"
 CLASSIFIER = "all_classifier.npz"
 LIST, INFO = "all_feat.list", "all_feat.json"
-CLUSTERS = "models/kmeans.m"
 BLOCK = 8192  # rows a call of cdist, which copies them to float64
+MEMORY = 64 << 20  # bytes of distances that an exact search holds at once
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,10 @@ def open_database(base: Path) -> FeatureDatabase:
             for name in (*names, CATEGORY, ITEM)
         }
         columns[LIST] = (base / LIST).read_text("utf-8").split("\n")[:-1]
+        with np.load(base / CLASSIFIER, allow_pickle=False) as file:
+            _ = file["weight"], file["bias"]  # read, so that damage shows here
         count, category_names, _ = info["pictures"], info["category_names"], info["sha256"][DEEP]
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise UserError(f"{base}: the feature database is damaged ({error}); {again}") from None
     for name in names:
         if columns[name].dtype != np.float32 or columns[name].ndim != 2:
@@ -259,25 +262,29 @@ class ExactEngine:
 
     def __init__(self, signals: Sequence[Signal]) -> None:
         self.signals = signals
+        self.weights = [signal.weight for signal in signals]
 
     def search(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
     ) -> list[Answer]:
         """See `Engine.search`."""
+        count = len(self.signals[0].features) if rows is None else len(rows)
+        # Of each query: its parts, and the sum with the term that is being added.
+        step = max(1, MEMORY // (8 * max(count, 1) * (len(self.signals) + 2)))
         answers = []
-        for i in range(len(queries[0])):
-            parts = self.parts([features[i : i + 1] for features in queries], rows)[:, 0]
-            distances = self._weighted(parts)
-            places = nearest(distances, k)
-            found = places if rows is None else rows[places]
-            answers.append(Answer(found, distances[places], parts[:, places].T))
+        for start in range(0, len(queries[0]), step):
+            parts = self.parts([features[start : start + step] for features in queries], rows)
+            for i, distances in enumerate(weighted_sum(parts, self.weights)):
+                places = nearest(distances, k)
+                found = places if rows is None else rows[places]
+                answers.append(Answer(found, distances[places], parts[:, i, places].T))
         return answers
 
     def distances(
         self, queries: Sequence[np.ndarray], rows: np.ndarray | None = None
     ) -> np.ndarray:
         """Distances of Q queries to the collection, or to some rows of it: Q x N, float64."""
-        return self._weighted(self.parts(queries, rows))
+        return weighted_sum(self.parts(queries, rows), self.weights)
 
     def parts(self, queries: Sequence[np.ndarray], rows: np.ndarray | None = None) -> np.ndarray:
         """The value of each signal's metric, before its weight: S x Q x N, float64."""
@@ -290,40 +297,14 @@ class ExactEngine:
                 parts[i][:, block] = signal.distances(query, chosen)
         return parts
 
-    def _weighted(self, parts: np.ndarray) -> np.ndarray:
-        """The weighted sum over the signals; one of weight 0 takes no part, be it NaN."""
-        total = np.zeros(parts.shape[1:])
-        for signal, part in zip(self.signals, parts, strict=True):
-            if signal.weight:
-                total += signal.weight * part
-        return total
 
-
-@dataclass(frozen=True)
-class Clusters:
-    """K clusters of a feature database's deep features.
-
-    Attributes
-    ----------
-    centroids : K x D, float32
-    labels : N, int32; the cluster of each picture
-    features : SHA-256 of the all_feat.npy they belong to
-    normalised : features were scaled to length 1 first, as a cosine distance wants it
-    distance : the distance that `recall` was measured with
-    recall : K, float64; recall@10 against the exact engine with 1, 2 ... K clusters searched
-    """
-
-    centroids: np.ndarray
-    labels: np.ndarray
-    features: str
-    normalised: bool
-    distance: str
-    recall: np.ndarray
-
-    def order(self, queries: np.ndarray) -> np.ndarray:
-        """Clusters by the distance of their centroids, nearest first: Q x D -> Q x K."""
-        queries = unit_rows(queries) if self.normalised else queries
-        return np.argsort(cdist(queries, self.centroids), axis=1, kind="stable")
+def weighted_sum(parts: np.ndarray, weights: Sequence[float] | np.ndarray) -> np.ndarray:
+    """S x Q x N values of the signals -> Q x N; a signal of weight 0 takes no part, be it NaN."""
+    total = np.zeros(parts.shape[1:])
+    for part, weight in zip(parts, weights, strict=True):
+        if weight:
+            total += weight * part
+    return total
 
 
 def unit_rows(features: np.ndarray) -> np.ndarray:
@@ -336,80 +317,3 @@ def describe_distance(signals: Sequence[Signal]) -> str:
     return " + ".join(
         f"{'' if s.weight == 1 else f'{s.weight:g} '}{s.name} {s.metric}" for s in signals
     )
-
-
-def save_clusters(base: Path, clusters: Clusters) -> Path:
-    """Write models/kmeans.m: an .npz archive of plain arrays."""
-    path = base / CLUSTERS
-    with atomic_write(path) as part, open(part, "wb") as file:
-        np.savez(file, **{name: np.asarray(value) for name, value in vars(clusters).items()})
-    return path
-
-
-def open_clusters(database: FeatureDatabase) -> Clusters:
-    """Read models/kmeans.m.
-
-    Raises
-    ------
-    UserError : it is missing, damaged or of other features
-    """
-    path = database.base / CLUSTERS
-    again = f"run: python kmeans.py --dataset-base {database.base}"
-    if not path.is_file():
-        raise UserError(f"{path}: no clusters; {again}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            clusters = Clusters(
-                centroids=file["centroids"],
-                labels=file["labels"],
-                features=str(file["features"]),
-                normalised=bool(file["normalised"]),
-                distance=str(file["distance"]),
-                recall=file["recall"],
-            )
-    except Exception as error:  # a damaged archive raises many types
-        raise UserError(f"{path}: cannot be read ({error}); {again}") from None
-    if clusters.features != database.info["sha256"][DEEP]:
-        raise UserError(f"{path}: clusters of other features than {DEEP}; {again}")
-    return clusters
-
-
-class KMeansEngine:
-    """Ranks the pictures of the clusters nearest to the query, exactly.
-
-    Parameters
-    ----------
-    signals : the terms of the distance; the first is the clustered one
-    clusters : of its features
-    nprobe : clusters to search
-    """
-
-    def __init__(self, signals: Sequence[Signal], clusters: Clusters, nprobe: int) -> None:
-        self.exact = ExactEngine(signals)
-        self.clusters = clusters
-        self.nprobe = min(nprobe, len(clusters.centroids))
-        by_cluster = np.argsort(clusters.labels, kind="stable")
-        sizes = np.bincount(clusters.labels, minlength=len(clusters.centroids))
-        self.members = np.split(by_cluster, np.cumsum(sizes)[:-1])
-
-    def search(
-        self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
-    ) -> list[Answer]:
-        """See `Engine.search`; what lies in none of the `nprobe` nearest clusters is missed.
-
-        With `rows`, clusters that hold none of them do not count, and more than `nprobe` are
-        searched where those hold fewer than k.
-        """
-        members = self.members
-        if rows is not None:
-            members = [np.intersect1d(m, rows, assume_unique=True) for m in members]
-        answers = []
-        for i, order in enumerate(self.clusters.order(queries[0])):
-            count = self.nprobe
-            if rows is not None:
-                order = [cluster for cluster in order if len(members[cluster])]
-                reached = np.cumsum([len(members[cluster]) for cluster in order])
-                count = max(count, int(np.searchsorted(reached, k)) + 1)
-            found = np.sort(np.concatenate([members[cluster] for cluster in order[:count]]))
-            answers += self.exact.search([q[i : i + 1] for q in queries], k, found)
-        return answers

@@ -10,15 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.cluster import KMeans
 
+from clusters import Clusters, save_clusters
 from command_line import parse_args
 from index import (
     DEEP,
-    Clusters,
     ExactEngine,
     Signal,
     describe_distance,
     open_database,
-    save_clusters,
     signals_of,
     unit_rows,
 )

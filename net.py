@@ -296,6 +296,25 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Network | None]:
     return state, network
 
 
+def held_out_of(path: Path) -> dict[str, Any] | str | None:
+    """What a checkpoint says was held out of its training, as `train.py` wrote it.
+
+    Returns
+    -------
+    "inshop", "val_share" and "digest"; None: it is untrained; "unknown": the file does not say.
+
+    Raises
+    ------
+    UserError : no such file, or no checkpoint
+    """
+    return read_checkpoint(path).get("held_out", "unknown")
+
+
+def model_places(base: Path, name: str) -> tuple[Path, Path]:
+    """The files that a name of a model may mean, the first one first."""
+    return Path(name), base / "models" / name
+
+
 def find_model(base: Path, name: str) -> Path:
     """The file that a DUMPED_MODEL setting means.
 
@@ -303,11 +322,12 @@ def find_model(base: Path, name: str) -> Path:
     ------
     UserError : there is none
     """
-    for path in (Path(name), base / "models" / name):
+    places = model_places(base, name)
+    for path in places:
         if path.is_file():
             return path
     raise UserError(
-        f"DUMPED_MODEL {name}: no such file, nor {base / 'models' / name};"
+        f"DUMPED_MODEL {name}: no such file, nor {places[1]};"
         f" run: python train.py --dataset-base {base}"
     )
 

@@ -1,9 +1,11 @@
 """Query pictures -> their features, as the feature database has them of its own pictures."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from annotations import find_box
 from color import color_features
 from data import Transform
 from index import FeatureDatabase
-from net import FeatureNet, Network, extract_features, find_model, load_net
+from net import FeatureNet, Network, extract_features, load_net, model_places
 from utils import UserError, read_picture, sha256_of
 
 Box = tuple[int, int, int, int]
@@ -107,41 +109,67 @@ def extract_queries(
     return deep + colors
 
 
-def load_models(
-    database: FeatureDatabase, dumped: Sequence[str], device: torch.device
-) -> tuple[list[FeatureNet], list[Network]]:
-    """Load the models that made the feature database.
+def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[Path]:
+    """The files of the models that made the feature database, told by their SHA-256.
+
+    They are those of the settings or, with a line on standard error, those that all_feat.json
+    names.
 
     Parameters
     ----------
     database : names its models
-    dumped : the settings MODELS or DUMPED_MODEL
-    device : where they are to run
+    named : the settings MODELS or DUMPED_MODEL
 
     Raises
     ------
     UserError : a model is missing or another one
     """
-    again = f"run: python feature_extractor.py --dataset-base {database.base}"
-    info = database.info
-    if len(dumped) != len(info["models"]):
-        files = ",".join(record["file"] for record in info["models"])
-        raise UserError(
-            f"the feature database was made by {files}; set MODELS to that (--models {files}), or"
-            f" {again}"
-        )
-    nets, networks = [], []
-    for number, (name, record) in enumerate(zip(dumped, info["models"], strict=True)):
-        path = find_model(database.base, name)
-        if sha256_of(path) != record["sha256"]:
-            flag = "--models " + ",".join(dumped) if len(dumped) > 1 else f"--dumped-model {name}"
+    base, records = database.base, database.info["models"]
+    files = [record["file"] for record in records]
+    made_by, told = ", ".join(files), ", ".join(named)
+    paths = _same_models(base, named, records)
+    if paths is None:
+        paths = _same_models(base, files, records)
+        if paths is None:
+            also = "" if made_by == told else f", and {told} is not the same"
             raise UserError(
-                f"{path} is not the model that made the feature database ({record['file']},"
-                f" SHA-256 {record['sha256'][:12]}...); {again} {flag}"
+                f"{base}: the feature database was made by {made_by}, now missing or changed{also};"
+                " say where it is (--models FILE,...), or run: python feature_extractor.py"
+                f" --dataset-base {base}"
             )
-        net, network = load_net(path, Network(**record["network"]))
-        colors = [] if number else color_features(info["settings"])
-        features = FeatureNet(net, colors, info["settings"]["FLIP"]).eval()
+        print(
+            f"asking with {made_by}, which made the feature database, not {told}", file=sys.stderr
+        )
+    return paths
+
+
+def _same_models(
+    base: Path, names: Sequence[str], records: Sequence[dict[str, Any]]
+) -> list[Path] | None:
+    """The files that some names of models mean; None where one has not its record's SHA-256."""
+    if len(names) != len(records):
+        return None
+    paths = []
+    for name, record in zip(names, records, strict=True):
+        places = [path for path in model_places(base, name) if path.is_file()]
+        same = [path for path in places if sha256_of(path) == record["sha256"]]
+        if not same:
+            return None
+        paths.append(same[0])
+    return paths
+
+
+def load_models(
+    database: FeatureDatabase, named: Sequence[str], device: torch.device
+) -> tuple[list[FeatureNet], list[Network]]:
+    """Load the models that made the feature database; `named` as for `find_models`."""
+    settings = database.info["settings"]
+    nets, networks = [], []
+    for number, path in enumerate(find_models(database, named)):
+        bare = Network(**database.info["models"][number]["network"])
+        net, network = load_net(path, bare)
+        colors = [] if number else color_features(settings)
+        features = FeatureNet(net, colors, settings["FLIP"]).eval()
         nets.append(features.to(device, memory_format=torch.channels_last))
         networks.append(network)
     return nets, networks

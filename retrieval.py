@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from clusters import KMeansEngine, open_clusters
 from command_line import parse_args
 from data import eval_transform
 from device import pick_device
@@ -26,10 +27,8 @@ from index import (
     Engine,
     ExactEngine,
     FeatureDatabase,
-    KMeansEngine,
     Signal,
     describe_distance,
-    open_clusters,
     open_database,
     signals_of,
 )

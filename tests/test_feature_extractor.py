@@ -143,6 +143,58 @@ def test_an_unreadable_picture_is_skipped_and_named_and_the_rest_keeps_its_rows(
     assert "2 pictures were skipped" in err
 
 
+def test_what_one_model_cannot_read_is_left_out_of_all(base: Path, capsys, monkeypatch) -> None:
+    """A picture breaks after the first model has read it."""
+    assert extract(base) == 0
+    paths = (base / "all_feat.list").read_text().splitlines()
+    shutil.copyfile(base / "models/model_best.pth.tar", base / "models/same.pth.tar")
+    extracting = feature_extractor.extract
+
+    def extract_and_break(*arguments):
+        seconds = extracting(*arguments)
+        (base / paths[3]).write_text("no picture")
+        return seconds
+
+    monkeypatch.setattr(feature_extractor, "extract", extract_and_break)
+    capsys.readouterr()
+    assert extract(base, "--models", "model_best.pth.tar,same.pth.tar") == 1
+    out, err = capsys.readouterr()
+    assert "\n23 pictures in" in out
+    assert "\n1 pictures were skipped:" in err
+    assert paths[3] in err
+    assert (base / "all_feat.list").read_text().splitlines() == paths[:3] + paths[4:]
+    first, second = np.load(base / "all_feat.npy"), np.load(base / "all_feat_2.npy")
+    np.testing.assert_array_equal(first, second)
+    assert len(first) == 23
+    assert json.loads((base / "all_feat.json").read_text())["skipped"] == [paths[3]]
+
+
+def test_models_that_cannot_read_any_picture_together_leave_the_old_database(
+    base: Path, capsys, monkeypatch
+) -> None:
+    """The first model reads all but some pictures, the second only those."""
+    assert extract(base) == 0
+    before = files_of(base)
+    shutil.copyfile(base / "models/model_best.pth.tar", base / "models/same.pth.tar")
+    pictures = sorted(base.glob("*/*.jpg"))
+    whole = [path.read_bytes() for path in pictures]
+    for path in pictures[:9]:
+        path.write_bytes(b"")
+    extracting = feature_extractor.extract
+
+    def extract_and_swap(*arguments):
+        seconds = extracting(*arguments)
+        for i, path in enumerate(pictures):
+            path.write_bytes(whole[i] if i < 9 else b"")
+        return seconds
+
+    monkeypatch.setattr(feature_extractor, "extract", extract_and_swap)
+    assert extract(base, "--models", "model_best.pth.tar,same.pth.tar") == 2
+    assert "no picture can be read" in capsys.readouterr().err
+    assert files_of(base) == before
+    assert not list(base.glob(".extract_*"))
+
+
 def test_no_readable_picture_at_all_leaves_the_old_database(base: Path, capsys) -> None:
     assert extract(base) == 0
     before = files_of(base)
@@ -186,12 +238,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     killed: Path, base: Path, tmp_path: Path, capsys
 ) -> None:
     again = Path(shutil.copytree(killed, tmp_path / "again"))
+    shutil.copytree(again / ".extract_1", again / ".extract_3")  # of a run with three models
     assert not (again / "all_feat.json").exists()
     assert extract(again) == 0
     assert "going on from 10" in capsys.readouterr().out
     assert extract(base) == 0
     assert files_of(again) == files_of(base)
-    assert not (again / ".extract_1").exists()
+    assert not list(again.glob(".extract_*"))
 
 
 def _other_model(base: Path) -> None:
@@ -271,13 +324,15 @@ def test_several_models_are_several_matrices(base: Path) -> None:
     alone, color = np.load(base / "all_feat.npy"), np.load(base / "all_color_feat.npy")
     content = torch.load(base / "models/model_best.pth.tar", weights_only=True)
     content["state_dict"]["fc.bias"] += 1
-    torch.save(content, base / "models/other.pth.tar")
+    held_out = {"inshop": True, "val_share": 0.2, "digest": "0123"}
+    torch.save({**content, "held_out": held_out}, base / "models/other.pth.tar")
     assert extract(base, "--models", "model_best.pth.tar,other.pth.tar") == 0
     np.testing.assert_allclose(np.load(base / "all_feat.npy"), alone, atol=1e-5)
     np.testing.assert_allclose(np.load(base / "all_feat_2.npy"), alone + 1, atol=1e-4)
     np.testing.assert_allclose(np.load(base / "all_color_feat.npy"), color, atol=1e-5)
     info = json.loads((base / "all_feat.json").read_text())
     assert [model["file"] for model in info["models"]] == ["model_best.pth.tar", "other.pth.tar"]
+    assert [model["held_out"] for model in info["models"]] == [None, held_out]
     classifier = np.load(base / "all_classifier.npz")
     state = content["state_dict"]
     np.testing.assert_allclose(classifier["weight"], state["fc2.weight"])

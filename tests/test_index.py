@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +13,14 @@ from scipy.spatial.distance import cdist
 import index
 from index import (
     Answer,
-    Clusters,
     ExactEngine,
     FeatureDatabase,
-    KMeansEngine,
     Signal,
     describe_distance,
     nearest,
-    open_clusters,
     open_database,
-    save_clusters,
     signals_of,
+    weighted_sum,
 )
 from utils import UserError, sha256_of
 
@@ -78,6 +74,43 @@ def test_exact_order_is_that_of_cdist_and_a_stable_argsort(
     np.testing.assert_allclose(answer.distances, answer.parts @ [1, weight])
 
 
+@pytest.mark.parametrize("rows", [None, np.arange(1, 400, 3)])
+@pytest.mark.parametrize(
+    "metric", ["euclidean", "cosine", "cityblock", "seuclidean", "mahalanobis"]
+)
+def test_a_block_of_queries_gets_the_answers_of_each_alone(
+    monkeypatch, rng: np.random.Generator, metric: str, rows
+) -> None:
+    """To the last bit, as cdist gives them for one query, and with no more memory than allowed."""
+    deep, color = rng.random((400, 33), np.float32), rng.random((400, 5), np.float32)
+    deep[50:90], color[50:90] = deep[20], color[20]
+    signals = [Signal("deep", deep, metric, 1.0), Signal("color", color, "cityblock", 0.3)]
+    queries = [np.concatenate([f[:15], f[:4] + np.float32(0.1)]) for f in (deep, color)]
+    searched = np.arange(400) if rows is None else rows
+    sizes = []
+    parts_of = ExactEngine.parts
+
+    def watched(self, *arguments):
+        parts = parts_of(self, *arguments)
+        sizes.append(parts.nbytes + 2 * parts[0].nbytes)
+        return parts
+
+    monkeypatch.setattr(ExactEngine, "parts", watched)
+    monkeypatch.setattr(index, "MEMORY", 8 * len(searched) * 4 * 7 + 99)  # seven queries
+    answers = ExactEngine(signals).search(queries, 60, rows)
+    assert sizes == [8 * len(searched) * 4 * count for count in (7, 7, 5)]
+    for q, answer in enumerate(answers):
+        given = signals[0].parameters
+        apart = [
+            cdist(queries[0][q : q + 1], deep[searched], metric, **given)[0],
+            cdist(queries[1][q : q + 1], color[searched], "cityblock")[0],
+        ]
+        distances = apart[0] + 0.3 * apart[1]
+        order = np.argsort(distances, kind="stable")[:60]
+        assert_is(answer, searched[order], distances[order])
+        np.testing.assert_array_equal(answer.parts, np.transpose(apart)[order])
+
+
 def test_a_search_in_some_rows_keeps_their_order_and_numbers(features) -> None:
     signals = [Signal("deep", features[0], "cityblock", 1.0)]
     rows = np.flatnonzero(np.random.default_rng(1).random(N) < 0.9)
@@ -123,55 +156,6 @@ def test_metrics_with_parameters_take_them_from_the_whole_collection() -> None:
         np.testing.assert_allclose(answer.parts[:, 1], expected, rtol=1e-6, atol=1e-6)
 
 
-def clusters_of(deep, labels: np.ndarray, normalised: bool = False, **other) -> Clusters:
-    count = labels.max() + 1
-    centroids = np.stack([deep[labels == c].mean(0) for c in range(count)])
-    told = {"features": "", "distance": "", "recall": np.ones(count)} | other
-    return Clusters(centroids.astype(np.float32), labels, normalised=normalised, **told)
-
-
-@pytest.mark.parametrize("rows", [None, np.arange(100, 3000, 3)])
-def test_kmeans_ranks_what_lies_in_the_nearest_clusters_and_all_of_it(features, rows) -> None:
-    """With all clusters, or more than there are, the exact answer; with one, a part of it."""
-    labels = np.random.default_rng(2).integers(0, 5, N).astype(np.int32)
-    clusters = clusters_of(features[0], labels)
-    signals = [Signal("deep", features[0], "euclidean", 1.0),
-               Signal("color", features[1], "cityblock", 0.3)]  # fmt: skip
-    queries = [f[[3, 7, 400]] + np.float32(0.02) for f in features]
-    exact = ExactEngine(signals).search(queries, 30, rows)
-    for nprobe in (5, 99):
-        engine = KMeansEngine(signals, clusters, nprobe)
-        for found, expected in zip(engine.search(queries, 30, rows), exact, strict=True):
-            assert_is(found, expected.rows, expected.distances)
-
-    searched = np.arange(N) if rows is None else rows
-    for q, found in enumerate(KMeansEngine(signals, clusters, 1).search(queries, 30, rows)):
-        centre = np.linalg.norm(clusters.centroids - queries[0][q], axis=1).argmin()
-        members = [row for row in searched if labels[row] == centre]
-        distances = by_scipy(
-            [f[members] for f in features],
-            [query[q : q + 1] for query in queries],
-            ("euclidean", "cityblock"),
-            0.3,
-        )[0]
-        order = np.argsort(distances, kind="stable")[:30]
-        assert_is(found, np.array(members)[order], distances[order])
-
-
-def test_clusters_of_normalised_features_are_found_by_direction() -> None:
-    """A wide cluster at 0 and 80 degrees, whose centroid is short, beside one at 100 degrees.
-
-    By their plain distance the long query would be sent to the other cluster, as would the short.
-    """
-    deep = np.float32([[np.cos(a), np.sin(a)] for a in np.deg2rad([0, 80, 100])])
-    clusters = clusters_of(deep, np.int32([0, 0, 1]), normalised=True)
-    engine = KMeansEngine([Signal("deep", deep, "cosine", 1.0)], clusters, 1)
-    for degrees, length, rows in ((65, 1000, [1, 0]), (90, 0.01, [2])):
-        angle = np.deg2rad(degrees)
-        query = np.float32([[length * np.cos(angle), length * np.sin(angle)]])
-        assert engine.search([query], 9)[0].rows.tolist() == rows
-
-
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """A database of 12 pictures, written as the design says."""
@@ -182,6 +166,7 @@ def base(tmp_path: Path) -> Path:
     np.save(tmp_path / "all_item.npy", np.array(["a", "", "b"] * 4))
     np.save(tmp_path / "all_feat_2.npy", rng.random((12, 2), np.float32))
     np.save(tmp_path / "all_palette_feat.npy", rng.random((12, 8), np.float32))
+    np.savez(tmp_path / "all_classifier.npz", weight=rng.random((3, D)), bias=rng.random(3))
     (tmp_path / "all_feat.list").write_text("".join(f"img/é {i}.jpg\n" for i in range(12)), "utf-8")
     info = {
         "pictures": 12,
@@ -263,6 +248,15 @@ def _cut(name: str, size: int):
     return lambda base: os.truncate(base / name, size)
 
 
+def _without(setting: str):
+    def damage(base: Path) -> None:
+        info = json.loads((base / "all_feat.json").read_text())
+        del info["settings"][setting]
+        (base / "all_feat.json").write_text(json.dumps(info))
+
+    return damage
+
+
 DAMAGE = {
     "no json": lambda base: (base / "all_feat.json").unlink(),
     "no colours": lambda base: (base / "all_color_feat.npy").unlink(),
@@ -271,10 +265,16 @@ DAMAGE = {
     "no items": lambda base: (base / "all_item.npy").unlink(),
     "items as a pickle": _saved("all_item.npy", np.array(["a"] * 12, object)),
     "palettes of more pictures": _saved("all_palette_feat.npy", np.zeros((13, 8), np.float32)),
+    "no classifier": lambda base: (base / "all_classifier.npz").unlink(),
+    "cut classifier": _cut("all_classifier.npz", 300),
+    "empty classifier": _cut("all_classifier.npz", 0),
+    "a classifier without bias": lambda base: np.savez(base / "all_classifier.npz", weight=[[1]]),
     "no list": lambda base: (base / "all_feat.list").unlink(),
     "half a json": _text("all_feat.json", '{"pictures": 12'),
     "json is a list": _text("all_feat.json", "[]"),
     "json without counts": _text("all_feat.json", "{}"),
+    "settings without palette": _without("PALETTE"),
+    "settings without flip": _without("FLIP"),
     "cut features": _cut("all_feat.npy", 200),
     "empty features": _cut("all_feat.npy", 0),
     "cut list": _cut("all_feat.list", 70),
@@ -297,55 +297,6 @@ def test_a_database_that_is_not_whole_is_refused(base: Path, damage) -> None:
     assert not Path("marker").exists()
 
 
-def test_clusters_come_back_as_they_were_saved(base: Path) -> None:
-    database = open_database(base)
-    labels = np.arange(12, dtype=np.int32) % 3
-    sha256 = sha256_of(base / "all_feat.npy")
-    saved = clusters_of(database.deep[0], labels, True, features=sha256, distance="deep cosine")
-    assert save_clusters(base, saved) == base / "models" / "kmeans.m"
-    found = open_clusters(database)
-    for name, value in vars(saved).items():
-        np.testing.assert_array_equal(getattr(found, name), value)
-        assert type(getattr(found, name)) is type(value)
-
-
-def _of_other_features(path: Path) -> None:
-    save_clusters(path.parent.parent, clusters_of(np.zeros((3, 2)), np.int32([0, 1, 2])))
-
-
-def _object_array(path: Path) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, centroids=np.array([Malicious()]), features="", allow_pickle=True)
-
-
-@pytest.mark.parametrize(
-    ("write", "said"),
-    [
-        (lambda path: None, "no clusters"),
-        (_of_other_features, "other features"),
-        (_object_array, "cannot be read"),
-        (lambda path: path.write_bytes(b"PK\x03\x04 garbage"), "cannot be read"),
-        (lambda path: path.write_bytes(b""), "cannot be read"),
-        (lambda path: path.write_bytes(pickle.dumps(Malicious())), "cannot be read"),
-    ],
-)
-def test_clusters_of_other_features_or_no_clusters_are_refused(base: Path, write, said) -> None:
-    (base / "models").mkdir()
-    write(base / "models" / "kmeans.m")
-    with pytest.raises(UserError, match=rf"kmeans\.m: .*{said}.*run: python kmeans\.py"):
-        open_clusters(open_database(base))
-    assert not Path("marker").exists()
-
-
-def test_kmeans_within_rows_goes_on_until_it_has_enough() -> None:
-    """Rows that lie in far clusters alone are found, however few clusters are asked for."""
-    features = np.arange(40, dtype=np.float32)[:, None]
-    labels = np.repeat(np.arange(8, dtype=np.int32), 5)
-    centroids = features.reshape(8, 5).mean(1, keepdims=True)
-    clusters = Clusters(centroids, labels, "", False, "", np.zeros(8))
-    engine = KMeansEngine([Signal("deep", features, "euclidean", 1.0)], clusters, nprobe=1)
-    query = [np.zeros((1, 1), np.float32)]
-    assert engine.search(query, 9)[0].rows.tolist() == [0, 1, 2, 3, 4]
-    rows = np.array([21, 33, 34, 39])
-    assert engine.search(query, 3, rows)[0].rows.tolist() == [21, 33, 34]
-    assert engine.search(query, 9, rows)[0].rows.tolist() == [21, 33, 34, 39]
+def test_a_signal_without_weight_takes_no_part_in_the_sum() -> None:
+    parts = np.array([[[1.0, 2.0]], [[np.nan, np.inf]], [[10.0, 20.0]]])
+    assert weighted_sum(parts, [1, 0, 0.5]).tolist() == [[6, 12]]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import kmeans
-from index import Clusters, ExactEngine, KMeansEngine, Signal, open_clusters, open_database
+from clusters import Clusters, KMeansEngine, open_clusters
+from index import ExactEngine, Signal, open_database
 from kmeans import cluster, measure_recall
 from utils import UserError, run_script, sha256_of
 
@@ -80,6 +81,7 @@ def base(tmp_path: Path) -> Path:
     np.save(base / "all_color_feat.npy", np.zeros((100, 3), np.float32))
     np.save(base / "all_category.npy", np.zeros(100, np.int16))
     np.save(base / "all_item.npy", np.full(100, ""))
+    np.savez(base / "all_classifier.npz", weight=np.zeros((1, 3)), bias=np.zeros(1))
     (base / "all_feat.list").write_text("".join(f"{row}.jpg\n" for row in range(100)))
     sha256 = {"all_feat.npy": sha256_of(base / "all_feat.npy")}
     info = {"pictures": 100, "category_names": ["all"], "sha256": sha256}

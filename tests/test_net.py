@@ -20,6 +20,7 @@ from net import (
     FeatureNet,
     Network,
     find_model,
+    held_out_of,
     initial_net,
     load_net,
     read_checkpoint,
@@ -315,3 +316,14 @@ def test_a_checkpoint_from_before_pooling_was_a_choice_loads(tmp_path: Path) -> 
     del content["network"]["pooling"], content["network"]["normalised"]
     torch.save(content, tmp_path / "old.pth.tar")
     assert load_net(tmp_path / "old.pth.tar")[1] == NETWORK
+
+
+@pytest.mark.parametrize("held_out", [None, {"inshop": True, "val_share": 0.2, "digest": "0123"}])
+def test_a_checkpoint_says_what_was_held_out_of_its_training(tmp_path: Path, held_out) -> None:
+    net = untrained()
+    save_checkpoint(tmp_path / "said.pth.tar", net, NETWORK, held_out=held_out)
+    save_checkpoint(tmp_path / "silent.pth.tar", net, NETWORK)
+    torch.save(net.state_dict(), tmp_path / "bare.pth.tar")
+    assert held_out_of(tmp_path / "said.pth.tar") == held_out
+    assert held_out_of(tmp_path / "silent.pth.tar") == "unknown"
+    assert held_out_of(tmp_path / "bare.pth.tar") == "unknown"

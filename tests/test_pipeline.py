@@ -77,7 +77,9 @@ def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> Non
     first = fused[0]["results"][0]
     assert first["path"] == query
     assert {"deep", "deep_2", "color", "palette"} <= set(first)
-    assert run("retrieval.py", query, *data, check=2).stderr.count("--models") == 1
+    unnamed = run("retrieval.py", query, *data, *weights, "--json", "--engine", "exact")
+    assert json.loads(unnamed.stdout)[0]["results"] == fused[0]["results"]
+    assert "model_best.pth.tar, model_0_final.pth.tar" in unnamed.stderr
     page = tmp_path / "report.html"
     run("evaluate.py", *data, *weights, "--report", page)
     assert page.read_text().startswith("<!doctype html>") or "<html" in page.read_text()[:300]

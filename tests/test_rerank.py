@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cdist
 
-from index import Answer, Clusters, ExactEngine, KMeansEngine, Signal
+from clusters import Clusters, KMeansEngine
+from index import Answer, ExactEngine, Signal
 from rerank import (
     CollapsedEngine,
     ExpandedEngine,

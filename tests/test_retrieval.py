@@ -218,12 +218,59 @@ def test_missing_clusters_are_an_error_only_where_they_are_asked_for(ask, unclus
     assert "kmeans.py" in err
 
 
-def test_another_model_than_that_of_the_database_is_refused(ask, unclustered: Path) -> None:
-    train.main(["--dataset-base", str(unclustered), "--epoch", "0", "--backbone", "resnet18",
+def other_model(base: Path) -> None:
+    """Another untrained network in place of model_best.pth.tar."""
+    train.main(["--dataset-base", str(base), "--epoch", "0", "--backbone", "resnet18",
                 "--pretrained", "none", "--crop-size", "64", "--seed", "1"])  # fmt: skip
-    status, out, err = ask("img/Some_Hat/img_00000004.jpg", at=unclustered)
+
+
+@pytest.mark.parametrize("flags", [(), ("--models", "model_best.pth.tar,gone.pth")])
+def test_another_model_than_that_of_the_database_is_refused(ask, unclustered: Path, flags) -> None:
+    other_model(unclustered)
+    query = ("img/Some_Hat/img_00000004.jpg", "--engine", "exact")
+    status, out, err = ask(*query, *flags, at=unclustered)
     assert (status, out) == (2, "")
+    assert "made by model_best.pth.tar, now missing or changed" in err
     assert "run: python feature_extractor.py" in err
+    assert ("gone.pth" in err) == bool(flags)
+    assert err.count("\n") == 1
+
+
+def test_a_model_that_was_moved_is_taken_where_the_settings_say(
+    base: Path, ask, answers, unclustered: Path
+) -> None:
+    query = ("img/Some_Hat/img_00000004.jpg", "--engine", "exact")
+    (unclustered / "models/model_best.pth.tar").rename(unclustered / "models/moved.pth")
+    other_model(unclustered)
+    assert ask(*query, at=unclustered)[0] == 2
+    status, out, err = ask(*query, "--json", "--dumped-model", "moved.pth", at=unclustered)
+    assert (status, err) == (0, "")
+    assert json.loads(out)[0]["results"] == answers(*query)[0]["results"]
+
+
+@pytest.mark.parametrize("flags", [(), ("--dumped-model", "gone.pth")])
+def test_the_models_that_all_feat_json_names_are_taken_and_named(
+    ask, unclustered: Path, flags
+) -> None:
+    """Of one name that is not the settings', then of two; one of them changed, none is taken."""
+    shutil.copyfile(unclustered / "models/model_best.pth.tar", unclustered / "models/mine.pth")
+    other_model(unclustered)
+    extract = ("--dataset-base", str(unclustered), *MACHINE, "--enable-inshop-dataset")
+    query = ("img/Some_Hat/img_00000004.jpg", "--engine", "exact", "--json", *flags)
+    for files in ("mine.pth", "mine.pth,model_best.pth.tar"):
+        assert feature_extractor.main([*extract, "--color-top-n", "3", "--models", files]) == 0
+        status, out, err = ask(*query, at=unclustered)
+        assert status == 0
+        first, second = json.loads(out)[0]["results"][:2]
+        assert first["path"] == query[0]
+        assert first["distance"] < 1e-3 < second["distance"]
+        assert ("deep_2" in first) == ("," in files)
+        named = flags[1] if flags else "model_best.pth.tar"
+        assert f"{files.replace(',', ', ')}, which made the feature database, not {named}\n" in err
+    (unclustered / "models/mine.pth").write_bytes(b"")
+    status, out, err = ask(*query, at=unclustered)
+    assert (status, out) == (2, "")
+    assert f"made by mine.pth, model_best.pth.tar, now missing or changed, and {named}" in err
 
 
 def _huge(path: Path) -> None:
@@ -269,7 +316,6 @@ def test_a_query_that_is_no_picture_is_one_line(ask, tmp_path: Path, write, said
         (("--output", "results"), "results"),
         (("--output", "results.psd"), "results.psd"),  # Pillow reads, but cannot write it
         (("--distance-metric", "euclidian,cosine"), "euclidean"),
-        (("--dumped-model", "gone.pth"), "gone.pth"),
         (("--dataset-base", "nowhere"), "feature_extractor.py"),
     ],
 )

@@ -1,0 +1,117 @@
+"""The clusters of a feature database on disk, and the engine that searches some of them only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from index import DEEP, Answer, ExactEngine, FeatureDatabase, Signal, unit_rows
+from utils import UserError, atomic_write
+
+CLUSTERS = "models/kmeans.m"
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """K clusters of a feature database's deep features.
+
+    Attributes
+    ----------
+    centroids : K x D, float32
+    labels : N, int32; the cluster of each picture
+    features : SHA-256 of the all_feat.npy they belong to
+    normalised : features were scaled to length 1 first, as a cosine distance wants it
+    distance : the distance that `recall` was measured with
+    recall : K, float64; recall@10 against the exact engine with 1, 2 ... K clusters searched
+    """
+
+    centroids: np.ndarray
+    labels: np.ndarray
+    features: str
+    normalised: bool
+    distance: str
+    recall: np.ndarray
+
+    def order(self, queries: np.ndarray) -> np.ndarray:
+        """Clusters by the distance of their centroids, nearest first: Q x D -> Q x K."""
+        queries = unit_rows(queries) if self.normalised else queries
+        return np.argsort(cdist(queries, self.centroids), axis=1, kind="stable")
+
+
+def save_clusters(base: Path, clusters: Clusters) -> Path:
+    """Write models/kmeans.m: an .npz archive of plain arrays."""
+    path = base / CLUSTERS
+    with atomic_write(path) as part, open(part, "wb") as file:
+        np.savez(file, **{name: np.asarray(value) for name, value in vars(clusters).items()})
+    return path
+
+
+def open_clusters(database: FeatureDatabase) -> Clusters:
+    """Read models/kmeans.m.
+
+    Raises
+    ------
+    UserError : it is missing, damaged or of other features
+    """
+    path = database.base / CLUSTERS
+    again = f"run: python kmeans.py --dataset-base {database.base}"
+    if not path.is_file():
+        raise UserError(f"{path}: no clusters; {again}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            clusters = Clusters(
+                centroids=file["centroids"],
+                labels=file["labels"],
+                features=str(file["features"]),
+                normalised=bool(file["normalised"]),
+                distance=str(file["distance"]),
+                recall=file["recall"],
+            )
+    except Exception as error:  # a damaged archive raises many types
+        raise UserError(f"{path}: cannot be read ({error}); {again}") from None
+    if clusters.features != database.info["sha256"][DEEP]:
+        raise UserError(f"{path}: clusters of other features than {DEEP}; {again}")
+    return clusters
+
+
+class KMeansEngine:
+    """Ranks the pictures of the clusters nearest to the query, exactly.
+
+    Parameters
+    ----------
+    signals : the terms of the distance; the first is the clustered one
+    clusters : of its features
+    nprobe : clusters to search
+    """
+
+    def __init__(self, signals: Sequence[Signal], clusters: Clusters, nprobe: int) -> None:
+        self.exact = ExactEngine(signals)
+        self.clusters = clusters
+        self.nprobe = min(nprobe, len(clusters.centroids))
+        by_cluster = np.argsort(clusters.labels, kind="stable")
+        sizes = np.bincount(clusters.labels, minlength=len(clusters.centroids))
+        self.members = np.split(by_cluster, np.cumsum(sizes)[:-1])
+
+    def search(
+        self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
+    ) -> list[Answer]:
+        """See `Engine.search`; what lies in none of the `nprobe` nearest clusters is missed.
+
+        With `rows`, clusters that hold none of them do not count, and more than `nprobe` are
+        searched where those hold fewer than k.
+        """
+        members = self.members
+        if rows is not None:
+            members = [np.intersect1d(m, rows, assume_unique=True) for m in members]
+        answers = []
+        for i, order in enumerate(self.clusters.order(queries[0])):
+            count = self.nprobe
+            if rows is not None:
+                order = [cluster for cluster in order if len(members[cluster])]
+                reached = np.cumsum([len(members[cluster]) for cluster in order])
+                count = max(count, int(np.searchsorted(reached, k)) + 1)
+            found = np.sort(np.concatenate([members[cluster] for cluster in order[:count]]))
+            answers += self.exact.search([q[i : i + 1] for q in queries], k, found)
+        return answers
