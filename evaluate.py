@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from annotations import inshop_list
+from annotations import align, inshop_list, read_inshop
 from clusters import Clusters, KMeansEngine, open_clusters
 from command_line import parse_args
 from config import Config
@@ -72,11 +72,25 @@ def tasks_of(
     if protocol == "inshop" or (protocol == "folder" and inshop_list(base)):
         tasks += item_tasks(database, base)
     if not tasks:
+        advice = unextracted(database) or "see `python data.py check`"
         raise UserError(
             f"{base}: the feature database holds nothing that --protocol {protocol} could ask;"
-            " see `python data.py check`"
+            f" {advice}"
         )
     return tasks
+
+
+def unextracted(database: FeatureDatabase) -> str:
+    """What to do where none of the in-shop queries and gallery is in the database; "" elsewhere."""
+    if inshop_list(database.base) is None:
+        return ""
+    measured = read_inshop(database.base).in_partition("query", "gallery")
+    if not len(measured) or (align(measured.paths, database.paths) >= 0).any():
+        return ""
+    return (
+        "its in-shop pictures were not extracted; run: python feature_extractor.py"
+        f" --dataset-base {database.base} --enable-inshop-dataset"
+    )
 
 
 def engine_of(
@@ -93,22 +107,52 @@ def engine_of(
     return KMeansEngine(narrowed, replace(clusters, labels=clusters.labels[gallery]), nprobe)
 
 
-def with_classifier(database: FeatureDatabase, outcome: Outcome) -> Outcome:
+def read_classifier(database: FeatureDatabase) -> tuple[np.ndarray, np.ndarray]:
+    """The weight, K x D, and bias, K, of the first model's classifier.
+
+    Raises
+    ------
+    UserError : it belongs to other features
+    """
+    path = database.base / CLASSIFIER
+    with np.load(path, allow_pickle=False) as file:
+        weight, bias = file["weight"], file["bias"]
+    logits = len(database.info["models"][0]["network"]["categories"])
+    if weight.shape != (logits, database.deep[0].shape[1]) or bias.shape != (logits,):
+        raise UserError(
+            f"{path}: not the classifier of these features; run: python feature_extractor.py"
+            f" --dataset-base {database.base}"
+        )
+    return weight, bias
+
+
+def with_classifier(
+    database: FeatureDatabase, outcome: Outcome, classifier: tuple[np.ndarray, np.ndarray]
+) -> Outcome:
     """The outcome with the top-1, top-3 and top-5 accuracy of the first model's classifier.
 
     The logits are made from the stored embeddings. A category that the classifier was not trained
-    on counts as wrong.
+    on counts as wrong; where it was trained on none that is asked, it has no accuracy.
+
+    Parameters
+    ----------
+    database, outcome : of a task by category
+    classifier : see `read_classifier`
     """
     rows = outcome.task.queries
-    with np.load(database.base / CLASSIFIER, allow_pickle=False) as file:
-        logits = database.deep[0][rows] @ file["weight"].T + file["bias"]
     trained = database.info["models"][0]["network"]["categories"]
     number = {name: i for i, name in enumerate(trained)}
     targets = np.array([number.get(database.category(row), -1) for row in rows.tolist()])
+    if (targets < 0).all():
+        return outcome
+    weight, bias = classifier
+    logits = database.deep[0][rows] @ weight.T + bias
     return replace(outcome, values={**outcome.values, **top_k_measures(logits, targets)})
 
 
-def as_json(facts: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def as_json(
+    facts: dict[str, Any], outcomes: Sequence[Outcome], tables: Sequence[Table]
+) -> dict[str, Any]:
     """The figures of the main tasks at the top level, those of all tasks below "parts"."""
     parts: dict[str, Any] = {}
     top: dict[str, Any] = {}
@@ -119,12 +163,16 @@ def as_json(facts: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any
         parts[task.name] = {**counts, "chance": outcome.chance, **cells}
         if task.name in MAIN:
             top |= cells
-    return {**facts, **top, "parts": parts}
+    gains = {"gains": [table.as_json() for table in tables]} if tables else {}
+    return {**facts, **top, "parts": parts, **gains}
 
 
 def print_table(record: dict[str, Any], before: dict[str, Any] | None) -> None:
     """The figures in percent with their intervals, beside earlier ones where there are any."""
     print(f"{record['engine']}, {record['distance']}")
+    other = _other_data(record, before) if before else []
+    if other:
+        print(f"the earlier figures ({', '.join(other)}) are of other queries or another gallery")
     for name, part in record["parts"].items():
         print(f"\nright {name}: {part['queries']:,} queries, {part['gallery']:,} in the gallery")
         old = (before or {}).get("parts", {}).get(name, {})
@@ -133,7 +181,7 @@ def print_table(record: dict[str, Any], before: dict[str, Any] | None) -> None:
         for key, figure in part.items():
             if not isinstance(figure, dict):
                 continue
-            was = f"{old[key]['value']:9.2%}" if key in old else " " * 9
+            was = f"{old[key]['value']:9.2%}" if _is_figure(old.get(key)) else " " * 9
             low, high = figure["ci95"]
             chance = f"{part['chance']:9.2%}" if key in {"p@1", "recall@1"} else ""
             print(
@@ -142,11 +190,19 @@ def print_table(record: dict[str, Any], before: dict[str, Any] | None) -> None:
             )
 
 
+def _other_data(record: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """The tasks that both records have, but not of the same pictures and labels."""
+    earlier, data = before.get("data"), record["data"]
+    known = earlier if isinstance(earlier, dict) else {}
+    return [name for name in data if name in before["parts"] and known.get(name) != data[name]]
+
+
 def print_plain(table: Table) -> None:
     """A table of the report on the terminal."""
-    widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
+    rows = [list(table.header), *table.shown()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print(f"\n{table.title}")
-    for row in (table.header, *table.rows):
+    for row in rows:
         cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         print("  " + "  ".join([row[0].ljust(widths[0]), *cells]))
     if table.note:
@@ -178,6 +234,26 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _refuse_beside_fit(args: argparse.Namespace) -> None:
+    """Name the first flag that --fit-weights would have to ignore."""
+    ignored = {
+        "--protocol": args.protocol != "folder",
+        "--engine kmeans": args.engine == "kmeans",
+        "--partition": args.partition,
+        "--json": args.json,
+        "--report": args.report,
+        "--against": args.against,
+        "--gains": args.gains,
+    }
+    flag = next((flag for flag, given in ignored.items() if given), None)
+    if flag:
+        raise UserError(f"{flag}: --fit-weights measures nothing else; leave {flag} away")
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("value"), float)
+
+
 def _earlier(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
@@ -185,7 +261,8 @@ def _earlier(path: Path | None) -> dict[str, Any] | None:
         record = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--against {path}: {error}") from None
-    if not isinstance(record, dict) or "parts" not in record:
+    parts = record.get("parts") if isinstance(record, dict) else None
+    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
         raise UserError(f"--against {path}: not written by evaluate.py --json")
     return record
 
@@ -204,13 +281,12 @@ def _facts(config: Config, database: FeatureDatabase, args: argparse.Namespace) 
     }
 
 
-def _digest(database: FeatureDatabase, tasks: Sequence[Task]) -> str:
+def _digest(database: FeatureDatabase, task: Task) -> str:
     """SHA-256 of what is asked and of what is right, whatever the features are."""
     digest = hashlib.sha256()
-    for task in tasks:
-        for rows in (task.queries, task.gallery):
-            lines = [f"{database.paths[row]} {task.labels[row]}" for row in rows.tolist()]
-            digest.update("\n".join([task.name, *lines, ""]).encode())
+    for rows in (task.queries, task.gallery):
+        lines = [f"{database.paths[row]} {task.labels[row]}" for row in rows.tolist()]
+        digest.update("\n".join([task.name, *lines, ""]).encode())
     return digest.hexdigest()
 
 
@@ -222,7 +298,9 @@ def _shown(facts: dict[str, Any]) -> list[tuple[str, str]]:
             value = "; ".join(f"{model['file']}, SHA-256 {model['sha256']}" for model in value)
         elif name == "settings":
             value = ", ".join(f"{key} {setting}" for key, setting in value.items())
-        elif name in {"features", "data"}:
+        elif name == "data":
+            value = "; ".join(f"{task}, SHA-256 {digest}" for task, digest in value.items())
+        elif name == "features":
             value = f"SHA-256 {value}"
         shown.append((name, str(value)))
     return shown
@@ -230,6 +308,10 @@ def _shown(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse_args(argv, __doc__ or "", ("data set", "ranking"), _arguments)
+    if args.fit_weights:
+        _refuse_beside_fit(args)
+    if args.json and args.against:
+        raise UserError("--against: --json shows no earlier figures; leave one of the two away")
     before = _earlier(args.against)
     database = open_database(config.DATASET_BASE)
     signals = signals_of(database, **config.distance)
@@ -237,24 +319,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         fit_weights(database, signals, config.VAL_SHARE)
         return
     clusters = open_clusters(database) if args.engine == "kmeans" else None
+    classifier = read_classifier(database)
     outcomes, tables = [], []
     tasks = tasks_of(database, args.protocol, config.VAL_SHARE, args.partition)
+    advice = unextracted(database) if args.protocol == "folder" else ""
+    if advice:
+        print(f"by category only: {advice}", file=sys.stderr)
     for task in tasks:
         engine = engine_of(args.engine, signals, task.gallery, clusters, config.NPROBE)
         outcome = run_task(task, engine, query_features(task, signals))
         by_category = task.name == "category"
-        outcomes.append(with_classifier(database, outcome) if by_category else outcome)
+        outcomes.append(with_classifier(database, outcome, classifier) if by_category else outcome)
         if args.gains and task.name in MAIN:
             tables += [
-                gains_table(outcome, engine, signals, database.plain),
-                signals_table(task, signals),
+                gains_table(task, engine, signals),
+                signals_table(task, signals, database.plain),
             ]
     facts = {
         **_facts(config, database, args),
-        "data": _digest(database, tasks),
+        "data": {task.name: _digest(database, task) for task in tasks},
         "distance": describe_distance(signals),
     }
-    record = as_json(facts, outcomes)
+    record = as_json(facts, outcomes, tables)
     if args.json:
         print(json.dumps(record, indent=1))
     else:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from annotations import Pictures, align, inshop_list, read_inshop
-from holdout import read_parts
-from index import ExactEngine, FeatureDatabase, Signal, describe_distance
-from measures import held_out_score
+from holdout import Parts, read_parts
+from index import ExactEngine, FeatureDatabase, Signal, describe_distance, weighted_sum
+from measures import held_out_score, pooled_score
+from protocols import relevant_of
 from utils import UserError
 
 MOST_QUERIES, MOST_GALLERY = 500, 4000
@@ -24,19 +25,16 @@ class HeldOut:
     ----------
     name : category or item
     parts : S x Q x N, float64; infinite from a picture to itself
-    right : Q x N, bool; the picture is a right answer
+    right : Q x N, bool; the picture is a right answer; each query has one
     """
 
     name: str
     parts: np.ndarray
     right: np.ndarray
 
-    def score(self, weights: np.ndarray) -> float:
+    def score(self, weights: np.ndarray) -> tuple[float, int]:
         """`measures.held_out_score` with these weights of the signals, S."""
-        with np.errstate(invalid="ignore"):
-            distances = np.tensordot(weights, self.parts, 1)
-        distances[np.isinf(self.parts[0])] = np.inf
-        order = np.argsort(distances, axis=1, kind="stable")
+        order = np.argsort(weighted_sum(self.parts, weights), axis=1, kind="stable")
         hits = np.take_along_axis(self.right, order, axis=1)
         return held_out_score(hits, self.right.sum(1), self.name == "item")
 
@@ -47,14 +45,24 @@ def _held_out(
     queries: np.ndarray,
     gallery: np.ndarray,
     labels: np.ndarray,
-) -> HeldOut:
-    """Queries and gallery are rows of the database, labels are of all its rows."""
-    queries, gallery = _spread(queries, MOST_QUERIES), _spread(gallery, MOST_GALLERY)
+) -> list[HeldOut]:
+    """The task, thinned; none where no query has an answer.
+
+    Queries and gallery are rows of the database, labels are of all its rows.
+    """
+    queries = _spread(queries[relevant_of(queries, gallery, labels) > 0], MOST_QUERIES)
+    # An item has few pictures, and each is an answer: only the others may go.
+    kept = np.isin(labels[gallery], labels[queries]) & (name == "item")
+    others = _spread(gallery[~kept], max(MOST_GALLERY - int(kept.sum()), 0))
+    gallery = np.sort(np.concatenate([gallery[kept], others]))
+    queries = queries[relevant_of(queries, gallery, labels) > 0]
+    if not len(queries):
+        return []
     features = [signal.features[queries] for signal in signals]
     parts = ExactEngine(signals).parts(features, gallery)
     itself = queries[:, None] == gallery
     parts[:, itself] = np.inf
-    return HeldOut(name, parts, (labels[queries][:, None] == labels[gallery]) & ~itself)
+    return [HeldOut(name, parts, (labels[queries][:, None] == labels[gallery]) & ~itself)]
 
 
 def _spread(rows: np.ndarray, most: int) -> np.ndarray:
@@ -67,37 +75,81 @@ def _rows(database: FeatureDatabase, pictures: Pictures) -> np.ndarray:
     return rows[rows >= 0]
 
 
+def _parts(database: FeatureDatabase, val_share: float) -> Parts:
+    """What the models were trained on, and what was held out.
+
+    Parameters
+    ----------
+    database : of the data set
+    val_share : of untrained models, which have seen nothing
+
+    Raises
+    ------
+    UserError : that is not known, differs between the models, or is of other data
+    """
+    base, models = database.base, database.info["models"]
+    trained = [model for model in models if model.get("held_out", "unknown") is not None]
+    if not trained:
+        inshop = inshop_list(base) is not None
+        return read_parts(base, len(database.category_names), inshop, val_share)
+    for model in trained:
+        if not isinstance(model.get("held_out"), dict):
+            raise UserError(
+                f"{model['file']}: does not say what was held out from its training;"
+                " train it with train.py, then extract again"
+            )
+        if model["held_out"] != trained[0]["held_out"]:
+            raise UserError(
+                f"{model['file']}: other pictures were held out from its training than from that"
+                f" of {trained[0]['file']}; train both on one data set, divided alike"
+            )
+    said, categories = trained[0]["held_out"], len(trained[0]["network"]["categories"])
+    parts = read_parts(base, categories, said["inshop"], said["val_share"])
+    if parts.digest() != said["digest"]:
+        raise UserError(
+            f"{base}: the data set, or its division, is another than the one that"
+            f" {trained[0]['file']} was trained on; fit the weights on that one"
+        )
+    return parts
+
+
 def held_out_tasks(
     database: FeatureDatabase, signals: Sequence[Signal], val_share: float
 ) -> list[HeldOut]:
     """The held-out training pictures of a data set as tasks, see `holdout.read_parts`.
 
     Held-out pictures with categories ask for each other; those of held-out items ask all in-shop
-    training pictures for their item's others.
+    training pictures for their item's others. Who has no answer does not ask.
+
+    Parameters
+    ----------
+    database : of the data set
+    signals : of the database
+    val_share : share of the pictures to hold out where no model was trained
 
     Raises
     ------
-    UserError : nothing was held out, or it is not in the feature database
+    UserError : see `_parts`; or nothing was held out, or it is not in the feature database
     """
-    base, inshop = database.base, inshop_list(database.base) is not None
-    parts = read_parts(base, len(database.category_names), inshop, val_share)
+    base, parts = database.base, _parts(database, val_share)
+    categories = np.asarray(database.categories)
     held = _rows(database, parts.held)
-    tasks = []
-    if len(held) > 1:
-        labels = np.asarray(database.categories)
-        tasks.append(_held_out("category", signals, held, held, labels))
-    items = _rows(database, parts.items)
-    if len(items):
-        gallery = _rows(database, read_inshop(base).in_partition("train"))
-        tasks.append(_held_out("item", signals, items, gallery, np.asarray(database.items)))
-    tasks = [task for task in tasks if task.right.any()]
+    held = held[categories[held] >= 0]
+    tasks = _held_out("category", signals, held, held, categories)
+    if len(parts.items):
+        inshop = read_inshop(base).in_partition("train")
+        # Not those of the database: extracted without the in-shop part, it has none.
+        item_of = align(database.paths, inshop.paths)
+        labels = np.where(item_of >= 0, inshop.items[item_of], "")
+        items, gallery = _rows(database, parts.items), _rows(database, inshop)
+        tasks += _held_out("item", signals, items, gallery, labels)
     if not tasks:
         raise UserError(f"{base}: no held-out training picture in the database to fit weights on")
     return tasks
 
 
 def best_weights(tasks: Sequence[HeldOut], start: np.ndarray) -> np.ndarray:
-    """Coordinate ascent on the mean score of the tasks; the first signal keeps its weight.
+    """Coordinate ascent on the mean score of all queries; the first signal keeps its weight.
 
     Parameters
     ----------
@@ -112,14 +164,14 @@ def best_weights(tasks: Sequence[HeldOut], start: np.ndarray) -> np.ndarray:
         [np.std(np.concatenate([_finite(t, i) for t in tasks])) for i in range(len(start))]
     )
     unit = start[0] * spreads[0] / np.maximum(spreads, 1e-12)
-    weights, best = start.astype(np.float64), _mean_score(tasks, start)
+    weights, best = start.astype(np.float64), _pooled(tasks, start)
     for _ in range(ROUNDS):
         before = weights.copy()
         for i in range(1, len(weights)):
             for factor in FACTORS:
                 trial = weights.copy()
                 trial[i] = factor * unit[i]
-                score = _mean_score(tasks, trial)
+                score = _pooled(tasks, trial)
                 if score > best:
                     weights, best = trial, score
         if (weights == before).all():
@@ -131,8 +183,8 @@ def _finite(task: HeldOut, signal: int) -> np.ndarray:
     return task.parts[signal][np.isfinite(task.parts[signal])]
 
 
-def _mean_score(tasks: Sequence[HeldOut], weights: np.ndarray) -> float:
-    return float(np.mean([task.score(weights) for task in tasks]))
+def _pooled(tasks: Sequence[HeldOut], weights: np.ndarray) -> float:
+    return pooled_score([task.score(weights) for task in tasks])
 
 
 def fit_weights(database: FeatureDatabase, signals: Sequence[Signal], val_share: float) -> None:
@@ -144,12 +196,14 @@ def fit_weights(database: FeatureDatabase, signals: Sequence[Signal], val_share:
     weights = np.array([float(f"{weight:.3g}") for weight in weights])
     counts = ", ".join(f"{task.right.shape[0]:,} by {task.name}" for task in tasks)
     print(f"held-out training pictures that ask: {counts}")
-    measures = {"category": "mAP@R", "item": "MRR"}
-    print(" " * 34 + "".join(f"{task.name + ' ' + measures[task.name]:>16}" for task in tasks))
+    measures = {"category": "category mAP@R", "item": "item MRR"}
+    heads = [measures[task.name] for task in tasks] + ["both, by picture"] * (len(tasks) > 1)
+    print(" " * 34 + "".join(f"{head:>18}" for head in heads))
 
     def show(name: str, weights: np.ndarray) -> None:
-        scores = "".join(f"{task.score(weights):>16.2%}" for task in tasks)
-        print(f"{name:<34}{scores}")
+        scores = [task.score(weights) for task in tasks]
+        shown = [score for score, _ in scores] + [pooled_score(scores)] * (len(tasks) > 1)
+        print(f"{name:<34}{''.join(f'{score:>18.2%}' for score in shown)}")
 
     show(f"before: {describe_distance(signals)}"[:33], start)
     show("fitted", weights)

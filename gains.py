@@ -6,35 +6,69 @@ from dataclasses import replace
 
 import numpy as np
 
-from index import Engine, ExactEngine, Signal
+from index import Engine, ExactEngine, Signal, weighted_sum
 from measures import summarise
-from protocols import Outcome, Task, of_gallery, query_features, run_task
+from protocols import (
+    Outcome,
+    Task,
+    blocks_of,
+    judge,
+    of_gallery,
+    query_features,
+    run_task,
+)
 from report import Table
 from rerank import CollapsedEngine, improved, join_queries
+from utils import progress_bar
 
 NEIGHBOURS = 5  # of query expansion
+MOST_QUERIES = 1000
+PERCENT, CHANGE, INTERVAL = "{:.2%}", "{:+.2%}", "{:+.2%} to {:+.2%}"
 
 
-def gains_table(
-    plain: Outcome, engine: Engine, signals: Sequence[Signal], unflipped: Sequence[np.ndarray]
-) -> Table:
+def thinned(task: Task, most: int) -> Task:
+    """The task with about `most` of its queries, evenly spread; groups stay whole."""
+    _, first, group = np.unique(task.groups, return_index=True, return_inverse=True)
+    wanted = max(1, len(first) * most // len(task.queries))
+    if wanted >= len(first):
+        return task
+    spread = np.linspace(0, len(first) - 1, wanted).round().astype(int)
+    kept = np.isin(group, np.argsort(first)[spread])
+    return replace(task, queries=task.queries[kept], groups=task.groups[kept])
+
+
+def _asked(sample: Task, task: Task) -> str:
+    """How many queries a table is of."""
+    if len(sample.queries) == len(task.queries):
+        return f"All {len(task.queries):,} queries."
+    return f"{len(sample.queries):,} of the {len(task.queries):,} queries, evenly spread."
+
+
+def _shown_measures(task: Task) -> tuple[str, str, str]:
+    """The one that gains are counted in, and two beside it."""
+    return ("p@1", "p@10", "map") if task.name == "category" else ("recall@1", "recall@10", "mrr")
+
+
+def _means(outcome: Outcome) -> list[float]:
+    return [float(outcome.values[name].mean()) for name in _shown_measures(outcome.task)]
+
+
+def gains_table(task: Task, engine: Engine, signals: Sequence[Signal]) -> Table:
     """Measure every query-time gain on a task.
 
     Parameters
     ----------
-    plain : the task's outcome without any
+    task : what to ask; see `thinned`
     engine : over the task's gallery
     signals : of the whole feature database
-    unflipped : its deep features without mirror images, where they hold them; else empty
 
     Returns
     -------
     For each gain the main measures, the difference of the first one to plain answers with its
     paired 95% interval, and the time of a query.
     """
-    task = plain.task
-    main, other = _main_measures(task)
-    features = query_features(task, signals)
+    sample = thinned(task, MOST_QUERIES)
+    features = query_features(sample, signals)
     narrowed = of_gallery(signals, task.gallery)
     trials = [
         ("plain", engine),
@@ -46,120 +80,117 @@ def gains_table(
     if by_item:
         items = task.labels[task.gallery]
         trials.append(("best view of each item", CollapsedEngine(engine, items)))
-    rows = []
+    main, *others = _shown_measures(task)
+    outcomes, rows = [], []
     for name, trial in trials:
-        start = time.perf_counter()
-        outcome = run_task(task, trial, features)
-        cost = (time.perf_counter() - start) / len(task.queries)
-        gain = outcome.values[main] - plain.values[main]
-        rows.append(_row(name, outcome, main, other, gain, task.groups, cost))
+        outcome, cost = _timed(sample, trial, features)
+        outcomes.append(outcome)
+        gain = outcome.values[main] - outcomes[0].values[main]
+        rows.append((name, *_means(outcome), *_difference(gain, sample.groups), cost))
     if by_item:
-        rows.append(_together(plain, engine, features, main, other))
-    if unflipped:
-        rows.append(_unflipped(plain, signals, unflipped))
+        rows.append(_together(outcomes[0], engine, features))
     note = (
         f"Difference of {main} to plain answers, paired 95% interval; time of one query, ranking."
+        f" {_asked(sample, task)}"
     )
     return Table(
         f"Query-time gains, right {task.name}",
         note,
-        ("", main, other, "difference", "95% interval", "ms a query"),
+        ("", main, *others, "difference", "95% interval", "ms a query"),
         rows,
+        ("{}", PERCENT, PERCENT, PERCENT, CHANGE, INTERVAL, "{:.2f}"),
     )
 
 
-def _main_measures(task: Task) -> tuple[str, str]:
-    return ("p@1", "map") if task.name == "category" else ("recall@1", "mrr")
+def _timed(task: Task, engine: Engine, features: Sequence[np.ndarray]) -> tuple[Outcome, float]:
+    """The outcome, and what a query took, in ms."""
+    start = time.perf_counter()
+    outcome = run_task(task, engine, features)
+    return outcome, 1000 * (time.perf_counter() - start) / len(task.queries)
 
 
-def _row(
-    name: str,
-    outcome: Outcome,
-    main: str,
-    other: str,
-    gain: np.ndarray,
-    groups: np.ndarray,
-    cost: float,
-) -> tuple[str, ...]:
+def _difference(gain: np.ndarray, groups: np.ndarray) -> tuple[float, tuple[float, float]]:
     figure = summarise(gain, groups)
-    low, high = figure.ci95
-    return (
-        name,
-        f"{outcome.values[main].mean():.2%}",
-        f"{outcome.values[other].mean():.2%}",
-        f"{figure.value:+.2%}",
-        f"{low:+.2%} to {high:+.2%}",
-        f"{1000 * cost:.2f}",
-    )
+    return figure.value, figure.ci95
 
 
-def _together(
-    plain: Outcome, engine: Engine, features: Sequence[np.ndarray], main: str, other: str
-) -> tuple[str, ...]:
+def _together(plain: Outcome, engine: Engine, features: Sequence[np.ndarray]) -> tuple[object, ...]:
     """All pictures of an item as one query, against the mean of their single answers."""
-    task = plain.task
+    task, main = plain.task, _shown_measures(plain.task)[0]
     items, first, group = np.unique(
         task.labels[task.queries], return_index=True, return_inverse=True
     )
     joined = join_queries([f[np.argsort(group, kind="stable")] for f in features], np.sort(group))
     joint = replace(task, queries=task.queries[first], groups=items)
-    start = time.perf_counter()
-    outcome = run_task(joint, engine, joined)
-    cost = (time.perf_counter() - start) / len(items)
+    outcome, cost = _timed(joint, engine, joined)
     single = np.bincount(group, plain.values[main]) / np.bincount(group)
-    gain = outcome.values[main] - single
     title = f"all views of an item as one query ({len(items):,})"
-    return _row(title, outcome, main, other, gain, items, cost)
+    return (title, *_means(outcome), *_difference(outcome.values[main] - single, items), cost)
 
 
-def _unflipped(
-    plain: Outcome, signals: Sequence[Signal], unflipped: Sequence[np.ndarray]
-) -> tuple[str, ...]:
-    """The features without mirror images, ranked exactly: what FLIP gives is what is lost here."""
-    task = plain.task
-    deep = [replace(s, features=f) for s, f in zip(signals, unflipped, strict=False)]
-    single = [*deep, *signals[len(deep) :]]
-    start = time.perf_counter()
-    engine = ExactEngine(of_gallery(single, task.gallery))
-    outcome = run_task(task, engine, query_features(task, single))
-    cost = (time.perf_counter() - start) / len(task.queries)
-    main, other = _main_measures(task)
-    gain = outcome.values[main] - plain.values[main]
-    return _row("without mirror images", outcome, main, other, gain, task.groups, cost)
+def signals_table(task: Task, signals: Sequence[Signal], unflipped: Sequence[np.ndarray]) -> Table:
+    """Measure a task with each signal alone, and with all but it; ranked exactly.
+
+    Parameters
+    ----------
+    task : what to ask; see `thinned`
+    signals : of the whole feature database, with the weights that rank
+    unflipped : its deep features without mirror images, where they hold them; else empty
+    """
+    sample = thinned(task, MOST_QUERIES)
+    plain = [replace(s, features=f) for s, f in zip(signals, unflipped, strict=False)]
+    weights, none = [signal.weight for signal in signals], [0.0] * len(plain)
+    every = (*weights, *none)
+    # Of each row the weights it shows, and those that tell what is added, if any.
+    trials: list[tuple[str, tuple[float, ...], tuple[float, ...] | None]] = [("all", every, None)]
+    for i, signal in enumerate(signals):
+        alone = tuple(float(i == j) for j in range(len(every)))
+        without = tuple(0.0 if i == j else weight for j, weight in enumerate(every))
+        told = signal.weight and any(without)
+        name = f"{signal.name} alone (weight {signal.weight:g})"
+        trials.append((name, alone, without if told else None))
+    if plain:
+        without = (*none, *weights[len(plain) :], *weights[: len(plain)])
+        trials.append(("without mirror images", without, without))
+    weightings = list(dict.fromkeys(w for trial in trials for w in trial[1:] if w))
+    values = dict(zip(weightings, _values_by(sample, [*signals, *plain], weightings), strict=True))
+    main, *others = _shown_measures(task)
+    rows = []
+    for name, shown, left in trials:
+        means = [float(values[shown][measure].mean()) for measure in (main, *others)]
+        gain = values[every][main] - values[left][main] if left else None
+        adds = (None, None) if gain is None else _difference(gain, sample.groups)
+        rows.append((name, *means, *adds))
+    return Table(
+        f"Signals, right {task.name}, ranked exactly",
+        f"Adds: {main} of all signals less that of all but this one, paired interval."
+        f" {_asked(sample, task)}",
+        ("", main, *others, "adds", "95% interval"),
+        rows,
+        ("{}", PERCENT, PERCENT, PERCENT, CHANGE, INTERVAL),
+    )
 
 
-def signals_table(task: Task, signals: Sequence[Signal]) -> Table:
-    """Measure a task with each signal alone, and with all but it.
+def _values_by(
+    task: Task, signals: Sequence[Signal], weightings: Sequence[tuple[float, ...]]
+) -> list[dict[str, np.ndarray]]:
+    """The values of each measure, ranked exactly with each of some weightings of the signals.
 
     Parameters
     ----------
     task : what to ask
-    signals : of the whole feature database, with the weights that rank
+    signals : S, of the whole feature database
+    weightings : S weights each
     """
-    main, other = _main_measures(task)
+    engine = ExactEngine(of_gallery(signals, task.gallery))
     features = query_features(task, signals)
-
-    def measure(weights: Sequence[float]) -> Outcome:
-        weighted = [replace(s, weight=w) for s, w in zip(signals, weights, strict=True)]
-        return run_task(task, ExactEngine(of_gallery(weighted, task.gallery)), features)
-
-    every = [signal.weight for signal in signals]
-    whole = measure(every)
-    rows = [
-        ("all", f"{whole.values[main].mean():.2%}", f"{whole.values[other].mean():.2%}", "", "")
-    ]
-    for i, signal in enumerate(signals):
-        alone = measure([float(i == j) for j in range(len(signals))])
-        shown = [f"{alone.values[name].mean():.2%}" for name in (main, other)]
-        adds = ("", "")
-        if signal.weight and np.count_nonzero(every) > 1:
-            without = measure([0.0 if i == j else weight for j, weight in enumerate(every)])
-            figure = summarise(whole.values[main] - without.values[main], task.groups)
-            adds = (f"{figure.value:+.2%}", "{:+.2%} to {:+.2%}".format(*figure.ci95))
-        rows.append((f"{signal.name} alone (weight {signal.weight:g})", *shown, *adds))
-    return Table(
-        f"Signals, right {task.name}",
-        f"Adds: {main} of all signals less that of all but this one, paired interval.",
-        ("", main, other, "adds", "95% interval"),
-        rows,
-    )
+    found: list[list[dict[str, np.ndarray]]] = [[] for _ in weightings]
+    with progress_bar(len(task.queries), f"weighting, {task.name}", "query picture") as bar:
+        for block in blocks_of(task):
+            # The metrics take most of the time, so each is asked once.
+            parts = engine.parts([feature[block] for feature in features])
+            for weights, values in zip(weightings, found, strict=True):
+                order = np.argsort(weighted_sum(parts, weights), axis=1, kind="stable")
+                values.append(judge(task, block, order)[2])
+            bar.update(parts.shape[1])
+    return [{n: np.concatenate([v[n] for v in values]) for n in values[0]} for values in found]

@@ -5,6 +5,7 @@ with a right answer among the first K. mAP@R is that of Musgrave et al., A Metri
 Check (ECCV 2020).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,8 +78,8 @@ def item_measures(hits: np.ndarray, relevant: np.ndarray) -> dict[str, np.ndarra
     return {name: value.astype(np.float64) for name, value in values.items()}
 
 
-def held_out_score(hits: np.ndarray, relevant: np.ndarray, of_items: bool) -> float:
-    """The one figure that epochs and weights are chosen by, over queries that have an answer.
+def held_out_score(hits: np.ndarray, relevant: np.ndarray, of_items: bool) -> tuple[float, int]:
+    """What epochs and weights are chosen by, over the queries that have an answer.
 
     Parameters
     ----------
@@ -87,15 +88,27 @@ def held_out_score(hits: np.ndarray, relevant: np.ndarray, of_items: bool) -> fl
 
     Returns
     -------
-    In 0 to 1; 0 where no query has an answer.
+    The score, in 0 to 1, and the number of queries that have an answer; the score is 0 where none
+    has.
     """
     hits, relevant = hits[relevant > 0], relevant[relevant > 0]
     if not len(hits):
-        return 0.0
+        return 0.0, 0
     values = (
         item_measures(hits, relevant)["mrr"] if of_items else average_precision_at_r(hits, relevant)
     )
-    return float(values.mean())
+    return float(values.mean()), len(hits)
+
+
+def pooled_score(scores: Sequence[tuple[float, int]]) -> float:
+    """The mean over all queries of several tasks; 0 where there is no query.
+
+    Parameters
+    ----------
+    scores : of each task its score and its number of queries, see `held_out_score`
+    """
+    queries = sum(count for _, count in scores)
+    return sum(score * count for score, count in scores) / queries if queries else 0.0
 
 
 def category_measures(hits: np.ndarray, relevant: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ class Task:
     queries, gallery : rows of the feature database, ascending; a query that lies in the gallery
         does not answer itself
     labels : of all rows of the feature database; an answer with its query's label is right
-    groups : Q; queries of one group are not independent of each other
+    groups : Q; queries of one group (the views of an item, where items are known) are not
+        independent of each other
     measures : hits Q x N and number of right pictures Q -> values of each query
     """
 
@@ -39,6 +41,11 @@ class Task:
     labels: np.ndarray
     groups: np.ndarray
     measures: Measures
+
+    @cached_property
+    def relevant(self) -> np.ndarray:
+        """See `relevant_of`."""
+        return relevant_of(self.queries, self.gallery, self.labels)
 
 
 @dataclass(frozen=True)
@@ -66,13 +73,68 @@ class Outcome:
 
 
 def of_gallery(signals: Sequence[Signal], gallery: np.ndarray) -> list[Signal]:
-    """The signals with a gallery as their collection: rows of it, in its order."""
-    return [replace(signal, features=signal.features[gallery]) for signal in signals]
+    """The signals with a gallery as their collection: rows of it, in its order.
+
+    Metrics that take parameters from the collection keep those of the whole one, so that a gallery
+    is ranked as a query of the whole collection is.
+    """
+    narrowed = [replace(signal, features=signal.features[gallery]) for signal in signals]
+    for whole, part in zip(signals, narrowed, strict=True):
+        vars(part)["parameters"] = whole.parameters  # where the cached property looks first
+    return narrowed
 
 
 def query_features(task: Task, signals: Sequence[Signal]) -> list[np.ndarray]:
     """Of each signal of the whole feature database, the features of a task's queries: Q x D."""
     return [signal.features[task.queries] for signal in signals]
+
+
+def relevant_of(queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many right pictures, itself not among them, the gallery has for each query: Q, int64.
+
+    Parameters
+    ----------
+    queries, gallery, labels : as in `Task`
+    """
+    of_label = dict(zip(*np.unique(labels[gallery], return_counts=True), strict=True))
+    counts = np.array([of_label.get(label, 0) for label in labels[queries]], np.int64)
+    return counts - np.isin(queries, gallery)
+
+
+def judge(
+    task: Task, block: slice, found: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Compare the answers to some queries of a task with the truth.
+
+    Parameters
+    ----------
+    task : what was asked
+    block : the places of q queries among the task's
+    found : of each of them places in the gallery, nearest first
+
+    Returns
+    -------
+    answers : q x up to `SHOWN` rows of the feature database, -1 where there are fewer
+    first : q, rank of the first right answer, 0 where there is none
+    values : of each measure, q
+    """
+    labels, gallery, queries = task.labels, task.gallery, task.queries[block]
+    hits = np.zeros((len(queries), len(gallery)), bool)
+    answers = np.full((len(queries), SHOWN), -1)
+    for i, (query, places) in enumerate(zip(queries, found, strict=True)):
+        rows = gallery[places]
+        rows = rows[rows != query]
+        hits[i, : len(rows)] = labels[rows] == labels[query]
+        answers[i, : len(rows[:SHOWN])] = rows[:SHOWN]
+    # A query in the gallery has one answer less than there are pictures.
+    width = len(gallery) - 1 if np.isin(queries, gallery).all() else len(gallery)
+    values = task.measures(hits[:, :width], task.relevant[block])
+    return answers, np.where(hits.any(1), hits.argmax(1) + 1, 0), values
+
+
+def blocks_of(task: Task) -> list[slice]:
+    """The places of a task's queries, a block at a time."""
+    return [slice(start, start + BLOCK) for start in range(0, len(task.queries), BLOCK)]
 
 
 def run_task(task: Task, engine: Engine, features: Sequence[np.ndarray]) -> Outcome:
@@ -84,36 +146,18 @@ def run_task(task: Task, engine: Engine, features: Sequence[np.ndarray]) -> Outc
     engine : over the task's gallery, see `of_gallery`
     features : of the queries, see `query_features`
     """
-    labels, gallery = task.labels, task.gallery
-    of_label = dict(zip(*np.unique(labels[gallery], return_counts=True), strict=True))
-    values: dict[str, list[np.ndarray]] = {}
-    first, answers, chance = [], [], 0.0
+    judged = []
     with progress_bar(len(task.queries), f"asking, {task.name}", "query picture") as bar:
-        for start in range(0, len(task.queries), BLOCK):
-            block = task.queries[start : start + BLOCK]
-            asked = [feature[start : start + BLOCK] for feature in features]
-            found = engine.search(asked, len(gallery))
-            hits = np.zeros((len(block), len(gallery)), bool)
-            shown = np.full((len(block), SHOWN), -1)
-            for i, (query, answer) in enumerate(zip(block, found, strict=True)):
-                rows = gallery[answer.rows]
-                rows = rows[rows != query]
-                hits[i, : len(rows)] = labels[rows] == labels[query]
-                shown[i, : len(rows[:SHOWN])] = rows[:SHOWN]
-            itself = np.isin(block, gallery)
-            relevant = np.array([of_label.get(labels[q], 0) for q in block]) - itself
-            # A query in the gallery has one answer less than there are pictures.
-            width = len(gallery) - 1 if itself.all() else len(gallery)
-            for name, value in task.measures(hits[:, :width], relevant).items():
-                values.setdefault(name, []).append(value)
-            first.append(np.where(hits.any(1), hits.argmax(1) + 1, 0))
-            answers.append(shown)
-            chance += float((relevant / (len(gallery) - itself)).sum())
-            bar.update(len(block))
+        for block in blocks_of(task):
+            found = engine.search([feature[block] for feature in features], len(task.gallery))
+            judged.append(judge(task, block, [answer.rows for answer in found]))
+            bar.update(len(found))
+    answers, first, values = zip(*judged, strict=True)
+    others = len(task.gallery) - np.isin(task.queries, task.gallery)
     return Outcome(
         task,
-        {name: np.concatenate(value) for name, value in values.items()},
-        chance / len(task.queries),
+        {name: np.concatenate([value[name] for value in values]) for name in values[0]},
+        float((task.relevant / others).mean()),
         np.concatenate(first),
         np.concatenate(answers),
     )
@@ -147,7 +191,9 @@ def category_task(
     rows = rows[labels[rows] >= 0]
     if len(rows) < 2:
         return None
-    return Task("category", rows, rows, labels, np.arange(len(rows)), category_measures)
+    _, groups = np.unique(database.items[rows], return_inverse=True)
+    groups = np.where(database.items[rows] != "", groups, -1 - rows)
+    return Task("category", rows, rows, labels, groups, category_measures)
 
 
 def item_tasks(database: FeatureDatabase, base: Path) -> list[Task]:

@@ -29,19 +29,39 @@ CHANCE_OF = {"p@1", "recall@1"}  # what `Outcome.chance` belongs to
 
 @dataclass(frozen=True)
 class Table:
-    """A table of plain text, shown below the tasks.
+    """A table shown below the tasks.
 
     Attributes
     ----------
     title, note : above it; the note may be empty
     header : of each column
-    rows : as many cells each; the first one names its row
+    rows : as many cells each, plain values: text, a number, two numbers, or None for an empty
+        cell; the first one names its row
+    formats : of each column, how `str.format` shows its values
     """
 
     title: str
     note: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[object]]
+    formats: Sequence[str]
+
+    def shown(self) -> list[list[str]]:
+        """The rows as text."""
+        return [
+            [_shown(cell, form) for cell, form in zip(row, self.formats, strict=True)]
+            for row in self.rows
+        ]
+
+    def as_json(self) -> dict[str, object]:
+        """The table as plain values."""
+        return {name: getattr(self, name) for name in ("title", "note", "header", "rows")}
+
+
+def _shown(cell: object, form: str) -> str:
+    if cell is None:
+        return ""
+    return form.format(*cell) if isinstance(cell, tuple) else form.format(cell)
 
 
 def write_report(
@@ -110,7 +130,7 @@ def _table(name: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> s
 
 
 def _plain(table: Table) -> str:
-    header, *rows = [[escape(cell) for cell in row] for row in (table.header, *table.rows)]
+    header, *rows = [[escape(cell) for cell in row] for row in (table.header, *table.shown())]
     note = f"<p>{escape(table.note)}</p>" if table.note else ""
     return f"<h2>{escape(table.title)}</h2>{note}{_table(table.title, header, rows)}"
 

@@ -6,7 +6,6 @@ retrieval among held-out training pictures as model_best.pth.tar, and the curves
 """
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from command_line import parse_args
 from data import PictureDataset, TrainBatches, eval_transform, make_loader, train_transform
 from device import amp_type, pick_device
-from holdout import Parts, read_parts
+from holdout import read_parts
 from net import Network, initial_net, save_checkpoint
 from recipe import build_metric_loss, build_optimizer
 from trainer import BEST, RESUME_POINT, Progress, Trainer, mark_best
@@ -30,17 +29,8 @@ IDENTITY = (
     "TRIPLET_BATCH_SIZE", "PER_CLASS", "LABEL_SMOOTHING", "METRIC_LOSS", "TRIPLET_WEIGHT",
     "ENABLE_TRIPLET_WITH_COSINE", "OPTIMIZER", "LR", "MOMENTUM", "TEST_BATCH_SIZE",
     "TEST_BATCH_COUNT", "TEST_INTERVAL", "FREEZE_PARAM", "PALETTE", "PALETTE_WEIGHT",
-    "AMP", "SEED",
+    "SEED",
 )  # fmt: skip
-
-
-def _digest(parts: Parts) -> str:
-    """A hash of the pictures trained and validated on, and of their labels."""
-    digest = hashlib.sha256()
-    for part in (parts.train, parts.held, parts.items):
-        digest.update("\n".join([*part.paths, *part.category_names, *part.items]).encode())
-        digest.update(part.categories.tobytes() + part.boxes.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     pin = device.type == "cuda"
 
     parts = read_parts(base, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE)
+    held_out = {
+        "inshop": config.ENABLE_INSHOP_DATASET,
+        "val_share": config.VAL_SHARE,
+        "digest": parts.digest(),
+    }
     train, labelled, held = parts.train, parts.labelled, parts.held
     torch.manual_seed(config.SEED)
     network = Network(
@@ -74,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     net = initial_net(network, config.PRETRAINED).to(device, memory_format=torch.channels_last)
     if config.EPOCH == 0:
         path = models / "model_0_final.pth.tar"
-        save_checkpoint(path, net, network)
+        save_checkpoint(path, net, network, held_out=None)
         print(f"{path}: the untrained network")
         if not (models / RESUME_POINT).exists():  # nor is there a trained one to mark
             mark_best(path)
@@ -112,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return make_loader(subset, workers, pin, batch_size=config.TEST_BATCH_SIZE)
 
     identity = {name: getattr(config, name) for name in IDENTITY}
-    identity["data set"] = _digest(parts)
+    identity["data set"] = held_out["digest"]
+    identity["arithmetic"] = f"{amp or torch.float32} on {device.type}"
     if config.FREEZE_PARAM == "auto" or config.OPTIMIZER == "adamw":  # the end tells the middle
         identity["EPOCH"] = config.EPOCH
     trainer = Trainer(
@@ -139,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         epochs=config.EPOCH,
         freeze=config.FREEZE_PARAM,
         identity=identity,
+        held_out=held_out,
         progress=Progress(frozen=config.FREEZE_PARAM != "false"),
     )
     if trainer.resume_point.exists():
@@ -154,9 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     trainer.run(config.LOG_INTERVAL, config.TEST_INTERVAL, config.DUMP_INTERVAL)
     best = trainer.progress.best
-    print(
-        f"best: epoch {best['epoch']}, mAP@R {best['score']:.2%} on the held-out: {models / BEST}"
-    )
+    print(f"best: epoch {best['epoch']}, {best['score']:.2%} among the held out: {models / BEST}")
 
 
 if __name__ == "__main__":

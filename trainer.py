@@ -16,6 +16,7 @@ from tqdm import tqdm
 from color import MEAN, STD, Palette
 from data import TrainBatches
 from device import autocast, to_device
+from measures import pooled_score
 from net import EmbeddingNet, FeatureNet, Network, read_checkpoint, save_checkpoint
 from recipe import LabelledLoss, SampledTriplets, rate
 from utils import UserError, atomic_write, progress_bar
@@ -72,6 +73,7 @@ class Trainer:
     epochs : of the whole run
     freeze : the setting FREEZE_PARAM
     identity : settings and data that a resumed run must share
+    held_out : what `holdout.read_parts` was asked and gave, for the models' files
     progress : where the run stands
     """
 
@@ -95,6 +97,7 @@ class Trainer:
     epochs: int
     freeze: str
     identity: dict[str, Any]
+    held_out: dict[str, Any]
     progress: Progress
 
     def __post_init__(self) -> None:
@@ -133,7 +136,8 @@ class Trainer:
 
     def _read_resume_point(self) -> dict[str, Any]:
         content = read_checkpoint(self.resume_point)
-        wanted = {"identity", "metric", "optimizer", "scaler", "rng", "progress", "finished"}
+        wanted = {"identity", "metric", "optimizer", "scaler", "rng", "cuda_rng", "progress"}
+        wanted |= {"finished"}
         if not wanted <= set(content):
             raise UserError(f"{self.resume_point}: no resume point; delete it to start anew")
         return content
@@ -300,8 +304,8 @@ class Trainer:
     def _keep(self, writer: Any, loss: float, accuracy: float) -> None:
         """Write the epoch's model, and mark it where it is the best so far.
 
-        The best is what retrieves best: the mean of mAP@R by category and, where there are
-        held-out items, MRR by item.
+        The best is what retrieves best: the mean, over all held-out pictures that ask, of mAP@R by
+        category and, where there are held-out items, of MRR by item.
         """
         at = self.progress
         features = FeatureNet(self.net, [Palette()], flip=False)
@@ -312,14 +316,16 @@ class Trainer:
             for name, loader in self.score_loaders.items()
         }
         measures = {"category": "mAP@R by category", "item": "MRR by item"}
-        for name, score in scores.items():
+        for name, (score, _) in scores.items():
             writer.add_scalar(f"validation/{measures[name]}", score, at.total_steps)
-        shown = ", ".join(f"{measures[name]} {score:.2%}" for name, score in scores.items())
+        shown = ", ".join(f"{measures[name]} {score:.2%}" for name, (score, _) in scores.items())
         tqdm.write(f"epoch {at.epoch}/{self.epochs}: held out, {shown}")
-        score = sum(scores.values()) / len(scores)
-        result = {"epoch": at.epoch, "score": score, "accuracy": accuracy, "loss": loss, **scores}
+        # By pictures, not by tasks: the few of a handful of items would decide by chance.
+        score = pooled_score(list(scores.values()))
+        result = {"epoch": at.epoch, "score": score, "accuracy": accuracy, "loss": loss}
+        result |= {name: value for name, (value, _) in scores.items()}
         path = self.models / f"model_{at.epoch}_final.pth.tar"
-        save_checkpoint(path, self.net, self.network, validation=result)
+        save_checkpoint(path, self.net, self.network, validation=result, held_out=self.held_out)
         best = at.best
         if not best or (score, -loss) > (best["score"], -best["loss"]):
             at.best = result

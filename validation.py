@@ -61,7 +61,7 @@ def retrieval_score(
     device: torch.device,
     amp: torch.dtype | None,
     of_items: bool,
-) -> float:
+) -> tuple[float, int]:
     """How well a loader's pictures find each other, by category (mAP@R) or by item (MRR).
 
     Parameters
@@ -71,6 +71,10 @@ def retrieval_score(
     loader : the pictures, with categories and items
     device, amp : where and in which 16-bit type the network runs
     of_items : the others of its item are right, instead of those of its category
+
+    Returns
+    -------
+    See `measures.held_out_score`.
     """
     training = net.net.training
     net.eval()
@@ -85,7 +89,7 @@ def retrieval_score(
     return leave_one_out(distances, torch.cat(labels).numpy(), of_items)
 
 
-def leave_one_out(distances: Tensor, labels: np.ndarray, of_items: bool) -> float:
+def leave_one_out(distances: Tensor, labels: np.ndarray, of_items: bool) -> tuple[float, int]:
     """`measures.held_out_score` where every picture asks for the others of its label.
 
     Parameters

@@ -110,6 +110,29 @@ def test_the_table_shows_earlier_figures_beside_the_new_ones(
     assert "9 color euclidean" in out
 
 
+def test_earlier_figures_of_other_queries_are_said_to_be(measured, capsys, tmp_path) -> None:
+    base, before = ["--dataset-base", str(measured)], tmp_path / "before.json"
+
+    def warning(*flags: str) -> list[str]:
+        evaluate.main([*base, *flags, "--against", str(before)])
+        return [line for line in capsys.readouterr().out.splitlines() if "other queries" in line]
+
+    capsys.readouterr()
+    evaluate.main([*base, "--json"])
+    before.write_text(capsys.readouterr().out)
+    assert warning() == []
+    assert warning("--protocol", "inshop") == []  # a part of it, asked alike
+    (said,) = warning("--partition", "val")
+    assert "(category)" in said
+    path = measured / "in_shop/list_eval_partition.txt"
+    listed = path.read_text()
+    path.unlink()  # it is a link to the drawn one
+    path.write_text(listed.replace(" gallery", " train", 1))
+    (said,) = warning()
+    assert "(item, " in said
+    assert "category" not in said
+
+
 def test_gains_and_signals_are_measured_and_reported(measured: Path, capsys, tmp_path) -> None:
     page = tmp_path / "report.html"
     evaluate.main(["--dataset-base", str(measured), "--gains", "--report", str(page)])
@@ -122,6 +145,25 @@ def test_gains_and_signals_are_measured_and_reported(measured: Path, capsys, tmp
     assert "palette alone (weight 4)" in html
     plain = next(line for line in out.splitlines() if line.strip().startswith("plain"))
     assert "+0.00%" in plain
+
+
+def test_gains_are_in_the_json_as_numbers(figures) -> None:
+    record = figures("--gains")
+    assert "gains" not in figures()
+    tables = {table["title"]: table for table in record["gains"]}
+    assert list(tables) == [
+        "Query-time gains, right category", "Signals, right category, ranked exactly",
+        "Query-time gains, right item", "Signals, right item, ranked exactly",
+    ]  # fmt: skip
+    for task, names in (("category", CATEGORY[:3]), ("item", ["recall@1", "recall@10", "mrr"])):
+        plain = tables[f"Query-time gains, right {task}"]
+        whole = tables[f"Signals, right {task}, ranked exactly"]
+        expected = [record["parts"][task][name]["value"] for name in names]
+        assert plain["header"][1:4] == whole["header"][1:4] == names
+        assert plain["rows"][0][:-1] == ["plain", *map(pytest.approx, expected), 0, [0, 0]]
+        assert whole["rows"][0] == ["all", *map(pytest.approx, expected), None, None]
+    rows = {row[0]: row[1:] for row in tables["Query-time gains, right item"]["rows"]}
+    assert rows["best view of each item"][1] > rows["plain"][1]  # recall@10
 
 
 @pytest.mark.parametrize(
@@ -145,10 +187,70 @@ def test_what_is_wrong_is_one_line_and_status_2(measured, capsys, flags, said: s
 
 def test_a_file_that_is_no_earlier_result_is_named(measured: Path, tmp_path: Path) -> None:
     before = tmp_path / "before.json"
-    for text in ("[]", "[]]", "{}"):
+    for text in ("[]", "[]]", "{}", '{"parts": []}', '{"parts": 1}', '{"parts": {"category": 1}}'):
         before.write_text(text)
         with pytest.raises(UserError, match=r"before\.json"):
             evaluate.main(["--dataset-base", str(measured), "--against", str(before)])
+    before.write_text('{"parts": {"category": {"map": 1, "p@1": {"value": "x"}, "p@10": {}}}}')
+    evaluate.main(["--dataset-base", str(measured), "--against", str(before)])  # without them
+
+
+def test_a_classifier_that_is_gone_or_anothers_is_named_before_ranking(
+    measured: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(evaluate, "run_task", None)
+    path = measured / "all_classifier.npz"
+    with np.load(path) as file:
+        weight, bias = file["weight"], file["bias"]
+    for arrays in ({"weight": weight[:, 1:], "bias": bias}, {"weight": weight, "bias": bias[1:]},
+                   {"weight": weight}):  # fmt: skip
+        np.savez(path, **arrays)
+        with pytest.raises(UserError, match=r"run: python feature_extractor\.py"):
+            evaluate.main(["--dataset-base", str(measured)])
+    for content in (b"nothing", path.read_bytes()[:200]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"run: python feature_extractor\.py"):
+            evaluate.main(["--dataset-base", str(measured)])
+    path.unlink()
+    with pytest.raises(UserError, match=r"run: python feature_extractor\.py"):
+        evaluate.main(["--dataset-base", str(measured)])
+
+
+def test_a_classifier_of_other_categories_has_no_accuracy(measured: Path, figures) -> None:
+    info = json.loads((measured / "all_feat.json").read_text())
+    asked = info["category_names"][np.load(measured / "all_category.npy")[0]]
+    network = info["models"][0]["network"]
+    strange = [f"strange {name}" for name in network["categories"]]
+    for known, there in ((strange, False), ([asked, *strange[1:]], True)):
+        network["categories"] = known
+        (measured / "all_feat.json").write_text(json.dumps(info))
+        record = figures("--protocol", "category", "--partition", "all")
+        assert ("top1" in record) == ("top1" in record["parts"]["category"]) == there
+        assert "map" in record
+
+
+def test_inshop_pictures_that_were_not_extracted_are_missed(measured, capsys, tmp_path) -> None:
+    """As after an extraction without the in-shop part."""
+    from conftest import stored_features
+
+    rng, lists = np.random.default_rng(1), measured / "in_shop"
+    lists.rename(tmp_path / "away")
+    stored_features(measured, rng)
+    evaluate.main(["--dataset-base", str(measured)])
+    assert "--enable-inshop-dataset" not in capsys.readouterr().err
+    (tmp_path / "away").rename(lists)
+    with pytest.raises(UserError, match=r"feature_extractor\.py .*--enable-inshop-dataset"):
+        evaluate.main(["--dataset-base", str(measured), "--protocol", "inshop"])
+    capsys.readouterr()
+    evaluate.main(["--dataset-base", str(measured), "--json"])
+    out, err = capsys.readouterr()
+    assert list(json.loads(out)["parts"]) == ["category"]
+    assert "--enable-inshop-dataset" in err
+
+
+def test_earlier_figures_have_no_place_in_json(measured: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--against"):
+        evaluate.main(["--dataset-base", str(measured), "--json", "--against", "old.json"])
 
 
 def test_a_data_set_without_items_has_no_inshop_protocol(tmp_path: Path, shared: Path, rng) -> None:

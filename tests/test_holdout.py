@@ -79,3 +79,45 @@ def test_the_inshop_part_alone_is_divided_by_whole_items(drawn: Path, tmp_path: 
         assert set(parts.items.items.tolist()) == (kept if inshop else set())
         asked = set(read_inshop(base).in_partition("query", "gallery").items.tolist())
         assert not asked & (kept | set(parts.train.items.tolist()))
+
+
+def split_of_photos(shared: Path, folder: Path, parts: dict[str, int]) -> None:
+    """A folder of photos by partition and category."""
+    for part, count in parts.items():
+        for name in ("dress", "hat"):
+            (folder / part / name).mkdir(parents=True)
+            photos = sorted((shared / "photos/train" / name).iterdir())
+            for photo in photos[count : 2 * count] if part != "train" else photos[-count:]:
+                (folder / part / name / f"{part}{photo.name}").symlink_to(photo)
+
+
+def test_inshop_queries_are_neither_trained_on_nor_held_out(shared: Path, tmp_path: Path) -> None:
+    """An imported folder's val pictures are in-shop queries and gallery, too."""
+    photos, base = tmp_path / "photos", tmp_path / "base"
+    for group in ("Pants", "Tees"):
+        items = sorted((shared / "inshop-men/img/MEN" / group).iterdir())[:24]
+        for i, item in enumerate(items):
+            part = ("train", "train", "val", "test")[i % 4]
+            (photos / part / group).mkdir(parents=True, exist_ok=True)
+            (photos / part / group / item.name).symlink_to(item, target_is_directory=True)
+    data.main(["import", str(photos), "--item-level", "--dataset-base", str(base)])
+    measured = set(read_inshop(base).in_partition("query", "gallery").paths)
+    assert measured & set(read_labelled(base, 20, 0.2).in_partition("val").paths)
+    for inshop in (True, False):
+        parts = read_parts(base, 20, inshop, 0.3)
+        assert len(parts.held)
+        assert not measured & {*parts.train.paths, *parts.held.paths, *parts.items.paths}
+
+
+def test_training_and_test_alone_hold_out_training_pictures(shared: Path, tmp_path: Path) -> None:
+    split_of_photos(shared, tmp_path, {"train": 10, "test": 4})
+    parts = read_parts(tmp_path, 20, False, 0.2)
+    assert (len(parts.train), len(parts.held)) == (16, 4)
+    assert all(path.startswith("train/") for path in [*parts.train.paths, *parts.held.paths])
+
+
+def test_the_digest_tells_divisions_apart(shared: Path, tmp_path: Path) -> None:
+    split_of_photos(shared, tmp_path, {"train": 10, "test": 4})
+    digest = read_parts(tmp_path, 20, False, 0.2).digest()
+    assert read_parts(tmp_path, 20, False, 0.2).digest() == digest
+    assert read_parts(tmp_path, 20, False, 0.3).digest() != digest

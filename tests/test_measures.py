@@ -9,7 +9,9 @@ from measures import (
     average_precision_at_r,
     category_measures,
     first_hit,
+    held_out_score,
     item_measures,
+    pooled_score,
     summarise,
     top_k_measures,
 )
@@ -51,6 +53,18 @@ def test_a_short_gallery_does_not_make_recall_perfect() -> None:
     """With 5 answers and none right, recall@10 is 0, not the rank 6 <= 10."""
     assert first_hit(np.zeros((1, 5), bool)).tolist() == [6]
     assert item_measures(np.zeros((1, 5), bool), np.array([1]))["recall@10"] == 0
+
+
+def test_the_held_out_score_is_of_those_with_an_answer_and_says_how_many() -> None:
+    relevant = np.array([2, 1, 0, 2])
+    assert held_out_score(HITS, relevant, of_items=False) == pytest.approx(((1 / 2 + 0 + 1) / 3, 3))
+    assert held_out_score(HITS, relevant, of_items=True) == pytest.approx(((1 + 1 / 4 + 1) / 3, 3))
+    assert held_out_score(HITS[2:3], np.array([0]), of_items=True) == (0, 0)
+
+
+def test_tasks_are_pooled_by_their_queries() -> None:
+    assert pooled_score([(0.5, 30), (0.8, 10), (0.9, 0)]) == pytest.approx((15 + 8) / 40)
+    assert pooled_score([(0.5, 0)]) == pooled_score([]) == 0
 
 
 def test_category_measures_equal_scikit_learn(rng: np.random.Generator) -> None:

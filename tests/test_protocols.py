@@ -11,7 +11,14 @@ import feature_extractor
 import train
 from index import ExactEngine, Signal, open_database, signals_of
 from measures import category_measures, item_measures
-from protocols import Task, category_task, item_tasks, of_gallery, query_features, run_task
+from protocols import (
+    Task,
+    category_task,
+    item_tasks,
+    of_gallery,
+    query_features,
+    run_task,
+)
 
 
 def rows_of_list(path: Path) -> list[list[str]]:
@@ -117,6 +124,37 @@ def test_a_query_in_the_gallery_does_not_answer_itself_by_hand() -> None:
     assert outcome.first.tolist() == [1, 1, 4, 2, 2]
     assert outcome.answers[0].tolist() == [1, 2, 3, 4, *[-1] * 6]
     assert outcome.chance == pytest.approx(np.mean([2, 2, 1, 2, 1]) / 4)
+
+
+def test_views_of_an_item_are_one_group_and_other_pictures_their_own(measured: Path) -> None:
+    """Every second picture of the category part gets an item, three pictures an item."""
+    (row_count,) = np.load(measured / "all_category.npy").shape
+    number = np.arange(row_count)
+    np.save(measured / "all_item.npy", np.where(number % 2, "", (number // 6).astype(str)))
+    database = open_database(measured)
+    task = category_task(database, measured, 0.1, None)
+    by_group = {}
+    for row, group in zip(task.queries.tolist(), task.groups.tolist(), strict=True):
+        by_group.setdefault(group, []).append(row)
+    expected = {}
+    for row in task.queries.tolist():
+        expected.setdefault(f"picture {row}" if row % 2 else f"item {row // 6}", []).append(row)
+    assert sorted(by_group.values()) == sorted(expected.values())
+    assert {len(rows) for rows in by_group.values()} > {1}
+
+
+@pytest.mark.parametrize("metric", ["seuclidean", "mahalanobis"])
+def test_a_gallery_is_ranked_with_the_collections_parameters(rng, metric: str) -> None:
+    """As retrieval.py ranks it: with the variances of all pictures, not of the gallery."""
+    features = rng.normal(size=(40, 3)).astype(np.float32) * [1, 2, 5]
+    features[20:] *= [9, 1, 1]
+    signals, gallery = [Signal("deep", features, metric, 1.0)], np.arange(3, 20)
+    query = [features[25:28]]
+    whole = ExactEngine(signals).distances(query)[:, gallery]
+    part = ExactEngine(of_gallery(signals, gallery))
+    np.testing.assert_allclose(part.distances(query), whole)
+    alone = ExactEngine([Signal("deep", features[gallery], metric, 1.0)])
+    assert not np.allclose(alone.distances(query), whole)
 
 
 def test_what_an_engine_does_not_find_counts_as_missed() -> None:

@@ -344,7 +344,7 @@ def test_names_from_data_are_text_whatever_they_hold(tmp_path: Path) -> None:
     database.paths[:] = [f"img/{NASTY}{i}.png" for i in range(6)]
     draw(database)
     (tmp_path / database.paths[4]).unlink()
-    table = Table(NASTY, NASTY, ["signal", NASTY], [[NASTY, "1"], ["deep", NASTY]])
+    table = Table(NASTY, NASTY, ["signal", NASTY], [[NASTY, "1"], ["deep", NASTY]], ["{}"] * 2)
     page = written(tmp_path, database, [outcome] * 2, [(NASTY, NASTY)], [table], NASTY)
     assert page.all("h1")[0].text == page.all("title")[0].text == NASTY
     assert [page.all(tag)[0].text for tag in ("dt", "dd")] == [NASTY, NASTY]
@@ -362,11 +362,15 @@ def test_names_from_data_are_text_whatever_they_hold(tmp_path: Path) -> None:
 
 def test_tables_are_shown_as_they_are(tmp_path: Path) -> None:
     database, outcome = small(tmp_path)
-    rows = [["one view", "27.6%", ""], ["two views", "31.2%", "-0.4 to +1.3"], ["x", "<1%", "±2"]]
-    tables = [Table("Gains", "In points.", ["Query", "Recall@1", "Gain"], rows),
-              Table("Empty", "", ["Signal", "Value"], [])]  # fmt: skip
+    values = [["one view", 0.276, None], ["two views", 0.3125, (-0.004, 0.013)]]
+    rows = [["one view", "27.6%", ""], ["two views", "31.2%", "-0.4% to +1.3%"]]
+    formats = ["{}", "{:.1%}", "{:+.1%} to {:+.1%}"]
+    gains = Table("Gains", "In points.", ["Query", "Recall@1", "Gain"], values, formats)
+    tables = [gains, Table("Empty", "", ["Signal", "Value"], [], ["{}"] * 2)]
     page = written(tmp_path, database, [outcome], tables=tables)
     assert table_of(page, "Gains") == [["Query", "Recall@1", "Gain"], *rows]
+    assert gains.as_json() == {"title": "Gains", "note": "In points.",
+                               "header": ["Query", "Recall@1", "Gain"], "rows": values}  # fmt: skip
     assert table_of(page, "Empty") == [["Signal", "Value"]]
     titles = [h.text for h in page.all("h2")]
     assert titles.index("Item") < titles.index("Gains") < titles.index("Empty")
@@ -374,7 +378,7 @@ def test_tables_are_shown_as_they_are(tmp_path: Path) -> None:
     [region] = [d for d in page.all("div", "scroll") if d.attributes["aria-label"] == "Gains"]
     assert [c.text for c in region.all("td", "n")] == [c for row in rows for c in row[1:]]
     with pytest.raises(ValueError, match="zip"):
-        written(tmp_path, database, [], tables=[Table("Ragged", "", ["a", "b"], [["1"]])])
+        Table("Ragged", "", ["a", "b"], [["1"]], ["{}"] * 2).shown()
 
 
 def test_the_file_needs_nothing_else(tmp_path: Path) -> None:
@@ -396,7 +400,8 @@ def test_the_file_needs_nothing_else(tmp_path: Path) -> None:
 
 def test_the_page_can_be_read_aloud(tmp_path: Path) -> None:
     database, outcome = small(tmp_path)
-    page = written(tmp_path, database, [outcome], tables=[Table("t", "", ["a", "b"], [["c", "1"]])])
+    table = Table("t", "", ["a", "b"], [["c", "1"]], ["{}"] * 2)
+    page = written(tmp_path, database, [outcome], tables=[table])
     [html] = page.all("html")
     assert html.attributes["lang"] == "en-GB"
     main = html.all("main")[0]

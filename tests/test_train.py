@@ -177,15 +177,6 @@ def test_untrained_network_of_real_weights_without_fc(base: Path, shared: Path) 
     assert torch.equal(net.backbone[0][0].weight, given["features.0.0.weight"])
 
 
-def test_a_data_set_without_validation_part_is_refused(base: Path) -> None:
-    path = base / "Eval" / "list_eval_partition.txt"
-    text = path.read_text().replace(" val", " train")
-    path.unlink()  # it is a link to the shared one
-    path.write_text(text)
-    with pytest.raises(UserError, match="no picture in its validation part"):
-        train.main(["--dataset-base", str(base), *SMALL])
-
-
 def test_a_loss_that_is_no_number_stops_the_run(base: Path) -> None:
     flags = ["--dataset-base", str(base), *SMALL, "--lr", "1e30", "--num-workers", "0"]
     with pytest.raises(UserError, match=r"the loss is (nan|inf|-inf) .* lower LR"):

@@ -24,8 +24,8 @@ def test_is_stable(history: list[tuple[float, float]], stable: bool) -> None:
     assert is_stable(history) == stable
 
 
-def by_loop(distances: np.ndarray, labels: np.ndarray, of_items: bool) -> float:
-    """Mean reciprocal rank, or mAP@R, of those that have another one of their label."""
+def by_loop(distances: np.ndarray, labels: np.ndarray, of_items: bool) -> tuple[float, int]:
+    """Mean reciprocal rank, or mAP@R, of those that have another one of their label; how many."""
     values = []
     for i in range(len(labels)):
         others = [j for j in range(len(labels)) if j != i]
@@ -37,7 +37,7 @@ def by_loop(distances: np.ndarray, labels: np.ndarray, of_items: bool) -> float:
         elif count and labels[i] >= 0:
             precision = [sum(right[: k + 1]) / (k + 1) for k in range(count) if right[k]]
             values.append(sum(precision) / count)
-    return sum(values) / len(values)
+    return sum(values) / len(values), len(values)
 
 
 @pytest.mark.parametrize("of_items", [False, True])
@@ -48,7 +48,7 @@ def test_leave_one_out_is_a_loop(rng: np.random.Generator, of_items: bool) -> No
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
     found = leave_one_out(torch.from_numpy(distances).clone(), labels, of_items)
     assert found == pytest.approx(by_loop(distances, labels, of_items))
-    assert leave_one_out(torch.from_numpy(distances).clone(), np.arange(40), of_items) == 0
+    assert leave_one_out(torch.from_numpy(distances).clone(), np.arange(40), of_items) == (0, 0)
 
 
 @pytest.mark.parametrize("of_items", [False, True])
