@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from codes import Codes
 from index import DEEP, Answer, ExactEngine, FeatureDatabase, Signal, unit_rows
+from scan import LEAST, ScanEngine
 from utils import UserError, atomic_write
 
 CLUSTERS = "models/kmeans.m"
@@ -76,6 +78,11 @@ def open_clusters(database: FeatureDatabase) -> Clusters:
     return clusters
 
 
+def by_cluster_of(clusters: Clusters) -> np.ndarray:
+    """All rows, cluster by cluster, ascending in each: N, int64."""
+    return np.argsort(clusters.labels, kind="stable")
+
+
 class KMeansEngine:
     """Ranks the pictures of the clusters nearest to the query, exactly.
 
@@ -84,15 +91,24 @@ class KMeansEngine:
     signals : the terms of the distance; the first is the clustered one
     clusters : of its features
     nprobe : clusters to search
+    codes : of the signals that have a weight, in the order of `by_cluster_of`; None: there are none
     """
 
-    def __init__(self, signals: Sequence[Signal], clusters: Clusters, nprobe: int) -> None:
+    def __init__(
+        self,
+        signals: Sequence[Signal],
+        clusters: Clusters,
+        nprobe: int,
+        codes: Sequence[Codes] | None = None,
+    ) -> None:
         self.exact = ExactEngine(signals)
         self.clusters = clusters
         self.nprobe = min(nprobe, len(clusters.centroids))
-        by_cluster = np.argsort(clusters.labels, kind="stable")
+        by_cluster = by_cluster_of(clusters)
         sizes = np.bincount(clusters.labels, minlength=len(clusters.centroids))
-        self.members = np.split(by_cluster, np.cumsum(sizes)[:-1])
+        self.ends = np.cumsum(sizes)
+        self.members = np.split(by_cluster, self.ends[:-1])
+        self.scan = ScanEngine(signals, codes, by_cluster) if codes else None
 
     def search(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
@@ -107,11 +123,17 @@ class KMeansEngine:
             members = [np.intersect1d(m, rows, assume_unique=True) for m in members]
         answers = []
         for i, order in enumerate(self.clusters.order(queries[0])):
+            query = [features[i : i + 1] for features in queries]
             count = self.nprobe
             if rows is not None:
                 order = [cluster for cluster in order if len(members[cluster])]
                 reached = np.cumsum([len(members[cluster]) for cluster in order])
                 count = max(count, int(np.searchsorted(reached, k)) + 1)
-            found = np.sort(np.concatenate([members[cluster] for cluster in order[:count]]))
-            answers += self.exact.search([q[i : i + 1] for q in queries], k, found)
+            searched = [members[cluster] for cluster in order[:count]]
+            if self.scan and rows is None and sum(map(len, searched)) >= LEAST * k:
+                ends = self.ends[order[:count]].tolist()
+                places = [slice(e - len(m), e) for e, m in zip(ends, searched, strict=True)]
+                answers += self.scan.search_places(query, k, places)
+            else:
+                answers += self.exact.search(query, k, np.sort(np.concatenate(searched)))
         return answers

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from annotations import Pictures
+from codes import open_codes
 from collection import read_collection
 from color import PALETTE_BINS, color_features
 from command_line import parse_args
@@ -37,7 +38,9 @@ from index import (
     LIST,
     PALETTE,
     deep_file,
+    open_database,
     plain_file,
+    signals_of,
 )
 from net import (
     EmbeddingNet,
@@ -169,7 +172,8 @@ def write_database(
     """
     kept = np.setdiff1d(np.arange(len(pictures)), unreadable)
     (base / INFO).unlink(missing_ok=True)
-    for old in [*base.glob("all_feat_*.npy"), *base.glob("all_plain_feat_*"), base / PALETTE]:
+    outdated = [*base.glob("all_feat_*.npy"), *base.glob("all_plain_feat_*"), base / PALETTE]
+    for old in [*outdated, *base.glob("all_*.codes.npy"), *base.glob("all_*.bounds.npy")]:
         old.unlink(missing_ok=True)
     hashes = {}
     for name, source in [pair for partial in partials for pair in partial.matrices.items()]:
@@ -303,6 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(errors) < len(pictures):
         facts = {"models": records, "settings": settings}
         write_database(base, pictures, partials, sorted(errors), loaded[0][0], facts)
+        database = open_database(base)
+        # So that no query has to make them.
+        open_codes(database, signals_of(database, **config.distance | {"model_weights": ()}))
     for folder in base.glob(".extract_*"):  # also of models that are no longer extracted
         remove_partial(folder)
     if len(errors) == len(pictures):

@@ -110,7 +110,8 @@ def open_database(base: Path) -> FeatureDatabase:
         columns[LIST] = (base / LIST).read_text("utf-8").split("\n")[:-1]
         with np.load(base / CLASSIFIER, allow_pickle=False) as file:
             _ = file["weight"], file["bias"]  # read, so that damage shows here
-        count, category_names, _ = info["pictures"], info["category_names"], info["sha256"][DEEP]
+        count, category_names = info["pictures"], info["category_names"]
+        _ = [info["sha256"][name] for name in names]  # required, as the models' are
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise UserError(f"{base}: the feature database is damaged ({error}); {again}") from None
     for name in names:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.cluster import KMeans
 
-from clusters import Clusters, save_clusters
+from clusters import Clusters, by_cluster_of, save_clusters
+from codes import open_codes
 from command_line import parse_args
 from index import (
     DEEP,
@@ -108,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "distance": describe_distance(signals),
     }
     recall = measure_recall(signals, Clusters(**fitted, recall=np.zeros(0)))
-    path = save_clusters(config.DATASET_BASE, Clusters(**fitted, recall=recall))
+    clusters = Clusters(**fitted, recall=recall)
+    path = save_clusters(config.DATASET_BASE, clusters)
+    open_codes(database, signals, by_cluster_of(clusters))  # so that no query has to make them
 
     sizes = np.sort(np.bincount(labels, minlength=len(centroids)))
     print(f"{len(labels):,} pictures in {len(centroids)} clusters: {seconds:.2f} s")

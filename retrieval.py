@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clusters import KMeansEngine, open_clusters
+from clusters import KMeansEngine, by_cluster_of, open_clusters
+from codes import open_codes
 from command_line import parse_args
 from data import eval_transform
 from device import pick_device
@@ -34,6 +35,7 @@ from index import (
 )
 from query import extract_queries, find_query, load_models, read_query
 from rerank import CollapsedEngine, improved, join_queries
+from scan import ScanEngine
 from sheet import SheetRow, draw_sheet
 from utils import Stopwatch, UserError, atomic_write, run_script
 
@@ -157,8 +159,9 @@ def _engines(
     distance = describe_distance(signals)
     engines: dict[str, tuple[Engine, str]] = {}
     if wanted != "kmeans":
+        codes = open_codes(database, signals)
         engines["exact"] = (
-            ExactEngine(signals),
+            ScanEngine(signals, codes) if codes else ExactEngine(signals),
             f"exact: all {len(database.paths):,} pictures, {distance}",
         )
     if wanted != "exact":
@@ -169,7 +172,8 @@ def _engines(
                 raise
             print(f"no k-means answer: {error}", file=sys.stderr)
             return engines
-        engine = KMeansEngine(signals, clusters, nprobe)
+        codes = open_codes(database, signals, by_cluster_of(clusters))
+        engine = KMeansEngine(signals, clusters, nprobe, codes)
         title = f"k-means: {engine.nprobe} of {len(clusters.centroids)} clusters"
         if clusters.distance == distance and not category:
             title += f", recall@10 {clusters.recall[engine.nprobe - 1]:.3f}, see kmeans.py"

@@ -73,7 +73,7 @@ def stored_features(base: Path, rng: np.random.Generator, dim: int = 6) -> None:
         "category_names": pictures.category_names,
         "models": [{"file": "a.pth", "sha256": "0" * 64, "network": {"categories": names}}],
         "settings": {"PALETTE": True, "FLIP": False},
-        "sha256": {"all_feat.npy": sha256_of(base / "all_feat.npy")},
+        "sha256": {f"{n}.npy": sha256_of(base / f"{n}.npy") for n in arrays if "feat" in n},
     }
     (base / "all_feat.json").write_text(json.dumps(info))
 

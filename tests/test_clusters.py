@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from clusters import Clusters, KMeansEngine, open_clusters, save_clusters
+from clusters import Clusters, KMeansEngine, by_cluster_of, open_clusters, save_clusters
+from codes import encode
 from index import ExactEngine, FeatureDatabase, Signal
 from utils import UserError
 
@@ -53,6 +54,28 @@ def test_kmeans_ranks_what_lies_in_the_nearest_clusters_and_all_of_it(
         order = np.argsort(distances, kind="stable")[:30]
         np.testing.assert_array_equal(found.rows, np.array(members)[order])
         np.testing.assert_array_equal(found.distances, distances[order])
+
+
+@pytest.mark.parametrize("nprobe", [1, 2, 5])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_codes_change_nothing_but_the_time(
+    rng: np.random.Generator, metric: str, nprobe: int
+) -> None:
+    features = [rng.random((N, 6), np.float32), rng.random((N, 9), np.float32)]
+    for feature in features:
+        feature[200:240] = feature[7]
+    clusters = clusters_of(features[0], rng.integers(0, 5, N).astype(np.int32))
+    order = by_cluster_of(clusters)
+    assert (np.diff(clusters.labels[order]) >= 0).all()
+    signals = [Signal("deep", features[0], metric, 1.0), Signal("color", features[1], metric, 0.3)]
+    coded = KMeansEngine(signals, clusters, nprobe, [encode(f, metric, order) for f in features])
+    plain = KMeansEngine(signals, clusters, nprobe)
+    queries = [f[[3, 7, 400]] + np.float32(0.02) for f in features]
+    for k, rows in ((10, None), (10, np.arange(50, 3000, 3)), (N, None)):
+        pairs = zip(coded.search(queries, k, rows), plain.search(queries, k, rows), strict=True)
+        for found, expected in pairs:
+            np.testing.assert_array_equal(found.rows, expected.rows)
+            np.testing.assert_array_equal(found.distances, expected.distances)
 
 
 def test_clusters_of_normalised_features_are_found_by_direction() -> None:

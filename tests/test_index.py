@@ -173,7 +173,7 @@ def base(tmp_path: Path) -> Path:
         "category_names": ["Tee", "Blouse", "Tank"],
         "models": [{"file": "a"}, {"file": "b"}],
         "settings": {"PALETTE": True, "FLIP": False},
-        "sha256": {"all_feat.npy": sha256_of(tmp_path / "all_feat.npy")},
+        "sha256": {p.name: sha256_of(p) for p in tmp_path.glob("all_*feat*.npy")},
     }
     (tmp_path / "all_feat.json").write_text(json.dumps(info))
     return tmp_path
