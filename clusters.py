@@ -78,6 +78,13 @@ def open_clusters(database: FeatureDatabase) -> Clusters:
     return clusters
 
 
+def nprobe_of(clusters: Clusters, nprobe: int, target_recall: float) -> int:
+    """The clusters to search: `nprobe`, or where that is 0 the fewest that reach a recall."""
+    reached = clusters.recall >= target_recall
+    most = len(clusters.centroids)
+    return min(nprobe or (int(reached.argmax()) + 1 if reached.any() else most), most)
+
+
 def by_cluster_of(clusters: Clusters) -> np.ndarray:
     """All rows, cluster by cluster, ascending in each: N, int64."""
     return np.argsort(clusters.labels, kind="stable")
@@ -90,7 +97,7 @@ class KMeansEngine:
     ----------
     signals : the terms of the distance; the first is the clustered one
     clusters : of its features
-    nprobe : clusters to search
+    nprobe : clusters to search, see `nprobe_of`
     codes : of the signals that have a weight, in the order of `by_cluster_of`; None: there are none
     """
 
@@ -103,7 +110,7 @@ class KMeansEngine:
     ) -> None:
         self.exact = ExactEngine(signals)
         self.clusters = clusters
-        self.nprobe = min(nprobe, len(clusters.centroids))
+        self.nprobe = nprobe
         by_cluster = by_cluster_of(clusters)
         sizes = np.bincount(clusters.labels, minlength=len(clusters.centroids))
         self.ends = np.cumsum(sizes)

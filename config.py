@@ -226,7 +226,15 @@ class Config(BaseSettings):
     COLOR_WEIGHT: float = _setting("ranking", "weight of the colour distance", 0.1, ge=0)
     PALETTE_WEIGHT: float = _setting("ranking", "weight of the palette's distance", 4.0, ge=0)
     N_CLUSTERS: int = _setting("ranking", "clusters that kmeans.py makes", 50, ge=1)
-    NPROBE: int = _setting("ranking", "clusters that a k-means query searches", 8, ge=1)
+    NPROBE: int = _setting(
+        "ranking",
+        "clusters that a k-means query searches; 0: as many as TARGET_RECALL takes",
+        0,
+        ge=0,
+    )
+    TARGET_RECALL: float = _setting(
+        "ranking", "recall@10 that a k-means query is to have, 0 to 1", 0.99, gt=0, le=1
+    )
 
     # --- machine
     DEVICE: str = _setting(

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from annotations import align, inshop_list, read_inshop
-from clusters import Clusters, KMeansEngine, open_clusters
+from clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
 from command_line import parse_args
-from config import Config
 from fit import fit_weights
 from gains import gains_table, signals_table
 from index import (
@@ -267,12 +266,12 @@ def _earlier(path: Path | None) -> dict[str, Any] | None:
     return record
 
 
-def _facts(config: Config, database: FeatureDatabase, args: argparse.Namespace) -> dict[str, Any]:
+def _facts(database: FeatureDatabase, args: argparse.Namespace, nprobe: int) -> dict[str, Any]:
     """What was measured, and with which model and data: for JSON and the report."""
     info = database.info
     return {
         "protocol": args.protocol,
-        "engine": args.engine if args.engine == "exact" else f"kmeans, nprobe {config.NPROBE}",
+        "engine": args.engine if args.engine == "exact" else f"kmeans, nprobe {nprobe}",
         "date": time.strftime("%Y-%m-%d"),
         "models": [{key: m[key] for key in ("file", "sha256")} for m in info["models"]],
         "features": sha256_of(database.base / DEEP),
@@ -319,6 +318,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         fit_weights(database, signals, config.VAL_SHARE)
         return
     clusters = open_clusters(database) if args.engine == "kmeans" else None
+    nprobe = nprobe_of(clusters, config.NPROBE, config.TARGET_RECALL) if clusters else 0
     classifier = read_classifier(database)
     outcomes, tables = [], []
     tasks = tasks_of(database, args.protocol, config.VAL_SHARE, args.partition)
@@ -326,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if advice:
         print(f"by category only: {advice}", file=sys.stderr)
     for task in tasks:
-        engine = engine_of(args.engine, signals, task.gallery, clusters, config.NPROBE)
+        engine = engine_of(args.engine, signals, task.gallery, clusters, nprobe)
         outcome = run_task(task, engine, query_features(task, signals))
         by_category = task.name == "category"
         outcomes.append(with_classifier(database, outcome, classifier) if by_category else outcome)
@@ -336,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 signals_table(task, signals, database.plain),
             ]
     facts = {
-        **_facts(config, database, args),
+        **_facts(database, args, nprobe),
         "data": {task.name: _digest(database, task) for task in tasks},
         "distance": describe_distance(signals),
     }

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin
 
-from clusters import Clusters, by_cluster_of, save_clusters
+from clusters import Clusters, by_cluster_of, nprobe_of, save_clusters
 from codes import open_codes
 from command_line import parse_args
 from index import (
@@ -24,34 +25,58 @@ from index import (
 )
 from utils import UserError, run_script, sha256_of
 
+FITTED = 1000  # rows for each cluster: k-means gains next to nothing by more
+QUERIES = 200
+BLOCK = 8192  # rows at once
 
-def cluster(features: np.ndarray, n_clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """k-means, started by k-means++.
+
+def held_out(count: int, most: int = QUERIES) -> np.ndarray:
+    """Rows to measure the recall with, evenly spread: up to `most`, int64, ascending."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
+
+
+def cluster(
+    features: np.ndarray, normalised: bool, n_clusters: int, seed: int, asked: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """k-means, started by k-means++, on up to `FITTED` evenly spread rows for each cluster.
 
     Parameters
     ----------
     features : N x D, float32
+    normalised : scale them to length 1 first
     n_clusters : K
     seed : of the start
+    asked : rows to measure with, which are not fitted to where there are enough others
 
     Returns
     -------
-    Centroids K x D, float32, and the cluster of each row, N, int32.
+    Centroids K x D, float32, and the cluster of each row, N, int32: that of its nearest centroid.
 
     Raises
     ------
     UserError : fewer rows than clusters, or a value that is no number
     """
-    if len(features) < n_clusters:
-        raise UserError(f"N_CLUSTERS is {n_clusters}, but there are {len(features)} pictures")
-    if not np.isfinite(features).all():
+
+    def read(rows: np.ndarray | slice) -> np.ndarray:
+        return unit_rows(features[rows]) if normalised else features[rows]
+
+    count = len(features)
+    if count < n_clusters:
+        raise UserError(f"N_CLUSTERS is {n_clusters}, but there are {count} pictures")
+    blocks = [slice(start, start + BLOCK) for start in range(0, count, BLOCK)]
+    if not all(np.isfinite(features[block]).all() for block in blocks):
         raise UserError(f"{DEEP}: holds NaN or infinity; extract the features again")
-    fitted = KMeans(n_clusters, n_init="auto", random_state=seed).fit(features)
-    return fitted.cluster_centers_.astype(np.float32), fitted.labels_.astype(np.int32)
+    others = np.setdiff1d(np.arange(count), asked)
+    rows = others if len(others) >= max(n_clusters, len(asked)) else np.arange(count)
+    places = np.linspace(0, len(rows) - 1, min(len(rows), FITTED * n_clusters)).astype(np.int64)
+    fitted = KMeans(n_clusters, n_init="auto", random_state=seed).fit(read(rows[places]))
+    centroids = fitted.cluster_centers_.astype(np.float32)
+    labels = [pairwise_distances_argmin(read(block), centroids) for block in blocks]
+    return centroids, np.concatenate(labels).astype(np.int32)
 
 
 def measure_recall(
-    signals: Sequence[Signal], clusters: Clusters, queries: int = 200, k: int = 10
+    signals: Sequence[Signal], clusters: Clusters, asked: np.ndarray, k: int = 10
 ) -> np.ndarray:
     """Recall@k of the k-means engine against the exact one, for every number of clusters.
 
@@ -62,15 +87,13 @@ def measure_recall(
     ----------
     signals : the terms of the distance
     clusters : of the first signal's features; their `recall` is not read
-    queries : pictures of the collection to ask with, evenly spread; each is left out of its answer
+    asked : rows of the collection to ask with; each is left out of its answer
     k : answers to compare
 
     Returns
     -------
     K, float64: the share of the true answers found with 1, 2 ... K clusters searched.
     """
-    count = len(clusters.labels)
-    asked = np.unique(np.linspace(0, count - 1, min(queries, count)).astype(np.int64))
     features = [signal.features[asked] for signal in signals]
     order = clusters.order(features[0])
     rank = np.argsort(order, axis=1)  # of each cluster, in each query's order
@@ -96,9 +119,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     normalised = signals[0].metric == "cosine"
 
     start = time.perf_counter()
-    features = np.array(database.deep[0])
-    features = unit_rows(features) if normalised else features
-    centroids, labels = cluster(features, config.N_CLUSTERS, config.SEED)
+    features = database.deep[0]
+    asked = held_out(len(features))
+    centroids, labels = cluster(features, normalised, config.N_CLUSTERS, config.SEED, asked)
     seconds = time.perf_counter() - start
 
     fitted = {
@@ -108,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "normalised": normalised,
         "distance": describe_distance(signals),
     }
-    recall = measure_recall(signals, Clusters(**fitted, recall=np.zeros(0)))
+    recall = measure_recall(signals, Clusters(**fitted, recall=np.zeros(0)), asked)
     clusters = Clusters(**fitted, recall=recall)
     path = save_clusters(config.DATASET_BASE, clusters)
     open_codes(database, signals, by_cluster_of(clusters))  # so that no query has to make them
@@ -120,9 +143,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"all sizes: {' '.join(map(str, sizes[::-1]))}"
     )
     print(f"distance: {fitted['distance']}\n\nclusters searched  recall@10")
-    steps = {2**i for i in range(12)} | {config.NPROBE, len(centroids)}
-    for nprobe in sorted(step for step in steps if step <= len(centroids)):
-        mark = "  <- NPROBE" if nprobe == config.NPROBE else ""
+    chosen = nprobe_of(clusters, config.NPROBE, config.TARGET_RECALL)
+    for nprobe in sorted(
+        {2**i for i in range(12) if 2**i < len(centroids)} | {chosen, len(centroids)}
+    ):
+        mark = "  <- a query searches these" if nprobe == chosen else ""
         print(f"{nprobe:>17}  {recall[nprobe - 1]:9.3f}{mark}")
     print(f"\n{path}")
 

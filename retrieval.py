@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clusters import KMeansEngine, by_cluster_of, open_clusters
+from clusters import KMeansEngine, by_cluster_of, nprobe_of, open_clusters
 from codes import open_codes
 from command_line import parse_args
 from data import eval_transform
@@ -152,6 +152,7 @@ def _engines(
     database: FeatureDatabase,
     signals: Sequence[Signal],
     nprobe: int,
+    target_recall: float,
     wanted: str | None,
     category: str | None,
 ) -> dict[str, tuple[Engine, str]]:
@@ -173,10 +174,11 @@ def _engines(
             print(f"no k-means answer: {error}", file=sys.stderr)
             return engines
         codes = open_codes(database, signals, by_cluster_of(clusters))
+        nprobe = nprobe_of(clusters, nprobe, target_recall)
         engine = KMeansEngine(signals, clusters, nprobe, codes)
-        title = f"k-means: {engine.nprobe} of {len(clusters.centroids)} clusters"
+        title = f"k-means: {nprobe} of {len(clusters.centroids)} clusters"
         if clusters.distance == distance and not category:
-            title += f", recall@10 {clusters.recall[engine.nprobe - 1]:.3f}, see kmeans.py"
+            title += f", recall@10 {clusters.recall[nprobe - 1]:.3f}, see kmeans.py"
         else:
             title += ", recall not measured " + (
                 "within a category" if category else "with this distance (run kmeans.py with it)"
@@ -196,7 +198,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         database = open_database(base)
         rows = database.rows_of(args.category) if args.category else None
         signals = signals_of(database, **config.distance)
-        engines = _engines(database, signals, config.NPROBE, args.engine, args.category)
+        engines = _engines(
+            database, signals, config.NPROBE, config.TARGET_RECALL, args.engine, args.category
+        )
     box = tuple(args.bbox) if args.bbox else None
     paths = [find_query(base, name) for name in args.img_path]
     with watch.step("loading model"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from clusters import Clusters, KMeansEngine, by_cluster_of, open_clusters, save_clusters
+from clusters import Clusters, KMeansEngine, by_cluster_of, nprobe_of, open_clusters, save_clusters
 from codes import encode
 from index import ExactEngine, FeatureDatabase, Signal
 from utils import UserError
@@ -38,8 +38,8 @@ def test_kmeans_ranks_what_lies_in_the_nearest_clusters_and_all_of_it(
                Signal("color", features[1], "cityblock", 0.3)]  # fmt: skip
     queries = [f[[3, 7, 400]] + np.float32(0.02) for f in features]
     exact = ExactEngine(signals).search(queries, 30, rows)
-    for nprobe in (5, 99):
-        engine = KMeansEngine(signals, clusters, nprobe)
+    for asked in (5, 99):
+        engine = KMeansEngine(signals, clusters, nprobe_of(clusters, asked, 1.0))
         for found, expected in zip(engine.search(queries, 30, rows), exact, strict=True):
             np.testing.assert_array_equal(found.rows, expected.rows)
             np.testing.assert_array_equal(found.distances, expected.distances)
@@ -54,6 +54,17 @@ def test_kmeans_ranks_what_lies_in_the_nearest_clusters_and_all_of_it(
         order = np.argsort(distances, kind="stable")[:30]
         np.testing.assert_array_equal(found.rows, np.array(members)[order])
         np.testing.assert_array_equal(found.distances, distances[order])
+
+
+@pytest.mark.parametrize(
+    ("nprobe", "target", "searched"),
+    [(0, 0.5, 1), (0, 0.9, 3), (0, 0.95, 3), (0, 1.0, 4), (2, 1.0, 2), (9, 0.5, 4)],
+)
+def test_as_many_clusters_as_the_recall_takes(nprobe: int, target: float, searched: int) -> None:
+    recall = np.array([0.6, 0.85, 0.95, 0.999])
+    labels = np.arange(4).astype(np.int32)
+    clusters = clusters_of(np.eye(4, dtype=np.float32), labels, recall=recall)
+    assert nprobe_of(clusters, nprobe, target) == searched
 
 
 @pytest.mark.parametrize("nprobe", [1, 2, 5])
