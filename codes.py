@@ -71,11 +71,10 @@ def encode(features: np.ndarray, metric: str, order: np.ndarray | None = None) -
         x = np.asarray(features[block if order is None else order[block]], np.float64)
         if metric == "cosine":
             length = np.linalg.norm(x, axis=1, keepdims=True)
-            x = np.divide(x, length, out=np.full_like(x, np.nan), where=length > 0)
+            usable = (length > 0) & (length < np.inf)  # not NaN either
+            x = np.divide(x, length, out=np.full_like(x, np.nan), where=usable)
         most = np.abs(x).max(axis=1)
-        kept = np.flatnonzero(
-            most < FAR
-        )  # others keep their infinite error, and are never left out
+        kept = np.flatnonzero(most < FAR)  # others keep their infinite error: never left out
         step = np.where(most[kept] > 0, most[kept] / LEVELS, 1).astype(np.float32)
         step = np.maximum(step, np.float32(1e-15))
         codes = np.rint(x[kept] / step[:, None].astype(np.float64)).clip(-LEVELS, LEVELS)

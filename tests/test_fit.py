@@ -32,9 +32,10 @@ def says(base: Path, *records: object, inshop: bool = True) -> None:
         if record != "missing":
             one["held_out"] = right if record == "right" else record
     info["models"] = named
-    (base / "all_feat.json").write_text(json.dumps(info))
     for i in range(1, len(records)):
         shutil.copy(base / "all_feat.npy", base / f"all_feat_{i + 1}.npy")
+        info["sha256"][f"all_feat_{i + 1}.npy"] = info["sha256"]["all_feat.npy"]
+    (base / "all_feat.json").write_text(json.dumps(info))
 
 
 def tasks(base: Path, val_share: float = 0.1) -> dict[str, HeldOut]:
