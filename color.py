@@ -15,6 +15,7 @@ STD = (0.229, 0.224, 0.225)
 
 PALETTE_BINS = 8  # along each of L, a and b
 CHROMA = 60.0  # a and b are cut to -CHROMA to CHROMA; few garments lie beyond
+SHADES = 64  # of 256 along each of R, G and B that the palette tells apart
 
 # sRGB with white point D65, IEC 61966-2-1.
 XYZ_OF_RGB = (
@@ -85,6 +86,17 @@ def lab_of_rgb(rgb: Tensor) -> Tensor:
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
 
 
+def palette_bins() -> Tensor:
+    """The palette's bin of each shade: SHADES^3, int64; R varies slowest, B fastest."""
+    step = 256 / SHADES
+    middle = (torch.arange(SHADES, dtype=torch.float64) * step + (step - 1) / 2) / 255
+    rgb = torch.stack(torch.meshgrid(middle, middle, middle, indexing="ij")).flatten(1)
+    lightness, a, b = lab_of_rgb(rgb[None])[0]
+    scaled = torch.stack([lightness / 100, *((c + CHROMA) / (2 * CHROMA) for c in (a, b))])
+    lightness, a, b = (scaled * PALETTE_BINS).long().clamp(0, PALETTE_BINS - 1)
+    return (lightness * PALETTE_BINS + a) * PALETTE_BINS + b
+
+
 class Palette(nn.Module):
     """Which colours a picture has, and how much of each, where the network responds.
 
@@ -92,6 +104,13 @@ class Palette(nn.Module):
     root of it: its Euclidean distance is then Hellinger's, which suits histograms (Arandjelovic
     and Zisserman, Three Things Everyone Should Know to Improve Object Retrieval, CVPR 2012).
     """
+
+    bins: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A table, as powers and roots of every pixel would cost half of a ResNet50's time.
+        self.register_buffer("bins", palette_bins(), persistent=False)
 
     def forward(self, x: Tensor, conv_map: Tensor) -> Tensor:
         """Describe the colours of pictures.
@@ -106,16 +125,16 @@ class Palette(nn.Module):
         N x 512, float32, of length 1: 8 bins of L, in each 8 of a, in each 8 of b.
         """
         mean, std = x.new_tensor(MEAN)[:, None, None], x.new_tensor(STD)[:, None, None]
-        lab = lab_of_rgb((x.float() * std + mean).clamp(0, 1)).flatten(2)
-        scaled = torch.stack(
-            [lab[:, 0] / 100, *((lab[:, i] + CHROMA) / (2 * CHROMA) for i in (1, 2))], 1
-        )
-        place = (scaled * PALETTE_BINS).long().clamp(0, PALETTE_BINS - 1)
-        place = (place[:, 0] * PALETTE_BINS + place[:, 1]) * PALETTE_BINS + place[:, 2]
+        shade = torch.addcmul((mean + 0.5 / 255) * SHADES, x.float(), std * SHADES)
+        shade = shade.mul_(255 / 256).floor_().clamp_(0, SHADES - 1)
+        red, green, blue = shade.unbind(1)
+        shade = (red * SHADES).add_(green).mul_(SHADES).add_(blue)
+        place = self.bins.take(shade.flatten(1).long())
         response = conv_map.float().mean(1, keepdim=True)
         response = F.interpolate(response, x.shape[-2:], mode="bilinear", align_corners=False)
         # Above its lowest value, since not every backbone ends in a ReLU; all equal, all count.
-        weight = response.flatten(1) - response.flatten(1).amin(1, keepdim=True) + 1e-6
+        response = response.flatten(1)
+        weight = response.sub_(response.amin(1, keepdim=True)).add_(1e-6)
         histogram = x.new_zeros(len(x), PALETTE_BINS**3, dtype=torch.float32)
         histogram.scatter_add_(1, place, weight)
         return (histogram / histogram.sum(1, keepdim=True)).sqrt()

@@ -66,8 +66,9 @@ def test_lab_is_that_of_opencv(shared) -> None:
 
 
 def palette_by_loops(rgb: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """512 values of a picture, H x W x 3 in 0 to 1, by OpenCV and a loop over its pixels."""
+    """512 values of a picture, H x W x 3 bytes, by OpenCV and a loop over its pixels."""
     histogram = np.zeros((8, 8, 8))
+    rgb = ((rgb // 4 * 4 + 1.5) / 255).astype(np.float32)  # the middle of its shade
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)
     for (lightness, a, b), w in zip(lab.reshape(-1, 3), weight.ravel(), strict=True):
         place = [int(lightness / 12.5), int((a + 60) // 15), int((b + 60) // 15)]
@@ -78,13 +79,14 @@ def palette_by_loops(rgb: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def test_palette_equals_a_loop_over_the_pixels() -> None:
     """Colours off the bins' borders, where rounding decides; the map as large as the picture."""
     rng = np.random.default_rng(1)
-    colors = rng.random((400, 1, 3), np.float32)
-    lab = cv2.cvtColor(colors, cv2.COLOR_RGB2LAB)[:, 0]
+    colors = rng.integers(0, 256, (400, 1, 3))
+    shades = ((colors // 4 * 4 + 1.5) / 255).astype(np.float32)
+    lab = cv2.cvtColor(shades, cv2.COLOR_RGB2LAB)[:, 0]
     inside = (lab / [12.5, 15, 15]) % 1
     colors = colors[((inside > 0.05) & (inside < 0.95)).all(1), 0]
     rgb = colors[rng.integers(len(colors), size=(24, 24))]
     response = rng.random((1, 5, 24, 24), np.float32)
-    x = torch.from_numpy(rgb).permute(2, 0, 1)[None] - torch.tensor(MEAN)[:, None, None]
+    x = torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255 - torch.tensor(MEAN)[:, None, None]
     x = x / torch.tensor(STD)[:, None, None]
     found = Palette()(x, torch.from_numpy(response))[0].numpy()
     weight = response.mean(1)[0] - response.mean(1).min()
