@@ -24,36 +24,35 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
 from annotations import Pictures
-from color import MEAN, STD
 from command_line import parse_args
 from utils import UserError, read_picture, run_script
 
 Transform = Callable[[Image.Image], Tensor]
+DETAIL = 3  # times the size that pictures are scaled to is what they are decoded at, at least
 
 
 def train_transform(img_size: int, crop_size: int) -> Transform:
-    """Random crop and flip, colours untouched: RGB picture -> 3 x crop_size x crop_size."""
+    """Random crop and flip, colours untouched: RGB picture -> crop_size x crop_size x 3, uint8."""
     return transforms.Compose(
         [
             transforms.Resize(img_size),
             transforms.RandomResizedCrop(crop_size, scale=(0.4, 1.0)),
             transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
+            _pixels,
         ]
     )
 
 
 def eval_transform(img_size: int, crop_size: int) -> Transform:
-    """Short side to img_size px, then the middle: RGB picture -> 3 x crop_size x crop_size."""
+    """Short side to img_size px, then the middle: RGB -> crop_size x crop_size x 3, uint8."""
     return transforms.Compose(
-        [
-            transforms.Resize(img_size),
-            transforms.CenterCrop(crop_size),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
+        [transforms.Resize(img_size), transforms.CenterCrop(crop_size), _pixels]
     )
+
+
+def _pixels(picture: Image.Image) -> Tensor:
+    # Bytes, a quarter of what floats are, go from the reading processes to the device.
+    return torch.from_numpy(np.array(picture))
 
 
 class PictureDataset(Dataset[tuple[Tensor, int, int]]):
@@ -65,13 +64,17 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
     pictures : the table
     transform : RGB picture -> tensor
     crop : cut each picture to its box where it has one
+    least : px of the short side below which `transform` would lose detail, see `read_picture`
     """
 
-    def __init__(self, base: Path, pictures: Pictures, transform: Transform, crop: bool) -> None:
+    def __init__(
+        self, base: Path, pictures: Pictures, transform: Transform, crop: bool, least: int = 0
+    ) -> None:
         self.base = base
         self.pictures = pictures
         self.transform = transform
         self.crop = crop
+        self.least = least
         self.items = numbered(pictures.items)
 
     def __len__(self) -> int:
@@ -92,7 +95,7 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
         row, seed = key if isinstance(key, tuple) else (key, None)
         x1, y1, x2, y2 = self.pictures.boxes[row].tolist()
         box = (x1, y1, x2, y2) if self.crop and x2 > 0 else None
-        picture = read_picture(self.base / self.pictures.paths[row], box)
+        picture = read_picture(self.base / self.pictures.paths[row], box, self.least)
         if seed is None:
             tensor = self.transform(picture)
         else:

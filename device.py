@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from color import MEAN, STD
 from utils import UserError
 
 
@@ -52,6 +53,17 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
-def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Pictures where the network runs, in the layout it runs fastest in."""
-    return images.to(device, non_blocking=True, memory_format=torch.channels_last)
+def network_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Pictures as the networks take them, where they run, in the layout they run fastest in.
+
+    Parameters
+    ----------
+    images : B x H x W x 3, uint8
+
+    Returns
+    -------
+    B x 3 x H x W, float32, normalised, channels_last.
+    """
+    x = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+    mean, std = (x.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+    return x.sub_(mean).div_(std)

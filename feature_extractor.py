@@ -26,7 +26,7 @@ from codes import open_codes
 from collection import read_collection
 from color import PALETTE_BINS, color_features
 from command_line import parse_args
-from data import PictureDataset, eval_transform, make_loader
+from data import DETAIL, PictureDataset, eval_transform, make_loader
 from device import amp_type, pick_device
 from index import (
     CATEGORY,
@@ -42,6 +42,7 @@ from index import (
     plain_file,
     signals_of,
 )
+from inference import CPU_BATCH, faster, in_order, one_core_each, streams_of
 from net import (
     EmbeddingNet,
     FeatureNet,
@@ -76,7 +77,7 @@ class Readable(Dataset[tuple[Tensor, str]]):
         try:
             return self.dataset[row][0], ""
         except PictureError as error:
-            return torch.zeros(3, self.crop_size, self.crop_size), str(error)
+            return torch.zeros(self.crop_size, self.crop_size, 3, dtype=torch.uint8), str(error)
 
 
 class PartialFeatures:
@@ -222,17 +223,27 @@ def extract(
 ) -> float:
     """Send the pictures that are not yet done through a network; returns the seconds it took."""
     rest = Subset(dataset, range(partial.done, len(dataset)))
-    loader = make_loader(rest, workers, device.type == "cuda", batch_size=batch_size)
-    start = saved = time.perf_counter()
-    with progress_bar(len(dataset), "extracting", "picture", partial.done) as bar:
-        for images, errors in loader:
-            partial.append(extract_features(net, images, device, amp), errors)
-            bar.update(len(images))
+    if not len(rest):
+        return 0.0
+    streams = streams_of(device)
+    batch_size = min(batch_size, CPU_BATCH) if device.type == "cpu" else batch_size
+
+    def features(batch: tuple[Tensor, tuple[str, ...]]) -> tuple[list[np.ndarray], tuple[str, ...]]:
+        return extract_features(fast, batch[0], device, amp), batch[1]
+
+    bar = progress_bar(len(dataset), "extracting", "picture", partial.done)
+    with one_core_each(streams), bar:
+        fast = faster(net, len(dataset), batch_size, dataset.crop_size, device, amp)
+        loader = make_loader(rest, workers, device.type == "cuda", batch_size=batch_size)
+        start = saved = time.perf_counter()
+        for found, errors in in_order(features, loader, streams):
+            partial.append(found, errors)
+            bar.update(len(errors))
             if time.perf_counter() - saved > SAVE_SECONDS:
                 partial.save()
                 saved = time.perf_counter()
-    partial.save()
-    return time.perf_counter() - start
+        partial.save()
+        return time.perf_counter() - start
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -294,7 +305,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         resumed = f", going on from {partial.done:,}" if partial.done else ""
         print(f"{len(pictures):,} pictures, {model} on {device}{resumed}", flush=True)
         transform = eval_transform(network.img_size, network.crop_size)
-        dataset = PictureDataset(base, pictures, transform, config.CROP_TO_BBOX)
+        dataset = PictureDataset(
+            base, pictures, transform, config.CROP_TO_BBOX, DETAIL * network.img_size
+        )
         readable = Readable(dataset, network.crop_size)
         fresh += len(pictures) - partial.done
         seconds += extract(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import WeightsError, build_backbone, load_fitting, require_loaded
-from device import autocast, to_device
+from device import autocast, network_input
 from utils import UserError, atomic_write
 
 LENGTH = 10.0  # of a normalised embedding: its distances then compare with those of 2018
@@ -379,14 +379,14 @@ def load_net(path: Path, bare: Network | None = None) -> tuple[EmbeddingNet, Net
 
 @torch.inference_mode()
 def extract_features(
-    net: FeatureNet, images: Tensor, device: torch.device, dtype: torch.dtype | None
+    net: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype | None
 ) -> list[np.ndarray]:
     """Features of one batch of pictures.
 
     Parameters
     ----------
-    net : on `device`, in evaluation mode
-    images : B x 3 x H x W
+    net : a `FeatureNet`, or what `inference.faster` makes of it; on `device`, in evaluation mode
+    images : B x H x W x 3, uint8
     device, dtype : where and in which 16-bit type (None: float32) the network runs
 
     Returns
@@ -394,4 +394,4 @@ def extract_features(
     What the network gives, float32.
     """
     with autocast(device, dtype):
-        return [feature.float().cpu().numpy() for feature in net(to_device(images, device))]
+        return [feature.float().cpu().numpy() for feature in net(network_input(images, device))]

@@ -28,7 +28,7 @@ class Query:
     Attributes
     ----------
     name : as the user gave it
-    images : of each model its input, 3 x crop_size x crop_size
+    images : of each model its picture, crop_size x crop_size x 3, uint8
     thumbnail : RGB, cropped to the garment where its box is known
     """
 
@@ -58,6 +58,7 @@ def read_query(
     box: Box | None,
     crop: bool,
     transforms: Sequence[Transform],
+    least: int,
 ) -> Query:
     """Read a query picture.
 
@@ -70,6 +71,7 @@ def read_query(
         feature database took it, and any other one whole
     crop : the feature database's pictures were cut to their boxes
     transforms : of each model, RGB picture -> tensor
+    least : see `read_picture`
 
     Raises
     ------
@@ -79,7 +81,7 @@ def read_query(
         below = os.path.relpath(os.path.abspath(path), os.path.abspath(base))
         box = None if below.startswith("..") else find_box(base, Path(below).as_posix())
         box = box if box and box[2] > 0 else None
-    picture = read_picture(path, box)
+    picture = read_picture(path, box, least)
     images = [transform(picture) for transform in transforms]
     return Query(name, images, ImageOps.contain(picture, (400, 400)))
 

@@ -21,7 +21,7 @@ from PIL import Image
 from clusters import KMeansEngine, by_cluster_of, nprobe_of, open_clusters
 from codes import open_codes
 from command_line import parse_args
-from data import eval_transform
+from data import DETAIL, eval_transform
 from device import pick_device
 from index import (
     Answer,
@@ -208,9 +208,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         nets, networks = load_models(database, models, device)
     settings = database.info["settings"]
     transforms = [eval_transform(network.img_size, network.crop_size) for network in networks]
+    least = DETAIL * max(network.img_size for network in networks)
     with watch.step("extracting"):
         queries = [
-            read_query(base, name, path, box, settings["CROP_TO_BBOX"], transforms)
+            read_query(base, name, path, box, settings["CROP_TO_BBOX"], transforms, least)
             for name, path in zip(args.img_path, paths, strict=True)
         ]
         features = extract_queries(

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from command_line import parse_args
-from data import PictureDataset, TrainBatches, eval_transform, make_loader, train_transform
+from data import DETAIL, PictureDataset, TrainBatches, eval_transform, make_loader, train_transform
 from device import amp_type, pick_device
 from holdout import read_parts
 from net import Network, initial_net, save_checkpoint
@@ -94,10 +94,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         classes,
         net.fc2.in_features,
     ).to(device)
-    sizes = (config.IMG_SIZE, config.CROP_SIZE)
-    pictures = PictureDataset(base, train, train_transform(*sizes), config.CROP_TO_BBOX)
-    validation = PictureDataset(base, held, eval_transform(*sizes), config.CROP_TO_BBOX)
-    items = PictureDataset(base, parts.items, eval_transform(*sizes), False)
+    sizes, least = (config.IMG_SIZE, config.CROP_SIZE), DETAIL * config.IMG_SIZE
+    pictures = PictureDataset(base, train, train_transform(*sizes), config.CROP_TO_BBOX, least)
+    validation = PictureDataset(base, held, eval_transform(*sizes), config.CROP_TO_BBOX, least)
+    items = PictureDataset(base, parts.items, eval_transform(*sizes), False, least)
     workers = config.NUM_WORKERS
 
     def spread(dataset: PictureDataset, most: int) -> DataLoader:

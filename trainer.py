@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from color import MEAN, STD, Palette
+from color import Palette
 from data import TrainBatches
-from device import autocast, to_device
+from device import autocast, network_input
 from measures import pooled_score
 from net import EmbeddingNet, FeatureNet, Network, read_checkpoint, save_checkpoint
 from recipe import LabelledLoss, SampledTriplets, rate
@@ -222,7 +222,7 @@ class Trainer:
     def _step(self, images: Tensor, categories: Tensor, items: Tensor) -> dict[str, Tensor]:
         """One step of the optimizer; returns the losses and the accuracy as scalars."""
         count = len(images) - self.batches.metric_pictures
-        images = to_device(images, self.device)
+        images = network_input(images, self.device)
         categories = categories.to(self.device, non_blocking=True)
         items = items.to(self.device, non_blocking=True)
         if self.scheduled:
@@ -341,8 +341,7 @@ class Trainer:
         across = self.batches.per_class or 3
         if not self.batches.per_class:  # anchors, positives, negatives -> a triplet a row
             metric = metric.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)
-        pixels = metric[: most // across * across] * torch.tensor(STD)[:, None, None]
-        pixels = (pixels + torch.tensor(MEAN)[:, None, None]).clamp(0, 1)
+        pixels = metric[: most // across * across].permute(0, 3, 1, 2)
         writer.add_image("metric loss", make_grid(pixels, nrow=across), self.progress.total_steps)
 
 

@@ -102,7 +102,9 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_picture(path: Path | str, box: tuple[int, int, int, int] | None = None) -> Image.Image:
+def read_picture(
+    path: Path | str, box: tuple[int, int, int, int] | None = None, least: int = 0
+) -> Image.Image:
     """Read a picture of any format Pillow knows, as RGB.
 
     Turned upright as its EXIF data says; transparent parts become white, as in a shop's pictures;
@@ -112,6 +114,8 @@ def read_picture(path: Path | str, box: tuple[int, int, int, int] | None = None)
     ----------
     path : the file
     box : x1, y1, x2, y2 in px of the upright picture, clipped to it; None keeps all of it
+    least : where there is no box, a large JPEG may be decoded at a half, a quarter or an eighth of
+        its size, down to this many px of both sides: several times faster; 0 for its full size
 
     Raises
     ------
@@ -123,7 +127,10 @@ def read_picture(path: Path | str, box: tuple[int, int, int, int] | None = None)
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # odd EXIF data; the pixels are sound
             with Image.open(path) as file:
-                picture = _rgb(ImageOps.exif_transpose(file))
+                if least and box is None:
+                    file.draft(None, (least, least))
+                ImageOps.exif_transpose(file, in_place=True)
+                picture = _rgb(file)
     except FileNotFoundError:
         raise PictureError(f"{path}: no such file") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):

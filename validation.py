@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from device import autocast, to_device
+from device import autocast, network_input
 from measures import held_out_score
 from net import EmbeddingNet, FeatureNet
 
@@ -45,7 +45,7 @@ def validate(
     for images, categories, _ in loader:
         targets = categories.to(device)
         with autocast(device, amp):
-            logits = net(to_device(images, device))[0]
+            logits = net(network_input(images, device))[0]
         loss += F.cross_entropy(logits, targets, reduction="sum").cpu()
         right += (logits.argmax(1) == targets).sum().cpu()
         count += len(targets)
@@ -81,7 +81,7 @@ def retrieval_score(
     batches, labels = [], []
     for images, categories, items in loader:
         with autocast(device, amp):
-            batches.append([feature.cpu() for feature in net(to_device(images, device))])
+            batches.append([feature.cpu() for feature in net(network_input(images, device))])
         labels.append(items if of_items else categories)
     net.train(training)
     embedding, palette = (torch.cat(signal) for signal in zip(*batches, strict=True))

@@ -11,6 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from annotations import Pictures
 from data import (
+    DETAIL,
     PictureDataset,
     TrainBatches,
     eval_transform,
@@ -20,9 +21,9 @@ from data import (
     sample_triplets,
     train_transform,
 )
-from utils import PictureError, UserError
+from net import FeatureNet, Network, extract_features, initial_net
+from utils import PictureError, UserError, read_picture
 
-MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 NOISE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 
 
@@ -45,8 +46,10 @@ def seeded(transform: object, picture: Image.Image, seed: int) -> np.ndarray:
     return transform(picture).numpy()
 
 
-@pytest.mark.parametrize("size", [(300, 200), (200, 300), (100, 100), (40, 61)])
-def test_eval_transform_is_pillows_resize_middle_and_normalisation(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "size", [(300, 200), (200, 300), (100, 100), (40, 61), (341, 256), (37, 3000)]
+)
+def test_eval_transform_is_pillows_resize_and_middle(size: tuple[int, int]) -> None:
     picture = Image.fromarray(NOISE).resize(size)
     scale = 100 / min(size)
     width, height = int(size[0] * scale), int(size[1] * scale)
@@ -54,27 +57,25 @@ def test_eval_transform_is_pillows_resize_middle_and_normalisation(size: tuple[i
     middle = picture.resize((width, height), Image.Resampling.BILINEAR).crop(
         (left, top, left + 80, top + 80)
     )
-    expected = ((np.asarray(middle) / 255 - MEAN) / DEVIATION).transpose(2, 0, 1)
     transform = eval_transform(100, 80)
     found = seeded(transform, picture, 1)
-    assert (found.shape, found.dtype) == ((3, 80, 80), np.float32)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert (found == seeded(transform, picture, 2)).all()
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, np.asarray(middle))
+    assert np.array_equal(found, seeded(transform, picture, 2))
 
 
 def test_train_transform_crops_and_flips_but_keeps_colours() -> None:
     plain = Image.new("RGB", (300, 400), (128, 64, 255))
-    expected = (np.array([128, 64, 255]) / 255 - MEAN) / DEVIATION
     found = seeded(train_transform(256, 224), plain, 0)
-    assert found.shape == (3, 224, 224)
-    np.testing.assert_allclose(found, np.broadcast_to(expected[:, None, None], found.shape), 1e-5)
+    assert (found.shape, found.dtype) == ((224, 224, 3), np.uint8)
+    assert (found == [128, 64, 255]).all()
 
     # Red grows with x, green with y: what is seen of a picture, and which way round.
     x, y = np.meshgrid(np.arange(256), np.arange(256))
     ramp = Image.fromarray(np.stack([x, y, 0 * x], 2).astype(np.uint8))
     transform, shares, flips = train_transform(256, 64), [], Counter()
     for seed in range(60):
-        red, green, _ = seeded(transform, ramp, seed) * DEVIATION[:, None, None] * 255
+        red, green, _ = seeded(transform, ramp, seed).astype(float).transpose(2, 0, 1)
         shares.append(np.ptp(red) * np.ptp(green) / 256**2)
         flips[bool(red[0, 0] > red[0, -1])] += 1
         assert green[0, 0] < green[-1, 0], "never upside down"
@@ -134,7 +135,7 @@ def test_batches_are_the_same_with_any_number_of_workers(tmp_path: Path) -> None
         batches = TrainBatches(dataset.pictures, 10, 4, 2, 0.0, per_class=0, seed=3)
         loader = make_loader(dataset, workers, False, batch_sampler=batches)
         epochs.append([(x, y) for x, y, _ in loader])
-    assert [x.shape for x, _ in epochs[0]] == [(10, 3, 32, 32)] * 2 + [(8, 3, 32, 32)]
+    assert [x.shape for x, _ in epochs[0]] == [(10, 32, 32, 3)] * 2 + [(8, 32, 32, 3)]
     for other in epochs[1:]:
         for (x, y), (x_other, y_other) in zip(epochs[0], other, strict=True):
             assert torch.equal(x, x_other)
@@ -310,3 +311,31 @@ def test_balanced_batches_of_an_epoch_are_of_items_alone() -> None:
         assert set(Counter(MIXED.categories[rows].tolist()).values()) == {4}
     with pytest.raises(UserError, match="no balanced batches"):
         TrainBatches(table(["a", "b"], [0, 0]), 2, 2, 8, 0.0, per_class=4, seed=0)
+
+
+def test_a_large_jpeg_is_decoded_smaller_where_nothing_is_lost(
+    shared: Path, tmp_path: Path
+) -> None:
+    """Features by real weights, with and without: 1e-3 of cosine distance at most."""
+    large = []
+    for path in sorted((shared / "photos" / "validation").glob("*/*.jpg"))[::40]:
+        picture = Image.open(path).convert("RGB")
+        large.append(tmp_path / f"{path.parent.name}_{path.name}")
+        picture.resize((4 * picture.width, 4 * picture.height), Image.LANCZOS).save(large[-1])
+    weights = str(shared / "weights" / "mobilenet_v2-imagenet-features.pth")
+    net = initial_net(Network("mobilenet_v2", 0, ["a"], 112, 112), weights)
+    features = FeatureNet(net, [], False).eval()
+
+    def of(least: int) -> tuple[list[Image.Image], np.ndarray]:
+        pictures = [read_picture(path, None, least) for path in large]
+        images = torch.stack([eval_transform(112, 112)(picture) for picture in pictures])
+        deep = extract_features(features, images, torch.device("cpu"), None)[0]
+        return pictures, deep / np.linalg.norm(deep, axis=1, keepdims=True)
+
+    whole, exact = of(0)
+    small, found = of(DETAIL * 112)
+    assert [[side // 2 for side in p.size] for p in whole] == [list(p.size) for p in small]
+    assert (1 - (exact * found).sum(1)).max() < 1e-3
+    assert read_picture(large[0], (0, 0, 200, 200), DETAIL * 112).size == (200, 200)
+    whole[0].save(tmp_path / "whole.png")
+    assert read_picture(tmp_path / "whole.png", None, 8).size == whole[0].size

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torchvision.transforms.functional import normalize
 
 from color import Palette
 from net import FeatureNet, Network, initial_net
@@ -22,6 +23,12 @@ from validation import is_stable, leave_one_out, retrieval_score, validate
 )
 def test_is_stable(history: list[tuple[float, float]], stable: bool) -> None:
     assert is_stable(history) == stable
+
+
+def normalised(pictures: torch.Tensor) -> torch.Tensor:
+    """N x H x W x 3 bytes -> the network's input, by torchvision."""
+    scaled = pictures.permute(0, 3, 1, 2) / 255
+    return normalize(scaled, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def by_loop(distances: np.ndarray, labels: np.ndarray, of_items: bool) -> tuple[float, int]:
@@ -57,7 +64,7 @@ def test_the_score_is_of_embedding_and_palette_together(weight: float, of_items:
     torch.manual_seed(0)
     net = initial_net(Network("resnet18", 8, ["a", "b"], 40, 32, normalised=True), "none")
     net.train()
-    pictures = torch.randn(10, 3, 32, 32)
+    pictures = torch.randint(256, (10, 32, 32, 3), dtype=torch.uint8)
     categories, items = torch.tensor([0, 1] * 5), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, -1, -1])
     loader = DataLoader(list(zip(pictures, categories, items, strict=True)), batch_size=4)
     cpu = torch.device("cpu")
@@ -65,7 +72,7 @@ def test_the_score_is_of_embedding_and_palette_together(weight: float, of_items:
     found = retrieval_score(features, weight, loader, cpu, None, of_items)
     assert net.training, "the network is left as it was"
     with torch.inference_mode():
-        embedding, palette = features.eval()(pictures)
+        embedding, palette = features.eval()(normalised(pictures))
     distances = torch.cdist(embedding, embedding) + weight * torch.cdist(palette, palette)
     labels = (items if of_items else categories).numpy()
     assert found == pytest.approx(by_loop(distances.numpy(), labels, of_items), abs=1e-6)
@@ -74,11 +81,12 @@ def test_the_score_is_of_embedding_and_palette_together(weight: float, of_items:
 def test_validation_is_of_every_picture_once() -> None:
     torch.manual_seed(0)
     net = initial_net(Network("resnet18", 8, ["a", "b"], 40, 32), "none")
-    pictures, categories = torch.randn(7, 3, 32, 32), torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    pictures = torch.randint(256, (7, 32, 32, 3), dtype=torch.uint8)
+    categories = torch.tensor([0, 1, 1, 0, 1, 0, 0])
     loader = DataLoader(list(zip(pictures, categories, categories, strict=True)), batch_size=3)
     loss, accuracy = validate(net, loader, torch.device("cpu"), None)
     with torch.inference_mode():
-        logits = net.eval()(pictures)[0].numpy()
+        logits = net.eval()(normalised(pictures))[0].numpy()
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert loss == pytest.approx(-np.log(chances[range(7), categories.numpy()]).mean(), rel=1e-4)
     assert accuracy == pytest.approx((logits.argmax(1) == categories.numpy()).mean())
