@@ -1,7 +1,8 @@
 """The clusters of a feature database on disk, and the engine that searches some of them only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,12 @@ class Clusters:
     distance: str
     recall: np.ndarray
 
+    @cached_property
+    def by_cluster(self) -> np.ndarray:
+        """All rows, cluster by cluster, ascending in each: N, int64."""
+        few = len(self.centroids) <= np.iinfo(np.uint16).max  # NumPy sorts 16 bits by radix
+        return np.argsort(self.labels.astype(np.uint16) if few else self.labels, kind="stable")
+
     def order(self, queries: np.ndarray) -> np.ndarray:
         """Clusters by the distance of their centroids, nearest first: Q x D -> Q x K."""
         queries = unit_rows(queries) if self.normalised else queries
@@ -46,7 +53,7 @@ def save_clusters(base: Path, clusters: Clusters) -> Path:
     """Write models/kmeans.m: an .npz archive of plain arrays."""
     path = base / CLUSTERS
     with atomic_write(path) as part, open(part, "wb") as file:
-        np.savez(file, **{name: np.asarray(value) for name, value in vars(clusters).items()})
+        np.savez(file, **{f.name: np.asarray(getattr(clusters, f.name)) for f in fields(clusters)})
     return path
 
 
@@ -85,11 +92,6 @@ def nprobe_of(clusters: Clusters, nprobe: int, target_recall: float) -> int:
     return min(nprobe or (int(reached.argmax()) + 1 if reached.any() else most), most)
 
 
-def by_cluster_of(clusters: Clusters) -> np.ndarray:
-    """All rows, cluster by cluster, ascending in each: N, int64."""
-    return np.argsort(clusters.labels, kind="stable")
-
-
 class KMeansEngine:
     """Ranks the pictures of the clusters nearest to the query, exactly.
 
@@ -98,7 +100,8 @@ class KMeansEngine:
     signals : the terms of the distance; the first is the clustered one
     clusters : of its features
     nprobe : clusters to search, see `nprobe_of`
-    codes : of the signals that have a weight, in the order of `by_cluster_of`; None: there are none
+    codes : of the signals that have a weight, in the order `clusters.by_cluster`; None: there are
+        none
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class KMeansEngine:
         self.exact = ExactEngine(signals)
         self.clusters = clusters
         self.nprobe = nprobe
-        by_cluster = by_cluster_of(clusters)
+        by_cluster = clusters.by_cluster
         sizes = np.bincount(clusters.labels, minlength=len(clusters.centroids))
         self.ends = np.cumsum(sizes)
         self.members = np.split(by_cluster, self.ends[:-1])

@@ -243,7 +243,9 @@ class Config(BaseSettings):
         "auto",
     )
     AMP: Literal["auto", "off", "bf16", "fp16"] = _setting(
-        "machine", "16-bit arithmetic: auto uses it where the device is faster with it", "auto"
+        "machine",
+        "16-bit arithmetic: auto uses it where it is faster and leaves embeddings as they are",
+        "auto",
     )
     NUM_WORKERS: int = _setting(
         "machine", "processes that read pictures; 0 reads in the main one", min(4, _cores()), ge=0

@@ -42,7 +42,7 @@ from index import (
     plain_file,
     signals_of,
 )
-from inference import CPU_BATCH, faster, in_order, one_core_each, streams_of
+from inference import CPU_BATCH, faster, in_order, keeps_embeddings, one_core_each, streams_of
 from net import (
     EmbeddingNet,
     FeatureNet,
@@ -212,6 +212,21 @@ def _key(facts: dict[str, Any], pictures: Pictures) -> str:
     return digest.hexdigest()
 
 
+def _harmless(
+    nets: Sequence[FeatureNet],
+    datasets: Sequence[Readable],
+    device: torch.device,
+    amp: torch.dtype,
+) -> bool:
+    """Whether the networks give the same embeddings of a few of the pictures in 16 bits."""
+    rows = np.unique(np.linspace(0, len(datasets[0]) - 1, CPU_BATCH).astype(int)).tolist()
+    batches = (torch.stack([dataset[row][0] for row in rows]) for dataset in datasets)
+    return all(
+        keeps_embeddings(net, images, device, amp)
+        for net, images in zip(nets, batches, strict=True)
+    )
+
+
 def extract(
     net: FeatureNet,
     dataset: Readable,
@@ -268,7 +283,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "FLIP": config.FLIP,
         "CROP_TO_BBOX": config.CROP_TO_BBOX,
         "EXTRACT_BATCH_SIZE": config.EXTRACT_BATCH_SIZE,
-        "AMP": str(amp or torch.float32).removeprefix("torch."),
         "DEVICE": device.type,
     }
     names = config.MODELS or (config.DUMPED_MODEL,)
@@ -283,19 +297,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         for name, model, (_, network) in zip(names, models, loaded, strict=True)
     ]
+    nets, datasets = [], []
+    for number, (net, network) in enumerate(loaded):
+        colors = [] if number else color_features(settings)
+        features = FeatureNet(net, colors, config.FLIP, plain=True).eval()
+        nets.append(features.to(device, memory_format=torch.channels_last))
+        transform = eval_transform(network.img_size, network.crop_size)
+        least = DETAIL * network.img_size
+        dataset = PictureDataset(base, pictures, transform, config.CROP_TO_BBOX, least)
+        datasets.append(Readable(dataset, network.crop_size))
+    if config.AMP == "auto" and amp and not _harmless(nets, datasets, device, amp):
+        print("float32, as 16 bits would change these embeddings by more than rounding")
+        amp = None
+    settings["AMP"] = str(amp or torch.float32).removeprefix("torch.")
+
     partials: list[PartialFeatures] = []
     seconds, fresh = 0.0, 0
-    for number, (model, (net, network)) in enumerate(zip(models, loaded, strict=True)):
-        features = FeatureNet(
-            net, color_features(settings) if not number else [], config.FLIP, plain=True
-        )
-        features = features.eval().to(device, memory_format=torch.channels_last)
-        widths = {deep_file(number): net.fc2.in_features}
+    for number, (features, dataset) in enumerate(zip(nets, datasets, strict=True)):
+        dim = features.net.fc2.in_features
+        widths = {deep_file(number): dim}
         if not number:
             widths |= {COLOR: 3 * config.COLOR_TOP_N}
             widths |= {PALETTE: PALETTE_BINS**3} if config.PALETTE else {}
         if config.FLIP:
-            widths[plain_file(number)] = net.fc2.in_features
+            widths[plain_file(number)] = dim
         partial = PartialFeatures(
             base / f".extract_{number + 1}",
             _key({**settings, **records[number]}, pictures),
@@ -303,15 +328,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             widths,
         )
         resumed = f", going on from {partial.done:,}" if partial.done else ""
-        print(f"{len(pictures):,} pictures, {model} on {device}{resumed}", flush=True)
-        transform = eval_transform(network.img_size, network.crop_size)
-        dataset = PictureDataset(
-            base, pictures, transform, config.CROP_TO_BBOX, DETAIL * network.img_size
-        )
-        readable = Readable(dataset, network.crop_size)
+        print(f"{len(pictures):,} pictures, {models[number]} on {device}{resumed}", flush=True)
         fresh += len(pictures) - partial.done
         seconds += extract(
-            features, readable, partial, device, amp, config.NUM_WORKERS, config.EXTRACT_BATCH_SIZE
+            features, dataset, partial, device, amp, config.NUM_WORKERS, config.EXTRACT_BATCH_SIZE
         )
         partials.append(partial)
     errors: dict[int, str] = {}  # what one model could not read is left out of all

@@ -6,7 +6,7 @@ deep term for each further model.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,62 @@ CLASSIFIER = "all_classifier.npz"
 LIST, INFO = "all_feat.list", "all_feat.json"
 BLOCK = 8192  # rows a call of cdist, which copies them to float64
 MEMORY = 64 << 20  # bytes of distances that an exact search holds at once
+
+
+class Lines(Sequence[str]):
+    """Lines of a UTF-8 file, found when first asked for: a query wants a few of many.
+
+    Parameters
+    ----------
+    path : the file
+    count : number of its lines
+
+    Raises
+    ------
+    UserError : on first use, where it cannot be read or has another number of lines
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path = path
+        self.count = count
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        ends = np.flatnonzero(self._bytes == ord("\n"))
+        if len(ends) != self.count:
+            raise UserError(
+                f"{self.path}: has {len(ends)} rows, {INFO} says {self.count}; {_again(self.path)}"
+            )
+        return ends
+
+    @cached_property
+    def _bytes(self) -> np.ndarray:
+        try:
+            empty = not self.path.stat().st_size
+            return np.zeros(0, np.uint8) if empty else np.memmap(self.path, np.uint8, "r")
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}; {_again(self.path)}") from None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(self.count))]
+        if not -self.count <= row < self.count:
+            raise IndexError(row)
+        row %= self.count
+        start = self._ends[row - 1] + 1 if row else 0
+        return self._bytes[start : self._ends[row]].tobytes().decode("utf-8")
+
+    def __iter__(self) -> Iterator[str]:
+        _ = self._ends  # the check
+        return iter(self._bytes.tobytes().decode("utf-8").split("\n")[:-1])
+
+
+def _again(place: Path) -> str:
+    """What to do about a file of the feature database that is not as it should be."""
+    return f"run: python feature_extractor.py --dataset-base {place.parent}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +105,7 @@ class FeatureDatabase:
     color: np.ndarray
     palette: np.ndarray | None
     plain: tuple[np.ndarray, ...]
-    paths: list[str]
+    paths: Sequence[str]
     categories: np.ndarray
     category_names: list[str]
     items: np.ndarray
@@ -94,7 +150,7 @@ def open_database(base: Path) -> FeatureDatabase:
     ------
     UserError : it is missing or unfinished, or its files do not belong together
     """
-    again = f"run: python feature_extractor.py --dataset-base {base}"
+    again = _again(base / INFO)
     if not (base / INFO).is_file():
         raise UserError(f"{base}: no feature database ({INFO}); {again}")
     try:
@@ -107,11 +163,12 @@ def open_database(base: Path) -> FeatureDatabase:
             name: np.load(base / name, mmap_mode="r", allow_pickle=False)
             for name in (*names, CATEGORY, ITEM)
         }
-        columns[LIST] = (base / LIST).read_text("utf-8").split("\n")[:-1]
         with np.load(base / CLASSIFIER, allow_pickle=False) as file:
             _ = file["weight"], file["bias"]  # read, so that damage shows here
         count, category_names = info["pictures"], info["category_names"]
+        columns[LIST] = Lines(base / LIST, count)
         _ = [info["sha256"][name] for name in names]  # required, as the models' are
+        (base / LIST).stat()
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise UserError(f"{base}: the feature database is damaged ({error}); {again}") from None
     for name in names:

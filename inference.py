@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from device import autocast
-from net import FeatureNet
+from index import unit_rows
+from net import FeatureNet, extract_features
 from utils import UserError
 
 T, R = TypeVar("T"), TypeVar("R")
 
 CPU_BATCH = 16  # pictures: their conv maps stay in a core's cache
+HARMLESS = 1e-3  # cosine distance
 WORTH = 2000  # pictures, from which on compiling (10 to 20 s) saves time
 
 
@@ -89,6 +91,24 @@ def faster(
 
         net.net.backbone = fuse(net.net.backbone).to(memory_format=torch.channels_last)
     return net
+
+
+def keeps_embeddings(
+    net: FeatureNet, images: Tensor, device: torch.device, dtype: torch.dtype
+) -> bool:
+    """Whether a network gives the same embeddings in a 16-bit type: to `HARMLESS` in cosine.
+
+    Depthwise convolutions, as in MobileNet, often do not.
+
+    Parameters
+    ----------
+    net, device, dtype : see `net.extract_features`
+    images : a few pictures, B x H x W x 3, uint8
+    """
+    exact, rounded = (
+        unit_rows(extract_features(net, images, device, kind)[0]) for kind in (None, dtype)
+    )
+    return bool((1 - (exact * rounded).sum(1)).max() <= HARMLESS)
 
 
 def streams_of(device: torch.device) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin
 
-from clusters import Clusters, by_cluster_of, nprobe_of, save_clusters
+from clusters import Clusters, nprobe_of, save_clusters
 from codes import open_codes
 from command_line import parse_args
 from index import (
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     recall = measure_recall(signals, Clusters(**fitted, recall=np.zeros(0)), asked)
     clusters = Clusters(**fitted, recall=recall)
     path = save_clusters(config.DATASET_BASE, clusters)
-    open_codes(database, signals, by_cluster_of(clusters))  # so that no query has to make them
+    open_codes(database, signals, clusters.by_cluster)  # so that no query has to make them
 
     sizes = np.sort(np.bincount(labels, minlength=len(centroids)))
     print(f"{len(labels):,} pictures in {len(centroids)} clusters: {seconds:.2f} s")

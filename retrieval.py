@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clusters import KMeansEngine, by_cluster_of, nprobe_of, open_clusters
+from clusters import KMeansEngine, nprobe_of, open_clusters
 from codes import open_codes
 from command_line import parse_args
 from data import DETAIL, eval_transform
@@ -163,7 +163,7 @@ def _engines(
         codes = open_codes(database, signals)
         engines["exact"] = (
             ScanEngine(signals, codes) if codes else ExactEngine(signals),
-            f"exact: all {len(database.paths):,} pictures, {distance}",
+            f"exact: all {len(database.categories):,} pictures, {distance}",
         )
     if wanted != "exact":
         try:
@@ -173,7 +173,7 @@ def _engines(
                 raise
             print(f"no k-means answer: {error}", file=sys.stderr)
             return engines
-        codes = open_codes(database, signals, by_cluster_of(clusters))
+        codes = open_codes(database, signals, clusters.by_cluster)
         nprobe = nprobe_of(clusters, nprobe, target_recall)
         engine = KMeansEngine(signals, clusters, nprobe, codes)
         title = f"k-means: {nprobe} of {len(clusters.centroids)} clusters"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from clusters import Clusters, KMeansEngine, by_cluster_of, nprobe_of, open_clusters, save_clusters
+from clusters import Clusters, KMeansEngine, nprobe_of, open_clusters, save_clusters
 from codes import encode
 from index import ExactEngine, FeatureDatabase, Signal
 from utils import UserError
@@ -76,7 +76,7 @@ def test_codes_change_nothing_but_the_time(
     for feature in features:
         feature[200:240] = feature[7]
     clusters = clusters_of(features[0], rng.integers(0, 5, N).astype(np.int32))
-    order = by_cluster_of(clusters)
+    order = clusters.by_cluster
     assert (np.diff(clusters.labels[order]) >= 0).all()
     signals = [Signal("deep", features[0], metric, 1.0), Signal("color", features[1], metric, 0.3)]
     coded = KMeansEngine(signals, clusters, nprobe, [encode(f, metric, order) for f in features])

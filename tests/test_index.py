@@ -188,7 +188,11 @@ def test_an_opened_database_holds_what_the_files_hold(base: Path) -> None:
     np.testing.assert_array_equal(database.color, np.load(base / "all_color_feat.npy"))
     np.testing.assert_array_equal(database.palette, np.load(base / "all_palette_feat.npy"))
     assert database.items[:4].tolist() == ["a", "", "b", "a"]
-    assert database.paths == [f"img/é {i}.jpg" for i in range(12)]
+    paths = [f"img/é {i}.jpg" for i in range(12)]
+    assert list(database.paths) == database.paths[:] == paths
+    assert [database.paths[i] for i in range(-12, 12)] == paths + paths
+    with pytest.raises(IndexError):
+        database.paths[12]
     assert [database.category(row) for row in range(3)] == ["Tee", "Blouse", ""]
     assert database.rows_of("bLOUSE").tolist() == [1, 4, 7, 10]
     for unknown in ("Tank", "Tea"):  # one that no picture has, and one that there is not
@@ -292,7 +296,7 @@ DAMAGE = {
 def test_a_database_that_is_not_whole_is_refused(base: Path, damage) -> None:
     damage(base)
     with pytest.raises(UserError, match=r"run: python feature_extractor.py") as caught:
-        open_database(base)
+        list(open_database(base).paths)
     assert str(base) in str(caught.value)
     assert not Path("marker").exists()
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from color import ColorFeature, Palette
-from inference import WORTH, CompiledNet, faster, in_order, one_core_each
+from inference import WORTH, CompiledNet, faster, in_order, keeps_embeddings, one_core_each
 from net import FeatureNet, Network, extract_features, initial_net
 
 CPU = torch.device("cpu")
@@ -125,3 +125,14 @@ def test_threads_are_given_back() -> None:
         assert torch.get_num_threads() == 1
         raise KeyError
     assert torch.get_num_threads() == before
+
+
+def test_16_bits_are_used_where_embeddings_stay_the_same() -> None:
+    net = feature_net()
+    assert keeps_embeddings(net, PICTURES, CPU, torch.bfloat16)
+    norm = nn.BatchNorm2d(512).eval()
+    norm.running_mean.fill_(1000)  # differences of large numbers: 8 bits do not tell them apart
+    shift = nn.BatchNorm2d(512).eval()
+    shift.bias.data.fill_(1000)
+    net.net.backbone.append(shift).append(norm)
+    assert not keeps_embeddings(net, PICTURES, CPU, torch.bfloat16)
