@@ -5,8 +5,9 @@ more than their error: the triangle inequality. So the scan reads a quarter of t
 pictures are left to rank by their true distances.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from codes import ENCODED, FAR, LEVELS, ROUNDING, Codes
 from index import Answer, ExactEngine, Signal
+from prune import Pruner, bounded, farthest
 
-FINE = 128  # queries have two codes, a coarse and a fine one
 SCANNED = 1 << 19  # distances scanned at once, so that they stay in the processor's cache
 AT_ONCE = 64  # queries
+MANY = 32  # queries, from which on they are pruned together
+PRUNED = 1024  # queries pruned at once
 LEAST = 64  # pictures for each answer, below which a scan does not pay
 
 
@@ -25,8 +28,8 @@ LEAST = 64  # pictures for each answer, below which a scan does not pay
 class _Asked:
     """Q queries of one signal, coded; `slack` is how much the scan may be off because of them."""
 
-    columns: Tensor  # D x 2Q, int8: the coarse codes, then the fine ones
-    step: Tensor  # Q, of the fine codes
+    columns: Tensor  # D x Q, int8
+    step: Tensor  # Q
     norm: Tensor  # Q
     slack: np.ndarray  # Q
 
@@ -36,12 +39,10 @@ def _ask(queries: np.ndarray, codes: Codes) -> _Asked:
     q = np.asarray(queries, np.float64)
     if codes.metric == "cosine":
         q = q / np.linalg.norm(q, axis=1, keepdims=True)
-    step = np.maximum(np.abs(q).max(axis=1), 1e-15) / (LEVELS * FINE)
+    step = np.maximum(np.abs(q).max(axis=1), 1e-15) / LEVELS
     step = step.astype(np.float32).astype(np.float64)
-    whole = np.rint(q / step[:, None])
-    coarse = np.rint(whole / FINE).clip(-LEVELS, LEVELS)
-    fine = (whole - FINE * coarse).clip(-LEVELS, LEVELS)
-    decoded = (FINE * coarse + fine) * step[:, None]
+    whole = np.rint(q / step[:, None]).clip(-LEVELS, LEVELS)
+    decoded = whole * step[:, None]
     norm = (decoded**2).sum(axis=1)
     missed = np.linalg.norm(q - decoded, axis=1)
     both = codes.most + norm
@@ -49,9 +50,8 @@ def _ask(queries: np.ndarray, codes: Codes) -> _Asked:
         slack = missed * (1 + 1e-6) + 16 * ROUNDING * both
     else:  # the error of a square root is at most the square root of the error
         slack = missed + np.sqrt(16 * ROUNDING * both) + 8 * ROUNDING * np.sqrt(both)
-    columns = np.concatenate([coarse, fine]).T.astype(np.int8)
     return _Asked(
-        torch.from_numpy(np.ascontiguousarray(columns)),
+        torch.from_numpy(whole.astype(np.int8)).T,
         torch.from_numpy(step.astype(np.float32)),
         torch.from_numpy(norm.astype(np.float32)),
         slack,
@@ -89,13 +89,11 @@ def _distances(codes: Codes, asked: _Asked, places: Places) -> Tensor:
     else:  # stretch by stretch: a copy of the codes would cost as much as their scan
         parts = [torch._int_mm(codes.values[place], asked.columns) for place in places]
         products = parts[0] if len(parts) == 1 else torch.cat(parts)
-    count = len(asked.step)
-    dot = products[:, :count].float().mul_(FINE).add_(products[:, count:])
-    dot.mul_(_take(codes.scale, places)[:, None])
+    dot = products.float().mul_(_take(codes.scale, places)[:, None])
     if codes.metric == "cosine":
         return dot.mul_(-asked.step).add_(1)
-    squares = dot.mul_(-2 * asked.step).add_(_take(codes.norm, places)[:, None]).add_(asked.norm)
-    return squares.clamp_min_(0).sqrt_()
+    norm = _take(codes.norm, places)[:, None]
+    return torch.addcmul(norm, dot, -2 * asked.step, out=dot).add_(asked.norm).relu_().sqrt_()
 
 
 class ScanEngine:
@@ -128,11 +126,40 @@ class ScanEngine:
         if count < LEAST * k:
             return self.exact.search(queries, k, rows)
         places = [slice(0, count)] if rows is None else torch.from_numpy(rows)
-        answers = []
-        for start in range(0, len(queries[0]), AT_ONCE):
-            block = [features[start : start + AT_ONCE] for features in queries]
-            answers += self.search_places(block, k, places)
+        answers: list[Answer] = []
+        for block in _parts(queries, PRUNED):
+            many = rows is None and len(block[0]) >= MANY
+            found = self._search_many(block, k) if many else None
+            if found is None:
+                found = [
+                    a for few in _parts(block, AT_ONCE) for a in self.search_places(few, k, places)
+                ]
+            answers += found
         return answers
+
+    def _search_many(self, queries: Sequence[np.ndarray], k: int) -> list[Answer] | None:
+        """The nearest of the whole collection; None where pruning does not pay."""
+        asked = [queries[i] for i in self.used]
+        pairs = list(zip(asked, self.codes, strict=True))
+        if not all(_scannable(q, code.metric).all() for q, code in pairs):
+            return None
+        main, code = pairs[0]
+        rounded, missed = bounded(main, code.metric)
+        near = self.pruner.sample(rounded, k).numpy()
+        most = torch.from_numpy(self._farthest(asked, near) / self.weights[0])
+        found = self.pruner.candidates(rounded, missed, most)
+        if found is None:
+            return None
+        answers = []
+        for i, places in enumerate(found):
+            rows = places.numpy() if self.order is None else np.sort(self.order[places])
+            answers += self.exact.search([q[i : i + 1] for q in queries], k, rows)
+        return answers
+
+    @cached_property
+    def pruner(self) -> Pruner:
+        """Of the first signal, by which many queries are pruned."""
+        return Pruner(self.codes[0])
 
     def search_places(self, queries: Sequence[np.ndarray], k: int, places: Places) -> list[Answer]:
         """The nearest among the pictures at some places of the codes; see `Engine.search`."""
@@ -140,13 +167,47 @@ class ScanEngine:
         scannable = np.logical_and.reduce(
             [_scannable(q, code.metric) for q, code in zip(asked, self.codes, strict=True)]
         )
-        found = iter(self._candidates([q[scannable] for q in asked], k, places))
+        able = [q[scannable] for q in asked]
+        if len(able[0]) == 1:
+            left = self._by_first(able, k, places)
+            many = len(self.codes) > 1 and len(left) > LEAST * k
+            found = iter(self._candidates(able, k, left) if many else [left.numpy()])
+        else:
+            found = iter(self._candidates(able, k, places))
         answers = []
         for i, can in enumerate(scannable.tolist()):
             left = next(found) if can else _take(torch.arange(len(self.radius)), places).numpy()
             rows = left if self.order is None else self.order[left]
             answers += self.exact.search([q[i : i + 1] for q in queries], k, np.sort(rows))
         return answers
+
+    def _by_first(self, query: Sequence[np.ndarray], k: int, places: Places) -> Tensor:
+        """The places that the first signal alone cannot exclude from the k nearest of one query.
+
+        The other signals add to the distance; the k nearest by the first one, with all signals,
+        tell how far a picture may be.
+        """
+        code, weight = self.codes[0], self.weights[0]
+        own = _ask(query[0], code)
+        near = [_distances(code, own, chunk) for chunk in _chunks(places, SCANNED)]
+        near = near[0][:, 0] if len(near) == 1 else torch.cat(near)[:, 0]
+        few = max(1, min(32, len(near) // (4 * k)))
+        groups = near[: len(near) // few * few].view(-1, few)
+        group = groups.amin(dim=1).topk(k, largest=False).indices
+        best = _place(places, few * group + groups[group].argmin(dim=1)).numpy()
+        most = self._farthest(query, best[:, None])[0] / weight
+        limit = (most + own.slack[0]) * (1 + 4 * ROUNDING)
+        lower = near.sub_(_take(code.error, places), alpha=1 + 4 * ROUNDING)
+        return _place(places, torch.nonzero(lower <= limit)[:, 0])
+
+    def _farthest(self, asked: Sequence[np.ndarray], places: np.ndarray) -> np.ndarray:
+        """The greatest distance, Q, of queries to some pictures of their own, k x Q places."""
+        rows = places if self.order is None else self.order[places]
+        terms = [
+            (q, self.exact.signals[i].features, code.metric, weight)
+            for q, i, code, weight in zip(asked, self.used, self.codes, self.weights, strict=True)
+        ]
+        return farthest(terms, rows)
 
     def _candidates(
         self, queries: Sequence[np.ndarray], k: int, places: Places
@@ -165,9 +226,12 @@ class ScanEngine:
         best = torch.full((k, count), torch.inf)
         left = []
         for chunk in _chunks(places, max(SCANNED // count, ENCODED)):
-            total = torch.zeros(())
-            for code, weight, own in zip(self.codes, self.weights, asked, strict=True):
-                total = total + _distances(code, own, chunk).mul_(weight)
+            terms = zip(self.codes, self.weights, asked, strict=True)
+            code, weight, own = next(terms)
+            total = _distances(code, own, chunk)
+            total = total if weight == 1 else total.mul_(weight)
+            for code, weight, own in terms:
+                total.add_(_distances(code, own, chunk), alpha=weight)
             radius = _take(self.radius, chunk)[:, None]
             upper = total + radius
             # The nearest of each few pictures are enough, as each bounds a picture of its own.
@@ -183,6 +247,12 @@ class ScanEngine:
         by_query = np.argsort(query, kind="stable")
         ends = np.bincount(query, minlength=count).cumsum()
         return np.split(place[by_query], ends[:-1])
+
+
+def _parts(queries: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Queries of all signals, up to `size` at once."""
+    for start in range(0, len(queries[0]), size):
+        yield [features[start : start + size] for features in queries]
 
 
 def _place(chunk: Places, near: Tensor) -> Tensor:
