@@ -3,7 +3,7 @@
     python retrieval.py photo.jpg
     python retrieval.py img/Striped_Tee/img_00000001.jpg --top-n 10 --output results.jpg
 
-Prints the answer of every engine (exact, k-means) and the time of every step.
+Prints the answers of the exact and the k-means engine (or of --engine) and the time of every step.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from scan import ScanEngine
 from sheet import SheetRow, draw_sheet
 from utils import Stopwatch, UserError, atomic_write, run_script
 
-STEPS = ("loading model", "loading features", "extracting", "exact query", "k-means query")
+STEPS = {"exact": "exact query", "kmeans": "k-means query", "graph": "graph query"}
 
 
 def as_records(
@@ -124,7 +124,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="query picture: a path, or one relative to DATASET_BASE or its in_shop/",
     )
     add("--top-n", type=_positive, default=5, metavar="N", help="answers a query (default: 5)")
-    add("--engine", choices=("exact", "kmeans"), help="only this engine (default: both)")
+    add(
+        "--engine",
+        choices=("exact", "kmeans", "graph"),
+        help="only this engine (default: exact, kmeans)",
+    )
     add(
         "--bbox",
         type=int,
@@ -151,21 +155,30 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _engines(
     database: FeatureDatabase,
     signals: Sequence[Signal],
-    nprobe: int,
-    target_recall: float,
     wanted: str | None,
     category: str | None,
+    nprobe: int,
+    target_recall: float,
 ) -> dict[str, tuple[Engine, str]]:
     """The engines to ask, by name, each with a title that says what it searches."""
     distance = describe_distance(signals)
+
+    def recall(value: float, of: str, script: str) -> str:
+        if category:
+            return "recall not measured within a category"
+        if of != distance:
+            return f"recall not measured with this distance (run {script} with it)"
+        return f"recall@10 {value:.3f}, see {script}"
+
     engines: dict[str, tuple[Engine, str]] = {}
+    exact: Engine = ExactEngine(signals)
     if wanted != "kmeans":
         codes = open_codes(database, signals)
-        engines["exact"] = (
-            ScanEngine(signals, codes) if codes else ExactEngine(signals),
-            f"exact: all {len(database.categories):,} pictures, {distance}",
-        )
-    if wanted != "exact":
+        exact = ScanEngine(signals, codes) if codes else exact
+    if wanted in {None, "exact"}:
+        title = f"exact: all {len(database.categories):,} pictures, {distance}"
+        engines["exact"] = (exact, title)
+    if wanted in {None, "kmeans"}:
         try:
             clusters = open_clusters(database)
         except UserError as error:
@@ -175,15 +188,16 @@ def _engines(
             return engines
         codes = open_codes(database, signals, clusters.by_cluster)
         nprobe = nprobe_of(clusters, nprobe, target_recall)
-        engine = KMeansEngine(signals, clusters, nprobe, codes)
-        title = f"k-means: {nprobe} of {len(clusters.centroids)} clusters"
-        if clusters.distance == distance and not category:
-            title += f", recall@10 {clusters.recall[nprobe - 1]:.3f}, see kmeans.py"
-        else:
-            title += ", recall not measured " + (
-                "within a category" if category else "with this distance (run kmeans.py with it)"
-            )
-        engines["kmeans"] = (engine, title)
+        title = f"k-means: {nprobe} of {len(clusters.centroids)} clusters, "
+        title += recall(clusters.recall[nprobe - 1], clusters.distance, "kmeans.py")
+        engines["kmeans"] = (KMeansEngine(signals, clusters, nprobe, codes), title)
+    if wanted == "graph":
+        from hnsw import GraphEngine, open_graph
+
+        graph = open_graph(database, signals)
+        title = f"graph: {graph.expansion} pictures in sight, "
+        title += recall(graph.recall, graph.distance, "graph.py")
+        engines["graph"] = (GraphEngine(signals, graph, exact), title)
     return engines
 
 
@@ -199,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = database.rows_of(args.category) if args.category else None
         signals = signals_of(database, **config.distance)
         engines = _engines(
-            database, signals, config.NPROBE, config.TARGET_RECALL, args.engine, args.category
+            database, signals, args.engine, args.category, config.NPROBE, config.TARGET_RECALL
         )
     box = tuple(args.bbox) if args.bbox else None
     paths = [find_query(base, name) for name in args.img_path]
@@ -227,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args.json:
             print(f"\nquery: {query.name}" if i else f"query: {query.name}")
         for name, (engine, title) in engines.items():
-            step = {"exact": "exact query", "kmeans": "k-means query"}[name]
+            step = STEPS[name]
             engine = improved(engine, signals, args.expand, args.rerank)
             engine = CollapsedEngine(engine, database.items) if args.per_item else engine
             took = Stopwatch()
@@ -256,9 +270,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(output, indent=1, ensure_ascii=False))
     else:
         print("\ntime cost")
-        for step in STEPS:
-            if step in watch.seconds:
-                print(f"  {watch.seconds[step]:8.4f} s  {step}")
+        for step, seconds in watch.seconds.items():
+            print(f"  {seconds:8.4f} s  {step}")
     if args.output or args.show:
         picture = draw_sheet(base, sheet)
         if args.output:
