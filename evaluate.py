@@ -47,6 +47,7 @@ from protocols import (
     query_features,
     run_task,
 )
+from ranking import METRICS, RankingEngine
 from report import Table, write_report
 from utils import UserError, run_script, sha256_of
 
@@ -102,7 +103,8 @@ def engine_of(
     """An engine over a gallery, exact or k-means with `nprobe` of the database's clusters."""
     narrowed = of_gallery(signals, gallery)
     if kind == "exact" or clusters is None:
-        return ExactEngine(narrowed)
+        fast = all(signal.metric in METRICS for signal in narrowed)
+        return RankingEngine(narrowed) if fast else ExactEngine(narrowed)
     return KMeansEngine(narrowed, replace(clusters, labels=clusters.labels[gallery]), nprobe)
 
 
