@@ -1,6 +1,7 @@
 # make demo   a small drawn collection: train, extract, cluster, measure, query; a picture of it
 # make test   all tests
-# Both set everything up first, in .venv.
+# make benchmark   speed beside that of others, benchmark.json
+# All set everything up first, in .venv.
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -15,7 +16,7 @@ NETWORK := --backbone resnet18 --pretrained none --img-size 88 --crop-size 80
 INSHOP_LIST := data/demo/in_shop/list_eval_partition.txt
 TEST_LIST := data/demo/Eval/list_eval_partition.txt
 
-.PHONY: setup setup-dev demo test lint clean
+.PHONY: setup setup-dev demo test benchmark lint clean
 
 setup: .venv/ready
 setup-dev: .venv/ready-dev
@@ -29,7 +30,7 @@ setup-dev: .venv/ready-dev
 	@$(PY) -c 'import cv2' 2>/dev/null || { $(call APT,libgl1 libglib2.0-0); }
 	@touch $@
 
-.venv/ready-dev: .venv/ready requirements-dev.txt
+.venv/ready-dev: .venv/ready requirements-dev.txt requirements-graph.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
@@ -54,6 +55,10 @@ demo: setup
 
 test: setup-dev
 	$(PY) -m pytest
+
+benchmark: setup-dev
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-benchmark.txt
+	$(PY) benchmark.py
 
 lint: setup-dev
 	$(PY) -m ruff check .

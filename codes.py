@@ -51,15 +51,20 @@ class Codes:
         """The greatest `norm`."""
         return float(self.norm.max())
 
+    def ordered(self, order: np.ndarray) -> "Codes":
+        """The same rows in another order."""
+        parts = (self.values, self.scale, self.norm, self.error)
+        rows = torch.from_numpy(order)
+        return Codes(*(part[rows] for part in parts), metric=self.metric)
 
-def encode(features: np.ndarray, metric: str, order: np.ndarray | None = None) -> Codes:
+
+def encode(features: np.ndarray, metric: str) -> Codes:
     """Make the 8-bit copy of features.
 
     Parameters
     ----------
     features : N x D, float32
     metric : one of `METRICS`
-    order : N, the rows in the order in which the copy holds them; None: as they are
     """
     count, dim = features.shape
     values = np.zeros((count, dim), np.int8)
@@ -68,7 +73,7 @@ def encode(features: np.ndarray, metric: str, order: np.ndarray | None = None) -
     starts = range(0, count, ENCODED)
     for start in tqdm(starts, "encoding for the scan", disable=count < SHOWN, unit=" blocks"):
         block = slice(start, min(start + ENCODED, count))
-        x = np.asarray(features[block if order is None else order[block]], np.float64)
+        x = np.asarray(features[block], np.float64)
         if metric == "cosine":
             length = np.linalg.norm(x, axis=1, keepdims=True)
             usable = (length > 0) & (length < np.inf)  # not NaN either
@@ -99,7 +104,7 @@ def open_codes(
     ----------
     database : names its files
     signals : of the database
-    order : see `encode`
+    order : N, the rows in the order in which the codes are to hold them; None: as they are
 
     Returns
     -------
@@ -116,7 +121,7 @@ def open_codes(
         return None
 
 
-def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None) -> Codes:
+def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None = None) -> Codes:
     kind, _, number = signal.name.partition("_")
     file = {"color": COLOR, "palette": PALETTE}.get(kind) or deep_file(int(number or 1) - 1)
     key = database.info["sha256"][file][:16]
@@ -129,7 +134,8 @@ def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None) -
     values, bounds = (_mapped(place) for place in places)
     if values.shape == (count, dim) and bounds.shape == (3, count):
         return Codes(*map(torch.from_numpy, (values, *bounds)), metric=signal.metric)
-    codes = encode(signal.features, signal.metric, order)
+    codes = encode(signal.features, signal.metric) if order is None else _open(database, signal)
+    codes = codes.ordered(order) if order is not None else codes
     bounds = torch.stack([codes.scale, codes.norm, codes.error]).numpy()
     for old in database.base.glob(f"{stem}.[0-9a-f]*.npy"):
         old.unlink()  # of other features or another order

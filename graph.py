@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from codes import open_codes
 from command_line import parse_args
 from hnsw import LEAST, Graph, K, Space, library, new_index, save_graph, used_signals, walk
 from index import (
@@ -28,7 +27,7 @@ from index import (
     signals_of,
 )
 from kmeans import held_out
-from scan import ScanEngine
+from scan import exact_engine
 from utils import UserError, progress_bar, run_script, sha256_of
 
 EXPANSIONS = [round(12 * 1.1**i) for i in range(55)]  # of a query, 12 to 2062: those measured
@@ -220,8 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     signals = signals_of(database, **config.distance)
     library()  # what is missing is said before anything is made
     used_signals(signals)
-    codes = open_codes(database, signals)
-    exact = ScanEngine(signals, codes) if codes else ExactEngine(signals)
+    exact = exact_engine(database, signals)
 
     start = time.perf_counter()
     graph, steps = build_graph(signals, database.info["sha256"], exact, config.TARGET_RECALL)

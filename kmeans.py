@@ -14,15 +14,8 @@ from sklearn.metrics import pairwise_distances_argmin
 from clusters import Clusters, nprobe_of, save_clusters
 from codes import open_codes
 from command_line import parse_args
-from index import (
-    DEEP,
-    ExactEngine,
-    Signal,
-    describe_distance,
-    open_database,
-    signals_of,
-    unit_rows,
-)
+from index import DEEP, Engine, Signal, describe_distance, open_database, signals_of, unit_rows
+from scan import exact_engine
 from utils import UserError, run_script, sha256_of
 
 FITTED = 1000  # rows for each cluster: k-means gains next to nothing by more
@@ -76,7 +69,11 @@ def cluster(
 
 
 def measure_recall(
-    signals: Sequence[Signal], clusters: Clusters, asked: np.ndarray, k: int = 10
+    signals: Sequence[Signal],
+    clusters: Clusters,
+    exact: Engine,
+    asked: np.ndarray,
+    k: int = 10,
 ) -> np.ndarray:
     """Recall@k of the k-means engine against the exact one, for every number of clusters.
 
@@ -87,6 +84,7 @@ def measure_recall(
     ----------
     signals : the terms of the distance
     clusters : of the first signal's features; their `recall` is not read
+    exact : ranks all of the collection by the same signals
     asked : rows of the collection to ask with; each is left out of its answer
     k : answers to compare
 
@@ -99,7 +97,7 @@ def measure_recall(
     rank = np.argsort(order, axis=1)  # of each cluster, in each query's order
     found = np.zeros(len(clusters.centroids))
     total = 0
-    for i, answer in enumerate(ExactEngine(signals).search(features, k + 1)):
+    for i, answer in enumerate(exact.search(features, k + 1)):
         truth = answer.rows[answer.rows != asked[i]][:k]
         ranks = rank[i, clusters.labels[truth]]
         found += (ranks[:, None] <= np.arange(len(found))).sum(0)
@@ -131,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "normalised": normalised,
         "distance": describe_distance(signals),
     }
-    recall = measure_recall(signals, Clusters(**fitted, recall=np.zeros(0)), asked)
+    unmeasured = Clusters(**fitted, recall=np.zeros(0))
+    recall = measure_recall(signals, unmeasured, exact_engine(database, signals), asked)
     clusters = Clusters(**fitted, recall=recall)
     path = save_clusters(config.DATASET_BASE, clusters)
     open_codes(database, signals, clusters.by_cluster)  # so that no query has to make them

@@ -22,6 +22,7 @@ from codes import Codes
 BLOCK = 4096  # pictures whose products stay in the cache
 GROUP = 16  # pictures looked at together first
 SAMPLED = 1 << 14  # pictures that tell how near the nearest ones are ...
+TERMS = 8192  # distances computed at once
 SHARE = 8  # ... or one in so many of the collection, where that is more
 
 
@@ -163,14 +164,17 @@ def farthest(
     Q, float64, rounded up.
     """
     total = np.zeros(rows.shape)
+    step = max(1, TERMS // rows.shape[1])
     for queries, features, metric, weight in signals:
-        for row, out in zip(rows, total, strict=True):
-            x, q = np.asarray(features[row], np.float64), np.asarray(queries, np.float64)
+        q = np.asarray(queries, np.float64)
+        for start in range(0, len(rows), step):
+            some = rows[start : start + step]
+            x = features[some.ravel()].astype(np.float64).reshape(*some.shape, -1)
             if metric == "cosine":
-                dot = np.einsum("qd,qd->q", q, x)
-                length = np.linalg.norm(q, axis=1) * np.linalg.norm(x, axis=1)
+                length = np.linalg.norm(q, axis=1) * np.linalg.norm(x, axis=2)
                 with np.errstate(invalid="ignore", divide="ignore"):
-                    out += weight * (1 - dot / length)
+                    near = 1 - (q * x).sum(axis=2) / length
             else:
-                out += weight * np.linalg.norm(q - x, axis=1)
+                near = np.linalg.norm(q - x, axis=2)
+            total[start : start + step] += weight * near
     return total.max(axis=0) + 1e-9 * (1 + np.abs(total).max(axis=0))

@@ -26,7 +26,6 @@ from device import pick_device
 from index import (
     Answer,
     Engine,
-    ExactEngine,
     FeatureDatabase,
     Signal,
     describe_distance,
@@ -35,7 +34,7 @@ from index import (
 )
 from query import extract_queries, find_query, load_models, read_query
 from rerank import CollapsedEngine, improved, join_queries
-from scan import ScanEngine
+from scan import exact_engine
 from sheet import SheetRow, draw_sheet
 from utils import Stopwatch, UserError, atomic_write, run_script
 
@@ -171,13 +170,9 @@ def _engines(
         return f"recall@10 {value:.3f}, see {script}"
 
     engines: dict[str, tuple[Engine, str]] = {}
-    exact: Engine = ExactEngine(signals)
-    if wanted != "kmeans":
-        codes = open_codes(database, signals)
-        exact = ScanEngine(signals, codes) if codes else exact
     if wanted in {None, "exact"}:
         title = f"exact: all {len(database.categories):,} pictures, {distance}"
-        engines["exact"] = (exact, title)
+        engines["exact"] = (exact_engine(database, signals), title)
     if wanted in {None, "kmeans"}:
         try:
             clusters = open_clusters(database)
@@ -197,7 +192,7 @@ def _engines(
         graph = open_graph(database, signals)
         title = f"graph: {graph.expansion} pictures in sight, "
         title += recall(graph.recall, graph.distance, "graph.py")
-        engines["graph"] = (GraphEngine(signals, graph, exact), title)
+        engines["graph"] = (GraphEngine(signals, graph, exact_engine(database, signals)), title)
     return engines
 
 

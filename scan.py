@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codes import ENCODED, FAR, LEVELS, ROUNDING, Codes
-from index import Answer, ExactEngine, Signal
+from codes import ENCODED, FAR, LEVELS, ROUNDING, Codes, open_codes
+from index import Answer, Engine, ExactEngine, FeatureDatabase, Signal
 from prune import Pruner, bounded, farthest
 
 SCANNED = 1 << 19  # distances scanned at once, so that they stay in the processor's cache
@@ -103,7 +103,7 @@ class ScanEngine:
     ----------
     signals : the terms of the distance
     codes : of each signal that has a weight, in their order
-    order : see `encode`
+    order : see `open_codes`
     """
 
     def __init__(
@@ -249,6 +249,12 @@ class ScanEngine:
         return np.split(place[by_query], ends[:-1])
 
 
+def exact_engine(database: FeatureDatabase, signals: Sequence[Signal]) -> Engine:
+    """The fastest engine that ranks every picture of a feature database."""
+    codes = open_codes(database, signals)
+    return ScanEngine(signals, codes) if codes else ExactEngine(signals)
+
+
 def _parts(queries: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
     """Queries of all signals, up to `size` at once."""
     for start in range(0, len(queries[0]), size):
@@ -261,7 +267,9 @@ def _place(chunk: Places, near: Tensor) -> Tensor:
         return chunk[near]
     if len(chunk) == 1:
         return near + chunk[0].start
-    return torch.cat([torch.arange(place.start, place.stop) for place in chunk])[near]
+    ends = np.cumsum([place.stop - place.start for place in chunk])
+    shift = np.array([place.stop for place in chunk]) - ends
+    return near + torch.from_numpy(shift[np.searchsorted(ends, near.numpy(), side="right")])
 
 
 def _scannable(queries: np.ndarray, metric: str) -> np.ndarray:

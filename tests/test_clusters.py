@@ -79,7 +79,9 @@ def test_codes_change_nothing_but_the_time(
     order = clusters.by_cluster
     assert (np.diff(clusters.labels[order]) >= 0).all()
     signals = [Signal("deep", features[0], metric, 1.0), Signal("color", features[1], metric, 0.3)]
-    coded = KMeansEngine(signals, clusters, nprobe, [encode(f, metric, order) for f in features])
+    coded = KMeansEngine(
+        signals, clusters, nprobe, [encode(f, metric).ordered(order) for f in features]
+    )
     plain = KMeansEngine(signals, clusters, nprobe)
     queries = [f[[3, 7, 400]] + np.float32(0.02) for f in features]
     for k, rows in ((10, None), (10, np.arange(50, 3000, 3)), (N, None)):

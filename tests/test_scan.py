@@ -22,9 +22,8 @@ def signals(features: Features, metric: str, weights: tuple[float, ...]) -> list
 
 
 def scanned(terms: list[Signal], order: np.ndarray | None = None) -> ScanEngine:
-    return ScanEngine(
-        terms, [encode(t.features, t.metric, order) for t in terms if t.weight], order
-    )
+    codes = [encode(term.features, term.metric) for term in terms if term.weight]
+    return ScanEngine(terms, codes if order is None else [c.ordered(order) for c in codes], order)
 
 
 def check(terms: list[Signal], queries: Features, k: int, rows: np.ndarray | None = None) -> None:
