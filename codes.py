@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from index import COLOR, PALETTE, FeatureDatabase, Signal, deep_file
-from utils import atomic_write
+from utils import atomic_write, progress_bar
 
 METRICS = ("euclidean", "cosine")
 LEVELS = 127  # of a code, either way
@@ -70,8 +69,8 @@ def encode(features: np.ndarray, metric: str) -> Codes:
     values = np.zeros((count, dim), np.int8)
     scale, norm = np.ones(count, np.float32), np.zeros(count, np.float32)
     error = np.full(count, np.inf, np.float32)
-    starts = range(0, count, ENCODED)
-    for start in tqdm(starts, "encoding for the scan", disable=count < SHOWN, unit=" blocks"):
+    bar = progress_bar(count, "encoding for the scan", "picture", shown=count >= SHOWN)
+    for start in range(0, count, ENCODED):
         block = slice(start, min(start + ENCODED, count))
         x = np.asarray(features[block], np.float64)
         if metric == "cosine":
@@ -88,6 +87,8 @@ def encode(features: np.ndarray, metric: str) -> Codes:
         values[rows], scale[rows] = codes, step
         norm[rows] = (decoded**2).sum(axis=1)
         error[rows] = np.linalg.norm(x[kept] - decoded, axis=1) * (1 + 4 * ROUNDING)
+        bar.update(len(x))
+    bar.close()
     tensors = (torch.from_numpy(array) for array in (values, scale, norm, error))
     return Codes(*tensors, metric=metric)
 

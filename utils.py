@@ -188,7 +188,7 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def progress_bar(total: int, title: str, unit: str, done: int = 0) -> tqdm:
+def progress_bar(total: int, title: str, unit: str, done: int = 0, shown: bool = True) -> tqdm:
     """A progress bar with speed and time left; in a log file, a line now and then."""
     pause = 0.2 if sys.stderr.isatty() else 30.0
     return tqdm(
@@ -199,4 +199,5 @@ def progress_bar(total: int, title: str, unit: str, done: int = 0) -> tqdm:
         mininterval=pause,
         maxinterval=2 * pause,
         dynamic_ncols=True,
+        disable=not shown,
     )
