@@ -1,6 +1,7 @@
 """Which device the networks run on, and in which arithmetic."""
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,12 @@ def amp_type(device: torch.device, amp: str) -> torch.dtype | None:
         if device.type == "cuda":
             amp = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
         else:
-            amp = "bf16" if device.type == "cpu" and _cpu_has_bf16() else "off"
+            amp = "bf16" if device.type == "cpu" and cpu_has_bf16() else "off"
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
-def _cpu_has_bf16() -> bool:
+@cache
+def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 itself; emulated, it is slower than float32."""
     try:
         flags = Path("/proc/cpuinfo").read_text()

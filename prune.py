@@ -41,13 +41,14 @@ class Pruner:
         error = torch.where(known, error, 0)
         self.always = torch.nonzero(~known).flatten()  # their distance is not known at all
         self.rows = torch.stack([1 / step, error / step, (error**2 - codes.norm) / step])
+        self.rows[:, ~known] = torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64)[:, None]
         self.error = float(error.max())
 
     def sample(self, queries: Tensor, k: int) -> Tensor:
         """Pictures near to each query, of an evenly spread part of the collection: k x Q."""
         count = len(self.codes.values)
         rows = torch.arange(0, count, max(1, min(SHARE, count // SAMPLED)))
-        halved = self.codes.norm[rows] / 2
+        halved = torch.where(self.codes.error[rows].isinf(), 1e38, self.codes.norm[rows] / 2)
         best = torch.full((k, len(queries)), -torch.inf)
         found = torch.zeros((k, len(queries)), dtype=torch.int64)
         for start in range(0, len(rows), BLOCK):
@@ -121,7 +122,7 @@ class Pruner:
         size = length * norm**0.5 + (far**2 + length**2 + error**2 + norm) / 2 + far * error
         # 2^-16 of each product for the split, and float32 sums of as many as there are columns.
         columns[0] += size * (2.0**-13 + (queries.shape[1] + 9) * 2.0**-23)
-        if not (size / float(self.codes.scale.min())).max() < 1e30:
+        if not (size / min(1.0, float(self.codes.scale.min()))).max() < 1e30:
             return None
         return _split(columns)
 
@@ -177,4 +178,6 @@ def farthest(
             else:
                 near = np.linalg.norm(q - x, axis=2)
             total[start : start + step] += weight * near
-    return total.max(axis=0) + 1e-9 * (1 + np.abs(total).max(axis=0))
+    # NaN is as far as can be; the rounding of a cosine is of the size of its weight.
+    most = np.where(np.isnan(total), np.inf, total).max(axis=0)
+    return most + 1e-9 * (sum(weight for *_, weight in signals) + np.abs(most))

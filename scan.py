@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from codes import ENCODED, FAR, LEVELS, ROUNDING, Codes, open_codes
+from device import cpu_has_bf16
 from index import Answer, Engine, ExactEngine, FeatureDatabase, Signal
 from prune import Pruner, bounded, farthest
 
 SCANNED = 1 << 19  # distances scanned at once, so that they stay in the processor's cache
 AT_ONCE = 64  # queries
-MANY = 32  # queries, from which on they are pruned together
+MANY = 128  # queries, from which on they are pruned together where 16-bit products are quick
 PRUNED = 1024  # queries pruned at once
 LEAST = 64  # pictures for each answer, below which a scan does not pay
 
@@ -47,7 +48,8 @@ def _ask(queries: np.ndarray, codes: Codes) -> _Asked:
     missed = np.linalg.norm(q - decoded, axis=1)
     both = codes.most + norm
     if codes.metric == "cosine":
-        slack = missed * (1 + 1e-6) + 16 * ROUNDING * both
+        # |x q - x' q'| <= |x - x'| |q| + |x'| |q - q'|, and x' may be longer than 1
+        slack = missed * max(1.0, codes.most**0.5) * (1 + 1e-6) + 16 * ROUNDING * both
     else:  # the error of a square root is at most the square root of the error
         slack = missed + np.sqrt(16 * ROUNDING * both) + 8 * ROUNDING * np.sqrt(both)
     return _Asked(
@@ -117,6 +119,7 @@ class ScanEngine:
         self.radius = torch.zeros(len(signals[0].features))
         for code, weight in zip(codes, self.weights, strict=True):
             self.radius.add_(code.error, alpha=weight * (1 + 4 * ROUNDING))
+        self.gaps = bool(self.radius.isinf().any())
 
     def search(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
@@ -128,7 +131,7 @@ class ScanEngine:
         places = [slice(0, count)] if rows is None else torch.from_numpy(rows)
         answers: list[Answer] = []
         for block in _parts(queries, PRUNED):
-            many = rows is None and len(block[0]) >= MANY
+            many = rows is None and len(block[0]) >= MANY and cpu_has_bf16()
             found = self._search_many(block, k) if many else None
             if found is None:
                 found = [
@@ -152,7 +155,8 @@ class ScanEngine:
             return None
         answers = []
         for i, places in enumerate(found):
-            rows = places.numpy() if self.order is None else np.sort(self.order[places])
+            rows = places.numpy()
+            rows = rows if self.order is None else np.sort(self.order[rows])
             answers += self.exact.search([q[i : i + 1] for q in queries], k, rows)
         return answers
 
@@ -192,7 +196,10 @@ class ScanEngine:
         near = [_distances(code, own, chunk) for chunk in _chunks(places, SCANNED)]
         near = near[0][:, 0] if len(near) == 1 else torch.cat(near)[:, 0]
         few = max(1, min(32, len(near) // (4 * k)))
-        groups = near[: len(near) // few * few].view(-1, few)
+        known = near
+        if self.gaps:  # a picture without a distance tells nothing of how far others may be
+            known = near.masked_fill(_take(self.radius, places).isinf(), torch.inf)
+        groups = known[: len(near) // few * few].view(-1, few)
         group = groups.amin(dim=1).topk(k, largest=False).indices
         best = _place(places, few * group + groups[group].argmin(dim=1)).numpy()
         most = self._farthest(query, best[:, None])[0] / weight

@@ -11,9 +11,18 @@ from scipy.spatial.distance import cdist
 import scan
 from codes import FAR, encode
 from index import ExactEngine, Signal
-from scan import LEAST, MANY, ScanEngine
+from scan import LEAST, ScanEngine
 
 N = 5000
+
+
+@pytest.fixture(autouse=True)
+def pruned_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not it would be the faster way there."""
+    monkeypatch.setattr(scan, "MANY", 32)
+    monkeypatch.setattr(scan, "cpu_has_bf16", lambda: True)
+
+
 ALONE = 3  # queries that are also asked one at a time
 Features = list[np.ndarray]
 
@@ -205,7 +214,7 @@ CASES: dict[str, Make] = {
 }
 
 
-@pytest.mark.parametrize(("metric", "case"), product(("euclidean", "cosine"), CASES))
+@pytest.mark.parametrize(("metric", "case"), list(product(("euclidean", "cosine"), CASES)))
 def test_one_query_and_many_of_unlikely_features(
     rng: np.random.Generator, metric: str, case: str
 ) -> None:
@@ -220,7 +229,7 @@ def test_one_query_and_many_of_unlikely_features(
     check(signals(features[::-1], metric, (1.0, 0.1)), queries[::-1], 5)
 
 
-@pytest.mark.parametrize(("metric", "dim"), product(("euclidean", "cosine"), (1, 2, 3, 300)))
+@pytest.mark.parametrize(("metric", "dim"), list(product(("euclidean", "cosine"), (1, 2, 3, 300))))
 def test_one_query_and_many_of_few_values_and_of_many(
     rng: np.random.Generator, metric: str, dim: int
 ) -> None:
