@@ -18,16 +18,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmark_data import make_database
+from benchmark_table import COLUMNS, Row, as_markdown, in_units
 from utils import UserError, atomic_write, run_script
 
-Row = dict[str, Any]
 PEERS = ("torch", "numpy", "scipy", "faiss-cpu", "hnswlib", "usearch", "openvino")
-COLUMNS = ("what", "ours", "peer", "ratio", "target", "held")
 
 
 def _search(name: str) -> Callable[[argparse.Namespace], Iterable[Row]]:
@@ -82,17 +80,9 @@ def machine() -> str:
     return f"{cpu}{gpu}, {threads}, {datetime.date.today()}\n{versions}"
 
 
-def print_row(row: Row) -> None:
-    """A line of the table, as Markdown."""
-    held = {True: "yes", False: "**no**", None: ""}[row["held"]]
-    ratio = "" if row["ratio"] is None else f"{row['ratio']:.3g}"
-    cells = (row["what"], row["ours"], row["peer"], ratio, row["target"], held)
-    print(f"| {' | '.join(cells)} |", flush=True)
-
-
 def _growth(args: argparse.Namespace) -> None:
     """Measure each engine at each size, and draw it."""
-    from benchmark_search import growth, in_units
+    from benchmark_search import growth
 
     path = args.output.with_name("benchmark_growth.json")
     rows: list[Row] = json.loads(path.read_text("utf-8")) if path.is_file() else []
@@ -164,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in args.only:
             for row in PARTS[name](args):
                 rows.append(row)
-                print_row(row)
+                print(as_markdown(row), flush=True)
                 with atomic_write(args.output) as part:
                     part.write_text(json.dumps(rows, indent=1), "utf-8")
     except ModuleNotFoundError as error:

@@ -16,6 +16,7 @@ from scipy.spatial.distance import cdist
 import graph as graph_script
 import kmeans as kmeans_script
 from benchmark_data import made_up, make_database
+from benchmark_table import Row, compare_times, in_units
 from clusters import Clusters, KMeansEngine, open_clusters
 from codes import open_codes
 from hnsw import GraphEngine, open_graph
@@ -38,7 +39,7 @@ K = 10  # answers that a recall is of; exact queries ask for 5, as a user does
 ASKED = 10**9  # seed of the queries: none of them is in the collection
 LISTS = 50  # clusters, ours and FAISS's
 TARGET = 0.99
-PAUSE = 0.02  # s, in which the threads of the one before fall asleep
+PAUSE = 0.003  # s, in which threads of the one before stop spinning; soon after, cores sleep
 
 Run = Callable[[int], Any]
 
@@ -56,27 +57,6 @@ def interleaved(runs: dict[str, Run], rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def comparison(what: str, ours: float, peer: str, theirs: float, target: float) -> dict[str, Any]:
-    """A line of the table: two times in seconds, and the ratio that is wanted at most."""
-    ratio = ours / theirs
-    return {
-        "what": what,
-        "ours": in_units(ours),
-        "peer": f"{peer}: {in_units(theirs)}",
-        "ratio": round(ratio, 3),
-        "target": f"<= {target:.3g}",
-        "held": ratio <= target,
-    }
-
-
-def in_units(seconds: float) -> str:
-    """Seconds for people: 8.3 ms."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
-
-
 def recall_of(found: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
     """Share of the true rows that were found, those of each query in an array."""
     pairs = zip(found, truth, strict=True)
@@ -91,7 +71,7 @@ def _signals(database: FeatureDatabase, metric: str, color_weight: float = 0.1) 
     return signals_of(database, (metric, metric), (), color_weight, 0.0)
 
 
-def exact_queries(base: Path, rounds: int) -> Iterator[dict[str, Any]]:
+def exact_queries(base: Path, rounds: int) -> Iterator[Row]:
     """One query, and 1,000 at once: `cdist`, FAISS, and reading the matrix once."""
     import faiss
 
@@ -122,19 +102,19 @@ def exact_queries(base: Path, rounds: int) -> Iterator[dict[str, Any]]:
         }
         seconds = interleaved(runs, 5 * rounds) | interleaved({"cdist": old}, rounds)
         what = f"one exact query, {metric}"
-        yield comparison(what, seconds["ours"], "cdist", seconds["cdist"], 1 / 15)
-        yield comparison(what, seconds["ours"], "FAISS IndexFlatL2", seconds["flat"], 1 / 4)
-        yield comparison(what, seconds["ours"], "a read of the matrix", seconds["read"], 1.0)
+        yield compare_times(what, seconds["ours"], "cdist", seconds["cdist"], 1 / 15)
+        yield compare_times(what, seconds["ours"], "FAISS IndexFlatL2", seconds["flat"], 1 / 4)
+        yield compare_times(what, seconds["ours"], "a read of the matrix", seconds["read"], 1.0)
         runs = {
             "ours": lambda _, engine=engine: engine.search([queries, colors], 5),
             "flat": lambda _, flat=flat, asked=scaled[1]: flat.search(asked, 5),
         }
         seconds = interleaved(runs, rounds)
         what = f"1,000 exact queries at once, {metric}"
-        yield comparison(what, seconds["ours"], "FAISS IndexFlatL2", seconds["flat"], 0.6)
+        yield compare_times(what, seconds["ours"], "FAISS IndexFlatL2", seconds["flat"], 0.6)
 
 
-def kmeans_queries(base: Path, rounds: int) -> Iterator[dict[str, Any]]:
+def kmeans_queries(base: Path, rounds: int) -> Iterator[Row]:
     """As many lists searched as recall@10 of 0.99 takes, of as many, in FAISS and here."""
     import faiss
 
@@ -165,7 +145,7 @@ def kmeans_queries(base: Path, rounds: int) -> Iterator[dict[str, Any]]:
     seconds = interleaved(runs, 10 * rounds)
     what = f"k-means query, {nprobe} of {LISTS} clusters, recall@10 {our_recall:.3f}"
     peer = f"FAISS IVF, {theirs} of {LISTS}, {recall:.3f}"
-    yield comparison(what, seconds["ours"], peer, seconds["ivf"], 0.5)
+    yield compare_times(what, seconds["ours"], peer, seconds["ivf"], 0.5)
 
 
 def _clusters(base: Path, count: int) -> Clusters:
@@ -188,7 +168,7 @@ def _fewest(
     raise AssertionError
 
 
-def graph_queries(base: Path, rounds: int) -> Iterator[dict[str, Any]]:
+def graph_queries(base: Path, rounds: int) -> Iterator[Row]:
     """The graph, with all signals, beside hnswlib's, with the embedding alone."""
     import hnswlib
 
@@ -224,10 +204,10 @@ def graph_queries(base: Path, rounds: int) -> Iterator[dict[str, Any]]:
             seconds = interleaved(runs, 10 * rounds if count == 1 else 1)
             told = f"{what}, recall@10 {recall:.3f}"
             name = f"hnswlib M={links}, ef {expansion}, {reached:.3f}"
-            yield comparison(told, seconds["ours"], name, seconds["peer"], 1.2)
+            yield compare_times(told, seconds["ours"], name, seconds["peer"], 1.2)
 
 
-def loading(base: Path, rounds: int) -> Iterator[dict[str, Any]]:
+def loading(base: Path, rounds: int) -> Iterator[Row]:
     """Opening the feature database, and what a process's first query takes more than others."""
     seconds = interleaved({"open": lambda _: open_database(base)}, 5 * rounds)["open"]
     yield {
@@ -252,7 +232,7 @@ def quietly(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> None:
             os.close(kept)
 
 
-def growth(base: Path, count: int, rounds: int, with_graph: bool) -> Iterator[dict[str, Any]]:
+def growth(base: Path, count: int, rounds: int, with_graph: bool) -> Iterator[Row]:
     """Time, memory and recall of each engine on a collection of `count` pictures.
 
     Yields
@@ -269,7 +249,7 @@ def growth(base: Path, count: int, rounds: int, with_graph: bool) -> Iterator[di
     made = time.perf_counter() - start
     truth = _rows(scan.search(queries, K))
 
-    def told(engine: Engine, name: str, size: int, making: float, times: int) -> dict[str, Any]:
+    def told(engine: Engine, name: str, size: int, making: float, times: int) -> Row:
         run: dict[str, Run] = {name: lambda i: engine.search([q[[i]] for q in queries], K)}
         seconds = interleaved(run, times)[name]
         recall = recall_of(_rows(engine.search(queries, K)), truth)
@@ -303,7 +283,7 @@ def growth(base: Path, count: int, rounds: int, with_graph: bool) -> Iterator[di
         yield told(ExactEngine(signals), "cdist", features, 0.0, 3)
 
 
-def inshop_evaluation(_: Path, rounds: int) -> Iterator[dict[str, Any]]:
+def inshop_evaluation(_: Path, rounds: int) -> Iterator[Row]:
     """The in-shop protocol with as many pictures as DeepFashion has, by one of its tasks."""
     queries, gallery, items = 14_218, 12_612, 3_985
     rows = queries + gallery
