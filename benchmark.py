@@ -1,6 +1,6 @@
 """Measure the speed of every part beside its peers; the figures of the README.
 
-python benchmark.py                        all but growth, about 20 minutes on 2 cores
+python benchmark.py                        all but growth, about 25 minutes on 2 cores
 python benchmark.py --only exact kmeans    some parts
 python benchmark.py --growth 139709 1400000 10000000
 

@@ -84,7 +84,7 @@ def cold_start(folder: Path, rounds: int = 5) -> list[Row]:
     return [compare("query from a cold start, ResNet50", *shown, ours / peer, "<= 1.3")]
 
 
-def extraction(folder: Path, count: int = 2048, rounds: int = 3) -> list[Row]:
+def extraction(folder: Path, count: int = 4096, rounds: int = 3) -> list[Row]:
     """Extraction of `count` pictures on the CPU, against OpenVINO and PyTorch as it is.
 
     The steady rate is the script's own, without its start and compilation, which starts anew in

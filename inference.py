@@ -25,7 +25,7 @@ T, R = TypeVar("T"), TypeVar("R")
 
 CPU_BATCH = 16  # pictures: their conv maps stay in a core's cache
 HARMLESS = 1e-3  # cosine distance
-WORTH = 2000  # pictures, from which on compiling (10 to 20 s) saves time
+WORTH = 3000  # pictures, from which on compiling (10 to 20 s) saves time
 
 
 class CompiledNet(nn.Module):
