@@ -5,6 +5,11 @@
 Nothing is downloaded. The same seed and sizes give the same files, byte for byte.
 """
 
+if __name__ == "__main__":
+    import interrupt
+
+    interrupt.catch()
+
 import argparse
 import json
 import multiprocessing

@@ -1,8 +1,10 @@
 """Helpers that several scripts share: errors, atomic files, reading one picture, timing."""
 
 import errno
+import glob
 import hashlib
 import os
+import stat
 import sys
 import time
 import warnings
@@ -11,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 MOST_NARROW = 100  # sides' ratio; scaled to the network's input, more would fill the memory
@@ -31,6 +34,15 @@ PICTURE_SUFFIXES = frozenset(
         ".ppm",
     }
 )
+TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UserError(Exception):
@@ -48,10 +60,14 @@ class PictureError(UserError):
     """A picture file that cannot be read."""
 
 
+class MissingPictureError(PictureError):
+    """A picture file that is not there."""
+
+
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's `main` and leave with its exit status.
 
-    A `UserError` becomes one line on standard error and status 2, Ctrl-C status 130.
+    A `UserError` becomes one line on standard error and status 2. (Ctrl-C: see interrupt.py.)
     """
     name = Path(sys.argv[0]).name
     try:
@@ -60,9 +76,6 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
-        print(f"\n{name}: stopped", file=sys.stderr)
-        status = 130
     except BrokenPipeError:  # the reader of our output, say `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
@@ -73,6 +86,15 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
             raise
         print(f"{name}: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         status = 2
+    except RuntimeError as error:  # torch has no type of its own for it
+        if "DataLoader worker" not in str(error):
+            raise
+        print(
+            f"{name}: {str(error).split('. ')[0].rstrip('.')}; if memory is short, set NUM_WORKERS"
+            " lower. Run it again: it goes on where it was",
+            file=sys.stderr,
+        )
+        status = 2
     sys.exit(status)
 
 
@@ -80,17 +102,46 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path to write to; rename it over `path` when the block ends well, else remove it.
 
-    A reader sees the old file or the whole new one, never a part, whatever kills the writer.
+    A reader sees the old file or the whole new one, never a part, whatever kills the writer. What
+    a killed one left behind, the next writer of such a file removes.
+
+    Raises
+    ------
+    UserError : it cannot be written: no space is left, say
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for other in path.parent.glob(f".{glob.escape(path.name.split('.')[0])}.*.part"):
+            if not _runs(other.suffixes[-2][1:]):
+                other.unlink(missing_ok=True)
+        try:
+            yield part
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process of this number is there."""
     try:
-        yield part
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, PermissionError):
+        pass  # no number of ours, or somebody else's process
+    return True
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file that cannot be written into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def sha256_of(path: Path) -> str:
@@ -102,13 +153,22 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def shown(path: Path | str) -> str:
+    """A path for a message: as it is, or by `ascii` where it would break the line or the terminal.
+
+    Newlines, control characters and lone surrogates (a name that is no UTF-8) are such.
+    """
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
+
+
 def read_picture(
     path: Path | str, box: tuple[int, int, int, int] | None = None, least: int = 0
 ) -> Image.Image:
-    """Read a picture of any format Pillow knows, as RGB.
+    """Read a picture of any format Pillow knows but PostScript, as RGB.
 
     Turned upright as its EXIF data says; transparent parts become white, as in a shop's pictures;
-    16-bit grey is scaled to 8 bits.
+    16-bit grey is scaled to 8 bits; of an animation, the first frame.
 
     Parameters
     ----------
@@ -119,57 +179,84 @@ def read_picture(
 
     Raises
     ------
-    PictureError : no such file, no picture, damaged, more pixels than Pillow's limit against
-        decompression bombs, a box that leaves nothing of it, or one side over 100 times the other
+    PictureError : no such file, no regular file, no picture, damaged, more pixels than Pillow's
+        limit against decompression bombs, a box that leaves nothing of it, or one side over 100
+        times the other; one line
     """
+    name = shown(path)
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its writer
+            raise ValueError("no regular file")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # odd EXIF data; the pixels are sound
             with Image.open(path) as file:
+                if file.format == "EPS":  # a program, which Pillow would let Ghostscript run
+                    raise ValueError("PostScript")
                 if least and box is None:
                     file.draft(None, (least, least))
-                ImageOps.exif_transpose(file, in_place=True)
-                picture = _rgb(file)
+                picture = _rgb(_upright(file))
     except FileNotFoundError:
-        raise PictureError(f"{path}: no such file") from None
+        raise MissingPictureError(f"{name}: no such file") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
         raise PictureError(
-            f"{path}: more than {limit} million pixels; scale the picture down first"
+            f"{name}: more than {limit} million pixels; scale the picture down first"
         ) from None
     except Exception as error:  # Pillow's decoders raise many types on damaged files
-        reason = str(error).replace(str(path), "").replace("''", "").strip() or type(error).__name__
-        raise PictureError(f"{path}: cannot be read as a picture: {reason}") from None
+        said = getattr(error, "strerror", None) or str(error).replace(repr(str(path)), "")
+        # What it says may quote the file.
+        reason = shown(" ".join(said.split())) or type(error).__name__
+        raise PictureError(f"{name}: cannot be read as a picture: {reason}") from None
     if box is not None:
-        picture = _cut(picture, path, box)
+        picture = _cut(picture, name, box)
     if max(picture.size) > MOST_NARROW * min(picture.size):
-        raise PictureError(f"{path}: {picture.width} x {picture.height} px is too narrow")
+        raise PictureError(f"{name}: {picture.width} x {picture.height} px is too narrow")
     return picture
 
 
-def _cut(picture: Image.Image, path: Path | str, box: tuple[int, int, int, int]) -> Image.Image:
+def _cut(picture: Image.Image, name: str, box: tuple[int, int, int, int]) -> Image.Image:
     x1, y1 = max(0, box[0]), max(0, box[1])
     x2, y2 = min(picture.width, box[2]), min(picture.height, box[3])
     if x1 >= x2 or y1 >= y2:
         raise PictureError(
-            f"{path}: the box {' '.join(map(str, box))} leaves nothing of"
+            f"{name}: the box {' '.join(map(str, box))} leaves nothing of"
             f" {picture.width} x {picture.height} px"
         )
     return picture.crop((x1, y1, x2, y2))
 
 
+def _upright(picture: Image.Image) -> Image.Image:
+    # Not by ImageOps.exif_transpose: it writes the EXIF data anew, and fails where they are odd.
+    picture.load()
+    try:
+        turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # odd EXIF data; the pixels are sound
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
 def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode[0] in "IF":
-        # Pillow's own conversion cuts off at 255: nearly everything of 16 bits would be white.
-        highest = picture.getextrema()[1]
-        factor = 255 if highest <= 1 else 1 if highest <= 255 else 1 / 256
-        return picture.point(lambda value: value * factor).convert("L").convert("RGB")
+        return _from_wide_grey(picture)
     if "A" in picture.getbands() or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return picture.convert("RGB")
+
+
+def _from_wide_grey(picture: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits, integers or floats, as RGB."""
+    # Pillow's own conversion cuts off at 255: nearly everything of 16 bits would be white.
+    values = np.array(picture, np.float32)
+    clear = values == picture.info.get("transparency", np.nan)
+    np.nan_to_num(values, copy=False, posinf=0, neginf=0)
+    highest = values.max()
+    factor = 255 if highest <= 1 else 1 if highest <= 255 else 1 / 257
+    grey = np.rint(values * factor).clip(0, 255).astype(np.uint8)
+    grey[clear] = 255
+    return Image.fromarray(grey).convert("RGB")
 
 
 class Stopwatch:

@@ -196,7 +196,6 @@ HEAD = f"import os, signal, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom utils i
         ("return 3", 3, ""),
         ("raise UserError('x.txt:3: wrong')", 2, "script.py: x.txt:3: wrong\n"),
         ("raise PictureError('x.jpg: torn')", 2, "script.py: x.jpg: torn\n"),
-        ("os.kill(os.getpid(), signal.SIGINT)", 130, "\nscript.py: stopped\n"),
         ("raise OSError(28, 'No space left on device', 'a.npy')", 2,
          "script.py: a.npy: No space left on device\n"),
         ("open('none')", 1, None),  # a fault of the program keeps its traceback
