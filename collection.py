@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from annotations import (
     read_attribute,
     read_inshop,
 )
-from utils import PICTURE_SUFFIXES, UserError
+from utils import PICTURE_SUFFIXES, PictureError, UserError, shown
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 MADE_FOLDERS = frozenset({"models"})  # what this project itself writes below DATASET_BASE
@@ -26,10 +28,10 @@ def find_pictures(folder: Path, leave_out: frozenset[str] = frozenset()) -> list
     """Paths of all pictures below a folder, relative to it, sorted.
 
     Linked folders are entered, each folder once; hidden ones are left out, and so are the
-    `leave_out` at the top.
+    `leave_out` at the top. One that cannot be read is named on standard error.
     """
     found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=_say_left_out, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
             folders.clear()
@@ -46,9 +48,49 @@ def find_pictures(folder: Path, leave_out: frozenset[str] = frozenset()) -> list
     return sorted(found)
 
 
+def _say_left_out(error: OSError) -> None:
+    _say_once(f"{shown(error.filename)}: left out, as it cannot be read: {error.strerror}")
+
+
+@cache
+def _say_once(line: str) -> None:  # a script may well read a folder more than once
+    print(line, file=sys.stderr)
+
+
 def can_be_listed(path: str) -> bool:
     """Whether a path can stand in a list: one line of UTF-8."""
     return not any(character in "\n\r" or "\ud800" <= character <= "\udfff" for character in path)
+
+
+def picture_file(base: Path, path: str) -> Path:
+    """The file of a picture of a collection.
+
+    Pictures and folders below `base` belong to it, and what folders there are links to. A picture
+    that is a link itself has to lead to one of them.
+
+    Parameters
+    ----------
+    base : DATASET_BASE
+    path : relative to it, as in a table of pictures
+
+    Raises
+    ------
+    PictureError : it lies outside the collection, or its name cannot stand in a list of files
+    """
+    file = base / path
+    if not can_be_listed(path):
+        raise PictureError(f"{shown(file)}: rename it: it cannot stand in a list of files")
+    if os.path.isabs(path) or ".." in file.parts[len(base.parts) :]:
+        raise PictureError(f"{shown(file)}: lies outside {shown(base)}")
+    if os.path.islink(file):  # few are; to follow the folders of all would take its time
+        target = Path(os.path.realpath(file))
+        folders = map(os.path.realpath, file.parents[: len(file.parts) - len(base.parts)])
+        if not any(target.is_relative_to(folder) for folder in folders):
+            raise PictureError(
+                f"{shown(file)}: is a link out of {shown(base)}; put the picture itself there, or"
+                " make its folder the link"
+            )
+    return file
 
 
 def is_split(parts: list[list[str]]) -> bool:
@@ -90,9 +132,13 @@ def held_out(groups: np.ndarray, share: float) -> np.ndarray:
     -------
     Mask of N. It hangs on the names alone, so the same folder is always split in the same way.
     """
-    names = sorted(set(groups.tolist()), key=lambda n: hashlib.sha256(n.encode()).digest())
+    names = sorted(set(groups.tolist()), key=_digest)
     count = min(max(round(share * len(names)), 1), len(names) - 1) if len(names) > 1 else 0
     return np.isin(groups, names[:count])
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
 
 
 def held_out_of_each(categories: np.ndarray, groups: np.ndarray, share: float) -> np.ndarray:
@@ -119,7 +165,8 @@ def read_folder(base: Path, val_share: float) -> Pictures:
     """Read a plain folder of photos: one folder per category, or none.
 
     A split in train/, val/ or validation/, and test/ folders is kept; else `val_share` of each
-    category's pictures are held out.
+    category's pictures are held out. Pictures that cannot be read, for their names too, are in it:
+    see `picture_file`.
 
     Raises
     ------
@@ -129,9 +176,6 @@ def read_folder(base: Path, val_share: float) -> Pictures:
     if not paths:
         state = "no pictures below it" if base.is_dir() else "no such folder"
         raise UserError(f"{base}: {state}; set DATASET_BASE (--dataset-base) to a data set")
-    broken = next((path for path in paths if not can_be_listed(path)), None)
-    if broken is not None:
-        raise UserError(f"{base}: rename {broken!a}: it cannot stand in a list of files")
     parts = [path.split("/") for path in paths]
     split = is_split(parts)
     folders = [part[1:-1] if split else part[:-1] for part in parts]

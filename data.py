@@ -12,6 +12,11 @@ items of a data set whose categories come from another folder:
     python data.py import items --in-shop --item-level --dataset-base data/mine
 """
 
+if __name__ == "__main__":
+    import interrupt
+
+    interrupt.catch()
+
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
 from annotations import Pictures
+from collection import picture_file
 from command_line import parse_args
 from utils import UserError, read_picture, run_script
 
@@ -90,12 +96,12 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
 
         Raises
         ------
-        PictureError : it cannot be read
+        PictureError : it cannot be read, or is none of the collection: see `picture_file`
         """
         row, seed = key if isinstance(key, tuple) else (key, None)
         x1, y1, x2, y2 = self.pictures.boxes[row].tolist()
         box = (x1, y1, x2, y2) if self.crop and x2 > 0 else None
-        picture = read_picture(self.base / self.pictures.paths[row], box, self.least)
+        picture = read_picture(picture_file(self.base, self.pictures.paths[row]), box, self.least)
         if seed is None:
             tensor = self.transform(picture)
         else:

@@ -1,6 +1,5 @@
 """A report on a data set: what would disturb training or figures, before either is started."""
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,9 +15,17 @@ from annotations import (
     inshop_list,
     read_inshop,
 )
-from collection import read_labelled
+from collection import picture_file, read_labelled
 from holdout import Parts, read_parts
-from utils import PictureError, UserError, progress_bar, read_picture
+from utils import (
+    MissingPictureError,
+    PictureError,
+    UserError,
+    progress_bar,
+    read_picture,
+    sha256_of,
+    shown,
+)
 
 
 def check_data_set(
@@ -58,7 +65,7 @@ def check_data_set(
     items = read_inshop(base) if inshop_list(base) or inshop else None
     alone = items is not None and attribute_list(base) is None
     kind = "DeepFashion's lists" if attribute_list(base) else "a plain folder of photos"
-    print(f"{base}: {'in-shop lists alone' if alone else kind}\n")
+    print(f"{shown(base)}: {'in-shop lists alone' if alone else kind}\n")
     _print_table(labelled, ("train", "val", "query", "gallery") if alone else PARTITIONS)
     every = read_labelled(base, np.iinfo(np.int16).max, val_share)
     if len(every) > len(labelled):
@@ -99,7 +106,7 @@ def check_data_set(
 def _print_table(pictures: Pictures, partitions: Iterable[str]) -> None:
     """Pictures per category and partition."""
     partitions = list(partitions)
-    names = pictures.category_names
+    names = [shown(name) for name in pictures.category_names]
     width = max([len(name) for name in names] + [8])
     cells = Counter(zip(pictures.categories.tolist(), pictures.partitions.tolist(), strict=True))
     print(" " * width + "".join(f"{name:>10}" for name in partitions))
@@ -138,22 +145,23 @@ def _metric_faults(parts: Parts, inshop_share: float, per_class: int) -> list[st
     return faults
 
 
-def _inspect(path: Path, box: tuple[int, int, int, int] | None) -> tuple[str, str, str]:
+def _inspect(base: Path, path: str, box: tuple[int, int, int, int] | None) -> tuple[str, str, str]:
     """One picture: the kind of its fault ("" for none), its words, SHA-256 of its bytes."""
-    if not path.exists():
-        return "missing", "", ""
     try:
-        picture = read_picture(path)
+        file = picture_file(base, path)
+        picture = read_picture(file)
+    except MissingPictureError:
+        return "missing", "", ""
     except PictureError as error:
         return "unreadable", str(error), ""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256_of(file)
     if box is None:
         return "", "", digest
     x1, y1, x2, y2 = box
     if x1 >= min(x2, picture.width) or y1 >= min(y2, picture.height):
         return (
             "empty box",
-            f"{path}: the box {' '.join(map(str, box))} leaves nothing of it",
+            f"{shown(file)}: the box {' '.join(map(str, box))} leaves nothing of it",
             digest,
         )
     if x2 > picture.width or y2 > picture.height:
@@ -164,7 +172,7 @@ def _inspect(path: Path, box: tuple[int, int, int, int] | None) -> tuple[str, st
 def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool, used: set[str]) -> int:
     """Read the pictures, print what is wrong with them; return how many of `used` that stops."""
     tasks = (
-        delayed(_inspect)(base / path, tuple(box) if box[2] > 0 else None)
+        delayed(_inspect)(base, path, tuple(box) if box[2] > 0 else None)
         for path, box in zip(pictures.paths, pictures.boxes.tolist(), strict=True)
     )
     parallel = Parallel(n_jobs=max(jobs, 1), return_as="generator")
@@ -178,7 +186,7 @@ def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool, used:
     fatal = {"missing", "unreadable", "empty box"} if crop else {"missing", "unreadable"}
     unusable = 0
     for row, (kind, message, digest) in enumerate(results):
-        faults[kind].append(message or pictures.paths[row])
+        faults[kind].append(message or shown(pictures.paths[row]))
         unusable += kind in fatal and pictures.paths[row] in used
         if digest:
             same[digest].append(row)
@@ -190,7 +198,7 @@ def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool, used:
     _print_some("box reaches outside the picture (clipped)", faults["box"])
     _print_some(
         f"duplicates (the same bytes; {across:,} times across partitions)",
-        [" = ".join(pictures.paths[row] for row in rows) for rows in copies],
+        [" = ".join(shown(pictures.paths[row]) for row in rows) for rows in copies],
     )
     return unusable
 

@@ -15,7 +15,7 @@ from annotations import (
     write_list,
 )
 from collection import SPLIT_FOLDERS, can_be_listed, find_pictures, held_out_of_each, is_split
-from utils import UserError
+from utils import UserError, shown
 
 IMG = "img"  # the link to the photos
 OFFICIAL = (*ANNO_FOLDERS, "Eval", "Img")  # what a part of somebody else's data set consists of
@@ -153,7 +153,7 @@ def _labels_of_folders(
     """Category, item and colour of each picture by --item-level, N str each."""
     flat = next((p for p, part in zip(paths, inner, strict=True) if len(part) < 3), None)
     if flat:
-        raise UserError(f"--item-level: {flat} does not lie in CATEGORY/ITEM/")
+        raise UserError(f"--item-level: {shown(flat)} does not lie in CATEGORY/ITEM/")
     # The item's whole path: two categories may well number their items alike.
     items = ["/".join(part[:-1]) for part in inner]
     category = [part[-3] if inshop else "/".join(part[:-2]) for part in inner]
@@ -174,7 +174,7 @@ def _labels_of_pattern(
     unmatched = [path for path, group in zip(paths, groups, strict=True) if not group]
     if unmatched:
         print(f"--item-pattern matches {len(paths) - len(unmatched)} of {len(paths)} pictures; not,"
-              f" for instance, {unmatched[0]}")  # fmt: skip
+              f" for instance, {shown(unmatched[0])}")  # fmt: skip
     items = [group.get("item") or "" for group in groups]
     if not any(items):
         raise UserError(f"--item-pattern {item_pattern!r}: matches no picture")

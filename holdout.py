@@ -36,7 +36,8 @@ class Parts:
         """A hash of the pictures of each part, and of their labels."""
         digest = hashlib.sha256()
         for part in (self.train, self.held, self.items):
-            digest.update("\n".join([*part.paths, *part.category_names, *part.items]).encode())
+            names = "\n".join([*part.paths, *part.category_names, *part.items])
+            digest.update(names.encode(errors="surrogateescape"))
             digest.update(part.categories.tobytes() + part.boxes.tobytes())
         return digest.hexdigest()[:16]
 

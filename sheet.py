@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from utils import PictureError, read_picture
+from collection import picture_file
+from utils import PictureError, read_picture, shown
 
 TILE = (168, 210)  # px, of a picture
 GAP = 14
@@ -63,7 +64,7 @@ def draw_sheet(base: Path, rows: Sequence[SheetRow]) -> Image.Image:
             corner = (2 * GAP + step[0] * (1 + i % across), top + step[1] * (i // across))
             caption = f"{record['rank']}   d {record['distance']:.4f}"
             try:
-                picture = read_picture(base / record["path"])
+                picture = read_picture(picture_file(base, record["path"]))
             except PictureError:
                 picture = None
             _tile(sheet, corner, picture, caption, record["category"], LINE)
@@ -76,7 +77,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
-    """A text cut to a width in px."""
+    """A text cut to a width in px, in one line."""
+    text = shown(text)
     if draw.textlength(text, _font(size)) <= width:
         return text
     while text and draw.textlength(text + "...", _font(size)) > width:

@@ -1,6 +1,7 @@
 """The ablation: which groups are held out, its table, and one row of it on a few real photos."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_a_row_is_trained_measured_and_kept(
         for name in ("dress", "hat"):
             (photos / part / name).mkdir(parents=True)
             for photo in sorted((shared / "photos" / part / name).iterdir())[:count]:
-                (photos / part / name / photo.name).symlink_to(photo)
+                shutil.copyfile(photo, photos / part / name / photo.name)
     for group in ("Pants", "Shorts", "Tees"):
         for item in sorted((shared / "inshop-men/img/MEN" / group).iterdir())[:4]:
             (items / group).mkdir(parents=True, exist_ok=True)
