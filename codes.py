@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from index import COLOR, PALETTE, FeatureDatabase, Signal, deep_file
-from utils import atomic_write, progress_bar
+from utils import UserError, atomic_write, progress_bar
 
 METRICS = ("euclidean", "cosine")
 LEVELS = 127  # of a code, either way
@@ -117,8 +117,8 @@ def open_codes(
         return None
     try:
         return [_open(database, signal, order) for signal in used]
-    except OSError as error:
-        print(f"queries will be slower: {error.filename}: {error.strerror}", file=sys.stderr)
+    except UserError as error:
+        print(f"queries will be slower: {error}", file=sys.stderr)
         return None
 
 
@@ -133,13 +133,14 @@ def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None = 
     places = [database.base / f"{stem}.{key}.{part}.npy" for part in ("codes", "bounds")]
     count, dim = signal.features.shape
     values, bounds = (_mapped(place) for place in places)
-    if values.shape == (count, dim) and bounds.shape == (3, count):
+    kinds = (values.dtype, bounds.dtype) == (np.int8, np.float32)
+    if kinds and values.shape == (count, dim) and bounds.shape == (3, count):
         return Codes(*map(torch.from_numpy, (values, *bounds)), metric=signal.metric)
     codes = encode(signal.features, signal.metric) if order is None else _open(database, signal)
     codes = codes.ordered(order) if order is not None else codes
     bounds = torch.stack([codes.scale, codes.norm, codes.error]).numpy()
     for old in database.base.glob(f"{stem}.[0-9a-f]*.npy"):
-        old.unlink()  # of other features or another order
+        old.unlink(missing_ok=True)  # of other features or another order
     for place, array in zip(places, (codes.values.numpy(), bounds), strict=True):
         with atomic_write(place) as part, open(part, "wb") as target:
             np.save(target, array)

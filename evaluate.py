@@ -9,6 +9,11 @@
 Needs the feature database and the annotation lists; the photos only for the pictures of --report.
 """
 
+if __name__ == "__main__":
+    import interrupt
+
+    interrupt.catch()
+
 import argparse
 import hashlib
 import json
@@ -49,7 +54,7 @@ from protocols import (
 )
 from ranking import METRICS, RankingEngine
 from report import Table, write_report
-from utils import UserError, run_script, sha256_of
+from utils import UserError, run_script
 
 MAIN = ("category", "item")  # tasks; the others are parts of them
 PROTOCOLS = ("inshop", "category", "folder")
@@ -276,7 +281,7 @@ def _facts(database: FeatureDatabase, args: argparse.Namespace, nprobe: int) -> 
         "engine": args.engine if args.engine == "exact" else f"kmeans, nprobe {nprobe}",
         "date": time.strftime("%Y-%m-%d"),
         "models": [{key: m[key] for key in ("file", "sha256")} for m in info["models"]],
-        "features": sha256_of(database.base / DEEP),
+        "features": info["sha256"][DEEP],
         "pictures": info["pictures"],
         "settings": info["settings"],
     }

@@ -6,14 +6,17 @@ all_feat.json below DATASET_BASE. A run that was stopped goes on where it was; e
 that pictures were skipped.
 """
 
+if __name__ == "__main__":
+    import interrupt
+
+    interrupt.catch()
+
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,33 +31,16 @@ from color import PALETTE_BINS, color_features
 from command_line import parse_args
 from data import DETAIL, PictureDataset, eval_transform, make_loader
 from device import amp_type, pick_device
-from index import (
-    CATEGORY,
-    CLASSIFIER,
-    COLOR,
-    DEEP,
-    INFO,
-    ITEM,
-    LIST,
-    PALETTE,
-    deep_file,
-    open_database,
-    plain_file,
-    signals_of,
-)
+from index import COLOR, DEEP, PALETTE, deep_file, open_database, plain_file, signals_of
 from inference import CPU_BATCH, faster, in_order, keeps_embeddings, one_core_each, streams_of
-from net import (
-    EmbeddingNet,
-    FeatureNet,
-    Network,
-    extract_features,
-    find_model,
-    held_out_of,
-    load_net,
-)
-from utils import PictureError, UserError, atomic_write, progress_bar, run_script, sha256_of
+from lock import locked
+from net import FeatureNet, Network, extract_features, find_model, held_out_of, load_net
+from stamps import stamp_of
+from store import PartialFeatures, remove_partial, write_database
+from utils import PictureError, UserError, progress_bar, run_script, sha256_of
 
 SAVE_SECONDS = 10.0  # of work that a kill may cost
+INFINITE = "the network's features of it are infinite or NaN; try --amp off, or another model"
 
 
 class Readable(Dataset[tuple[Tensor, str]]):
@@ -80,134 +66,10 @@ class Readable(Dataset[tuple[Tensor, str]]):
             return torch.zeros(self.crop_size, self.crop_size, 3, dtype=torch.uint8), str(error)
 
 
-class PartialFeatures:
-    """The features of one model's unfinished extraction, in a hidden folder; they survive a kill.
-
-    Parameters
-    ----------
-    folder : where they lie
-    key : what the extraction depends on; features found there under another key are dropped
-    count : number of pictures N
-    widths : of each matrix, by its file's name
-    """
-
-    def __init__(self, folder: Path, key: str, count: int, widths: dict[str, int]) -> None:
-        self.folder = folder
-        self.key = key
-        self.done = 0
-        self.errors: dict[int, str] = {}
-        shapes = {name: (count, width) for name, width in widths.items()}
-        state = self._read_state()
-        if state:
-            try:
-                self.matrices = {n: _matrix(folder / n, "r+", s) for n, s in shapes.items()}
-            except (OSError, ValueError):
-                state = None
-        if state:
-            self.done = state["done"]
-            self.errors = {int(row): reason for row, reason in state["errors"].items()}
-        else:
-            remove_partial(folder)
-            folder.mkdir(parents=True)
-            self.matrices = {n: _matrix(folder / n, "w+", s) for n, s in shapes.items()}
-
-    def _read_state(self) -> dict[str, Any] | None:
-        try:
-            state = json.loads((self.folder / "state.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
-        return state if state.get("key") == self.key else None
-
-    def append(self, features: Sequence[np.ndarray], errors: Sequence[str]) -> None:
-        """Add the features of the next pictures, one array a matrix."""
-        rows = slice(self.done, self.done + len(errors))
-        for matrix, feature in zip(self.matrices.values(), features, strict=True):
-            matrix[rows] = feature
-        self.errors |= {self.done + i: reason for i, reason in enumerate(errors) if reason}
-        self.done += len(errors)
-
-    def save(self) -> None:
-        """Make what was added survive: first the features, then the word that they are there."""
-        for matrix in self.matrices.values():
-            matrix.flush()
-        state = {"key": self.key, "done": self.done, "errors": self.errors}
-        with atomic_write(self.folder / "state.json") as part:
-            part.write_text(json.dumps(state), "utf-8")
-
-
-def remove_partial(folder: Path) -> None:
-    """Delete partial features: first the word that they are there, then the features."""
-    (folder / "state.json").unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _matrix(path: Path, mode: Any, shape: tuple[int, int]) -> np.memmap:
-    """Open or make a float32 .npy file; a `ValueError` where an old one has another shape."""
-    matrix = np.lib.format.open_memmap(path, mode=mode, dtype=np.float32, shape=shape)
-    if matrix.shape != shape or matrix.dtype != np.float32:
-        raise ValueError(f"{path}: {matrix.shape}")
-    return matrix
-
-
-def write_database(
-    base: Path,
-    pictures: Pictures,
-    partials: Sequence[PartialFeatures],
-    unreadable: Sequence[int],
-    net: EmbeddingNet,
-    facts: dict[str, Any],
-) -> None:
-    """Write the files of the feature database, without the rows of unreadable pictures.
-
-    all_feat.json goes first and comes last: without it the other files are no database, so that
-    old and new ones are never read together.
-
-    Parameters
-    ----------
-    base : DATASET_BASE
-    pictures : the table
-    partials : the finished extraction of each model
-    unreadable : rows of the pictures that are left out, ascending
-    net : the first model, whose classifier is written
-    facts : for all_feat.json
-    """
-    kept = np.setdiff1d(np.arange(len(pictures)), unreadable)
-    (base / INFO).unlink(missing_ok=True)
-    outdated = [*base.glob("all_feat_*.npy"), *base.glob("all_plain_feat_*"), base / PALETTE]
-    for old in [*outdated, *base.glob("all_*.codes.npy"), *base.glob("all_*.bounds.npy")]:
-        old.unlink(missing_ok=True)
-    hashes = {}
-    for name, source in [pair for partial in partials for pair in partial.matrices.items()]:
-        with atomic_write(base / name) as part:
-            target = _matrix(part, "w+", (len(kept), source.shape[1]))
-            for start in range(0, len(kept), 8192):
-                target[start : start + 8192] = source[kept[start : start + 8192]]
-            target.flush()
-        hashes[name] = sha256_of(base / name)
-    weight, bias = (tensor.cpu().numpy() for tensor in net.classifier())
-    arrays = {CATEGORY: pictures.categories[kept], ITEM: pictures.items[kept].astype(str)}
-    for name, array in arrays.items():
-        with atomic_write(base / name) as part, open(part, "wb") as file:
-            np.save(file, array)
-    with atomic_write(base / CLASSIFIER) as part, open(part, "wb") as file:
-        np.savez(file, weight=weight, bias=bias)
-    with atomic_write(base / LIST) as part:
-        part.write_text("".join(pictures.paths[row] + "\n" for row in kept), "utf-8")
-    info = {
-        **facts,
-        "pictures": len(kept),
-        "skipped": [pictures.paths[row] for row in unreadable],
-        "category_names": pictures.category_names,
-        "sha256": hashes,
-    }
-    with atomic_write(base / INFO) as part:
-        part.write_text(json.dumps(info, indent=1), "utf-8")
-
-
 def _key(facts: dict[str, Any], pictures: Pictures) -> str:
     """A hash of all that the features depend on."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    digest.update("\n".join(pictures.paths).encode())
+    digest.update("\n".join(pictures.paths).encode(errors="surrogateescape"))
     digest.update(pictures.boxes.tobytes())
     return digest.hexdigest()
 
@@ -252,6 +114,10 @@ def extract(
         loader = make_loader(rest, workers, device.type == "cuda", batch_size=batch_size)
         start = saved = time.perf_counter()
         for found, errors in in_order(features, loader, streams):
+            sound = np.all([np.isfinite(feature).all(axis=1) for feature in found], axis=0)
+            paths = dataset.dataset.pictures.paths[partial.done :]
+            named = zip(errors, sound, paths, strict=False)
+            errors = [e or ("" if ok else f"{path!a}: {INFINITE}") for e, ok, path in named]
             partial.append(found, errors)
             bar.update(len(errors))
             if time.perf_counter() - saved > SAVE_SECONDS:
@@ -287,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     names = config.MODELS or (config.DUMPED_MODEL,)
     models = [find_model(base, name) for name in names]
+    stamps = [stamp_of(model) for model in models]
     loaded = [load_net(model, bare) for model in models]
     records = [
         {
@@ -297,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         for name, model, (_, network) in zip(names, models, loaded, strict=True)
     ]
+    if stamps != [stamp_of(model) for model in models]:
+        raise UserError(f"{', '.join(names)}: replaced while it was read; run this again")
     nets, datasets = [], []
     for number, (net, network) in enumerate(loaded):
         colors = [] if number else color_features(settings)
@@ -311,40 +180,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         amp = None
     settings["AMP"] = str(amp or torch.float32).removeprefix("torch.")
 
-    partials: list[PartialFeatures] = []
-    seconds, fresh = 0.0, 0
-    for number, (features, dataset) in enumerate(zip(nets, datasets, strict=True)):
+    widths = []  # of each model's matrices
+    for number, features in enumerate(nets):
         dim = features.net.fc2.in_features
-        widths = {deep_file(number): dim}
+        widths.append({deep_file(number): dim})
         if not number:
-            widths |= {COLOR: 3 * config.COLOR_TOP_N}
-            widths |= {PALETTE: PALETTE_BINS**3} if config.PALETTE else {}
+            widths[0] |= {COLOR: 3 * config.COLOR_TOP_N}
+            widths[0] |= {PALETTE: PALETTE_BINS**3} if config.PALETTE else {}
         if config.FLIP:
-            widths[plain_file(number)] = dim
-        partial = PartialFeatures(
-            base / f".extract_{number + 1}",
-            _key({**settings, **records[number]}, pictures),
-            len(pictures),
-            widths,
-        )
-        resumed = f", going on from {partial.done:,}" if partial.done else ""
-        print(f"{len(pictures):,} pictures, {models[number]} on {device}{resumed}", flush=True)
-        fresh += len(pictures) - partial.done
-        seconds += extract(
-            features, dataset, partial, device, amp, config.NUM_WORKERS, config.EXTRACT_BATCH_SIZE
-        )
-        partials.append(partial)
-    errors: dict[int, str] = {}  # what one model could not read is left out of all
-    for partial in partials:
-        errors |= partial.errors
-    if len(errors) < len(pictures):
-        facts = {"models": records, "settings": settings}
-        write_database(base, pictures, partials, sorted(errors), loaded[0][0], facts)
-        database = open_database(base)
-        # So that no query has to make them.
-        open_codes(database, signals_of(database, **config.distance | {"model_weights": ()}))
-    for folder in base.glob(".extract_*"):  # also of models that are no longer extracted
-        remove_partial(folder)
+            widths[number][plain_file(number)] = dim
+
+    with locked(base, "an extraction"):
+        partials: list[PartialFeatures] = []
+        seconds, fresh = 0.0, 0
+        for number, (features, dataset) in enumerate(zip(nets, datasets, strict=True)):
+            partial = PartialFeatures(
+                base / f".extract_{number + 1}",
+                _key({**settings, **records[number]}, pictures),
+                len(pictures),
+                widths[number],
+            )
+            partials.append(partial)
+            resumed = f", going on from {partial.done:,}" if partial.done else ""
+            print(f"{len(pictures):,} pictures, {models[number]} on {device}{resumed}", flush=True)
+            fresh += len(pictures) - partial.done
+            workers, batch_size = config.NUM_WORKERS, config.EXTRACT_BATCH_SIZE
+            seconds += extract(features, dataset, partial, device, amp, workers, batch_size)
+        errors: dict[int, str] = {}  # what one model could not read is left out of all
+        for partial in partials:
+            errors |= partial.errors
+        if len(errors) < len(pictures):
+            facts = {"models": records, "settings": settings}
+            weight, bias = (tensor.cpu().numpy() for tensor in loaded[0][0].classifier())
+            write_database(base, pictures, partials, sorted(errors), (weight, bias), facts)
+            database = open_database(base)
+            # So that no query has to make them.
+            open_codes(database, signals_of(database, **config.distance | {"model_weights": ()}))
+        for folder in base.glob(".extract_*"):  # also of models that are no longer extracted
+            remove_partial(folder)
     if len(errors) == len(pictures):
         raise UserError(f"{base}: no picture can be read: {errors[0]}")
 

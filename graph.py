@@ -7,6 +7,11 @@ Writes models/graph.hnsw below DATASET_BASE, with the recall of a query, measure
 are not in the graph yet. The pictures that a walk along the graph reaches are ranked exactly.
 """
 
+if __name__ == "__main__":
+    import interrupt
+
+    interrupt.catch()
+
 import math
 import time
 from collections.abc import Sequence
@@ -28,7 +33,7 @@ from index import (
 )
 from kmeans import held_out
 from scan import exact_engine
-from utils import UserError, progress_bar, run_script, sha256_of
+from utils import UserError, progress_bar, run_script
 
 EXPANSIONS = [round(12 * 1.1**i) for i in range(55)]  # of a query, 12 to 2062: those measured
 QUERIES = 1000  # pictures that it is measured on
@@ -210,12 +215,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, _ = parse_args(argv, __doc__ or "", ("data set", "ranking", "machine"))
     base = config.DATASET_BASE
     database = open_database(base)
-    for name, digest in database.info["sha256"].items():
-        if sha256_of(base / name) != digest:
-            raise UserError(
-                f"{base / name}: not the features that all_feat.json describes;"
-                f" run: python feature_extractor.py --dataset-base {base}"
-            )
     signals = signals_of(database, **config.distance)
     library()  # what is missing is said before anything is made
     used_signals(signals)

@@ -6,7 +6,8 @@ deep term for each further model.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,8 @@ from zipfile import BadZipFile
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from lines import Lines
+from stamps import first_changed
 from utils import UserError
 
 DEEP, COLOR, PALETTE = "all_feat.npy", "all_color_feat.npy", "all_palette_feat.npy"
@@ -24,62 +27,7 @@ CLASSIFIER = "all_classifier.npz"
 LIST, INFO = "all_feat.list", "all_feat.json"
 BLOCK = 8192  # rows a call of cdist, which copies them to float64
 MEMORY = 64 << 20  # bytes of distances that an exact search holds at once
-
-
-class Lines(Sequence[str]):
-    """Lines of a UTF-8 file, found when first asked for: a query wants a few of many.
-
-    Parameters
-    ----------
-    path : the file
-    count : number of its lines
-
-    Raises
-    ------
-    UserError : on first use, where it cannot be read or has another number of lines
-    """
-
-    def __init__(self, path: Path, count: int) -> None:
-        self.path = path
-        self.count = count
-
-    @cached_property
-    def _ends(self) -> np.ndarray:
-        ends = np.flatnonzero(self._bytes == ord("\n"))
-        if len(ends) != self.count:
-            raise UserError(
-                f"{self.path}: has {len(ends)} rows, {INFO} says {self.count}; {_again(self.path)}"
-            )
-        return ends
-
-    @cached_property
-    def _bytes(self) -> np.ndarray:
-        try:
-            empty = not self.path.stat().st_size
-            return np.zeros(0, np.uint8) if empty else np.memmap(self.path, np.uint8, "r")
-        except OSError as error:
-            raise UserError(f"{self.path}: {error.strerror}; {_again(self.path)}") from None
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(self.count))]
-        if not -self.count <= row < self.count:
-            raise IndexError(row)
-        row %= self.count
-        start = self._ends[row - 1] + 1 if row else 0
-        return self._bytes[start : self._ends[row]].tobytes().decode("utf-8")
-
-    def __iter__(self) -> Iterator[str]:
-        _ = self._ends  # the check
-        return iter(self._bytes.tobytes().decode("utf-8").split("\n")[:-1])
-
-
-def _again(place: Path) -> str:
-    """What to do about a file of the feature database that is not as it should be."""
-    return f"run: python feature_extractor.py --dataset-base {place.parent}"
+TRIES, PAUSE = 20, 0.05  # s; an extraction replaces the files in a few ms
 
 
 @dataclass(frozen=True)
@@ -146,15 +94,43 @@ def plain_file(number: int) -> str:
 def open_database(base: Path) -> FeatureDatabase:
     """Open the feature database of a data set.
 
+    Where an extraction is replacing it, this is done again: old and new files never come together.
+
     Raises
     ------
-    UserError : it is missing or unfinished, or its files do not belong together
+    UserError : it is missing or unfinished, or its files do not belong together, or are not those
+        that all_feat.json describes
     """
-    again = _again(base / INFO)
-    if not (base / INFO).is_file():
+    for _ in range(TRIES):
+        before = _read_info(base)
+        try:
+            database, failure = _open_files(base, before), None
+        except UserError as error:
+            failure = error
+        # It goes before any other file does, and comes back last.
+        absent = before is None and (base / LIST).exists()
+        if before == _read_info(base) and not absent:
+            break
+        time.sleep(PAUSE)
+    if failure:
+        raise failure
+    return database
+
+
+def _read_info(base: Path) -> bytes | None:
+    try:
+        return (base / INFO).read_bytes()
+    except OSError:
+        return None
+
+
+def _open_files(base: Path, described: bytes | None) -> FeatureDatabase:
+    """Open the files that a content of all_feat.json describes."""
+    again = f"run: python feature_extractor.py --dataset-base {base}"
+    if described is None:
         raise UserError(f"{base}: no feature database ({INFO}); {again}")
     try:
-        info = json.loads((base / INFO).read_text("utf-8"))
+        info = json.loads(described)
         models = range(len(info["models"]))
         deep = [deep_file(number) for number in models]
         plain = [plain_file(number) for number in models] if info["settings"]["FLIP"] else []
@@ -167,10 +143,13 @@ def open_database(base: Path) -> FeatureDatabase:
         with np.load(base / CLASSIFIER, allow_pickle=False) as file:
             _ = file["weight"], file["bias"]  # read, so that damage shows here
         count, category_names = info["pictures"], info["category_names"]
-        columns[LIST] = Lines(base / LIST, count)
-        _ = [info["sha256"][name] for name in names]  # required, as the models' are
-        (base / LIST).stat()
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+        columns[LIST] = Lines(base / LIST, count, again)
+        hashes = {name: info["sha256"][name] for name in names} | info.get("sha256_others", {})
+    except KeyError as error:
+        raise UserError(
+            f"{base}: the feature database is damaged or of an older version: no {error}; {again}"
+        ) from None
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile, AttributeError) as error:
         raise UserError(f"{base}: the feature database is damaged ({error}); {again}") from None
     for name in names:
         if columns[name].dtype != np.float32 or columns[name].ndim != 2:
@@ -181,6 +160,9 @@ def open_database(base: Path) -> FeatureDatabase:
     for name, column in columns.items():
         if len(column) != count:
             raise UserError(f"{base / name}: has {len(column)} rows, {INFO} says {count}; {again}")
+    changed = first_changed(base, hashes)
+    if changed:
+        raise UserError(f"{changed}: not the file that {INFO} describes; {again}")
     return FeatureDatabase(
         base=base,
         deep=tuple(columns[name] for name in deep),

@@ -4,6 +4,11 @@ Writes models/kmeans.m below DATASET_BASE, with the recall of a query that searc
 clusters, measured on pictures of the collection.
 """
 
+if __name__ == "__main__":
+    import interrupt
+
+    interrupt.catch()
+
 import time
 from collections.abc import Sequence
 
@@ -16,7 +21,7 @@ from codes import open_codes
 from command_line import parse_args
 from index import DEEP, Engine, Signal, describe_distance, open_database, signals_of, unit_rows
 from scan import exact_engine
-from utils import UserError, run_script, sha256_of
+from utils import UserError, run_script
 
 FITTED = 1000  # rows for each cluster: k-means gains next to nothing by more
 QUERIES = 200
@@ -108,11 +113,6 @@ def measure_recall(
 def main(argv: Sequence[str] | None = None) -> None:
     config, _ = parse_args(argv, __doc__ or "", ("data set", "ranking", "machine"))
     database = open_database(config.DATASET_BASE)
-    if sha256_of(config.DATASET_BASE / DEEP) != database.info["sha256"][DEEP]:
-        raise UserError(
-            f"{config.DATASET_BASE / DEEP}: not the features that all_feat.json describes;"
-            f" run: python feature_extractor.py --dataset-base {config.DATASET_BASE}"
-        )
     signals = signals_of(database, **config.distance)
     normalised = signals[0].metric == "cosine"
 

@@ -1,5 +1,6 @@
 """The embedding network and the checkpoints it comes from."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -244,8 +245,11 @@ def save_checkpoint(path: Path, net: EmbeddingNet, network: Network, **facts: An
     }
     content = {"network": asdict(network), "state_dict": state, **facts}
     # Given a path, torch.save would write its name into the file: equal weights, unequal hash.
-    with atomic_write(path) as part, open(part, "wb") as file:
-        torch.save(content, file)
+    # Given a file, it would not say that the disk is full.
+    written = io.BytesIO()
+    torch.save(content, written)
+    with atomic_write(path) as part:
+        part.write_bytes(written.getbuffer())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from color import color_features
 from data import Transform
 from index import FeatureDatabase
 from net import FeatureNet, Network, extract_features, load_net, model_places
+from stamps import Stamp, stamp_of
 from utils import UserError, read_picture, sha256_of
 
 Box = tuple[int, int, int, int]
@@ -111,11 +112,11 @@ def extract_queries(
     return deep + colors
 
 
-def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[Path]:
+def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[tuple[Path, Stamp]]:
     """The files of the models that made the feature database, told by their SHA-256.
 
     They are those of the settings or, with a line on standard error, those that all_feat.json
-    names.
+    names. With each comes the stamp that it had before.
 
     Parameters
     ----------
@@ -129,10 +130,10 @@ def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[Path]:
     base, records = database.base, database.info["models"]
     files = [record["file"] for record in records]
     made_by, told = ", ".join(files), ", ".join(named)
-    paths = _same_models(base, named, records)
-    if paths is None:
-        paths = _same_models(base, files, records)
-        if paths is None:
+    found = _same_models(base, named, records)
+    if found is None:
+        found = _same_models(base, files, records)
+        if found is None:
             also = "" if made_by == told else f", and {told} is not the same"
             raise UserError(
                 f"{base}: the feature database was made by {made_by}, now missing or changed{also};"
@@ -142,23 +143,23 @@ def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[Path]:
         print(
             f"asking with {made_by}, which made the feature database, not {told}", file=sys.stderr
         )
-    return paths
+    return found
 
 
 def _same_models(
     base: Path, names: Sequence[str], records: Sequence[dict[str, Any]]
-) -> list[Path] | None:
+) -> list[tuple[Path, Stamp]] | None:
     """The files that some names of models mean; None where one has not its record's SHA-256."""
     if len(names) != len(records):
         return None
-    paths = []
+    found = []
     for name, record in zip(names, records, strict=True):
-        places = [path for path in model_places(base, name) if path.is_file()]
-        same = [path for path in places if sha256_of(path) == record["sha256"]]
+        places = [(path, stamp_of(path)) for path in model_places(base, name) if path.is_file()]
+        same = [place for place in places if sha256_of(place[0]) == record["sha256"]]
         if not same:
             return None
-        paths.append(same[0])
-    return paths
+        found.append(same[0])
+    return found
 
 
 def load_models(
@@ -167,9 +168,11 @@ def load_models(
     """Load the models that made the feature database; `named` as for `find_models`."""
     settings = database.info["settings"]
     nets, networks = [], []
-    for number, path in enumerate(find_models(database, named)):
+    for number, (path, stamp) in enumerate(find_models(database, named)):
         bare = Network(**database.info["models"][number]["network"])
         net, network = load_net(path, bare)
+        if stamp_of(path) != stamp:
+            raise UserError(f"{path}: replaced while it was read; ask again")
         colors = [] if number else color_features(settings)
         features = FeatureNet(net, colors, settings["FLIP"]).eval()
         nets.append(features.to(device, memory_format=torch.channels_last))

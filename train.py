@@ -5,6 +5,11 @@ retrieval among held-out training pictures as model_best.pth.tar, and the curves
 (models/tensorboard).
 """
 
+if __name__ == "__main__":
+    import interrupt
+
+    interrupt.catch()
+
 import argparse
 from collections.abc import Sequence
 
@@ -15,6 +20,7 @@ from command_line import parse_args
 from data import DETAIL, PictureDataset, TrainBatches, eval_transform, make_loader, train_transform
 from device import amp_type, pick_device
 from holdout import read_parts
+from lock import locked
 from net import Network, initial_net, save_checkpoint
 from recipe import build_metric_loss, build_optimizer
 from trainer import BEST, RESUME_POINT, Progress, Trainer, mark_best
@@ -138,20 +144,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         held_out=held_out,
         progress=Progress(frozen=config.FREEZE_PARAM != "false"),
     )
-    if trainer.resume_point.exists():
-        if args.resume:
-            trainer.resume()
-            print(f"resumed: epoch {trainer.progress.epoch}, step {trainer.progress.step}")
-        else:
-            trainer.refuse_to_overwrite()
-    print(
-        f"{len(train):,} pictures to train on ({labelled:,} with a category); held out from the"
-        f" training part: {len(held):,} and {len(parts.items):,} of items; {config.BACKBONE} on"
-        f" {device}, {amp or torch.float32}"
-    )
-    trainer.run(config.LOG_INTERVAL, config.TEST_INTERVAL, config.DUMP_INTERVAL)
-    best = trainer.progress.best
-    print(f"best: epoch {best['epoch']}, {best['score']:.2%} among the held out: {models / BEST}")
+    with locked(models, "a training run"):
+        if trainer.resume_point.exists():
+            if args.resume:
+                trainer.resume()
+                print(f"resumed: epoch {trainer.progress.epoch}, step {trainer.progress.step}")
+            else:
+                trainer.refuse_to_overwrite()
+        print(
+            f"{len(train):,} pictures to train on ({labelled:,} with a category); held out from the"
+            f" training part: {len(held):,} and {len(parts.items):,} of items; {config.BACKBONE} on"
+            f" {device}, {amp or torch.float32}"
+        )
+        trainer.run(config.LOG_INTERVAL, config.TEST_INTERVAL, config.DUMP_INTERVAL)
+        best = trainer.progress.best
+        print(
+            f"best: epoch {best['epoch']}, {best['score']:.2%} among the held out: {models / BEST}"
+        )
 
 
 if __name__ == "__main__":
