@@ -23,27 +23,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clusters import KMeansEngine, nprobe_of, open_clusters
-from codes import open_codes
 from command_line import parse_args
 from data import DETAIL, eval_transform
 from device import pick_device
-from index import (
-    Answer,
-    Engine,
-    FeatureDatabase,
-    Signal,
-    describe_distance,
-    open_database,
-    signals_of,
-)
+from engines import ENGINES, SCRIPTS, NamedEngine, open_engine
+from index import Answer, FeatureDatabase, Signal, open_database, signals_of
 from query import extract_queries, find_query, load_models, read_query
 from rerank import CollapsedEngine, improved, join_queries
-from scan import exact_engine
 from sheet import SheetRow, draw_sheet
 from utils import Stopwatch, UserError, atomic_write, run_script
-
-STEPS = {"exact": "exact query", "kmeans": "k-means query", "graph": "graph query"}
 
 
 def as_records(
@@ -130,7 +118,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-n", type=_positive, default=5, metavar="N", help="answers a query (default: 5)")
     add(
         "--engine",
-        choices=("exact", "kmeans", "graph"),
+        choices=tuple(ENGINES),
         help="only this engine (default: exact, kmeans)",
     )
     add(
@@ -156,49 +144,35 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--show", action="store_true", help="show them in a window, where there is a display")
 
 
-def _engines(
+def _open_engines(
     database: FeatureDatabase,
     signals: Sequence[Signal],
     wanted: str | None,
-    category: str | None,
     nprobe: int,
     target_recall: float,
-) -> dict[str, tuple[Engine, str]]:
-    """The engines to ask, by name, each with a title that says what it searches."""
-    distance = describe_distance(signals)
-
-    def recall(value: float, of: str, script: str) -> str:
-        if category:
-            return "recall not measured within a category"
-        if of != distance:
-            return f"recall not measured with this distance (run {script} with it)"
-        return f"recall@10 {value:.3f}, see {script}"
-
-    engines: dict[str, tuple[Engine, str]] = {}
-    if wanted in {None, "exact"}:
-        title = f"exact: all {len(database.categories):,} pictures, {distance}"
-        engines["exact"] = (exact_engine(database, signals), title)
-    if wanted in {None, "kmeans"}:
-        try:
-            clusters = open_clusters(database)
-        except UserError as error:
-            if wanted:
-                raise
-            print(f"no k-means answer: {error}", file=sys.stderr)
-            return engines
-        codes = open_codes(database, signals, clusters.by_cluster)
-        nprobe = nprobe_of(clusters, nprobe, target_recall)
-        title = f"k-means: {nprobe} of {len(clusters.centroids)} clusters, "
-        title += recall(clusters.recall[nprobe - 1], clusters.distance, "kmeans.py")
-        engines["kmeans"] = (KMeansEngine(signals, clusters, nprobe, codes), title)
-    if wanted == "graph":
-        from hnsw import GraphEngine, open_graph
-
-        graph = open_graph(database, signals)
-        title = f"graph: {graph.expansion} pictures in sight, "
-        title += recall(graph.recall, graph.distance, "graph.py")
-        engines["graph"] = (GraphEngine(signals, graph, exact_engine(database, signals)), title)
+) -> list[NamedEngine]:
+    """The engine that is wanted; None: the exact one and, where there are clusters, k-means."""
+    if wanted:
+        return [open_engine(database, signals, wanted, nprobe, target_recall)]
+    engines = [open_engine(database, signals, "exact", nprobe, target_recall)]
+    try:
+        engines.append(open_engine(database, signals, "kmeans", nprobe, target_recall))
+    except UserError as error:
+        print(f"no k-means answer: {error}", file=sys.stderr)
     return engines
+
+
+def _title(named: NamedEngine, category: str | None) -> str:
+    """What an engine searches, and what it is expected to find."""
+    title = f"{ENGINES[named.name]}: {named.searched}"
+    if named.name == "exact":
+        return title
+    script = SCRIPTS[named.name]
+    if category:
+        return f"{title}, recall not measured within a category"
+    if named.recall is None:
+        return f"{title}, recall not measured with this distance (run {script} with it)"
+    return f"{title}, recall@10 {named.recall:.3f}, see {script}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -212,9 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         database = open_database(base)
         rows = database.rows_of(args.category) if args.category else None
         signals = signals_of(database, **config.distance)
-        engines = _engines(
-            database, signals, args.engine, args.category, config.NPROBE, config.TARGET_RECALL
-        )
+        engines = _open_engines(database, signals, args.engine, config.NPROBE, config.TARGET_RECALL)
     box = tuple(args.bbox) if args.bbox else None
     paths = [find_query(base, name) for name in args.img_path]
     with watch.step("loading model"):
@@ -240,9 +212,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for i, query in enumerate(queries):
         if not args.json:
             print(f"\nquery: {query.name}" if i else f"query: {query.name}")
-        for name, (engine, title) in engines.items():
-            step = STEPS[name]
-            engine = improved(engine, signals, args.expand, args.rerank)
+        for named in engines:
+            title, step = _title(named, args.category), f"{ENGINES[named.name]} query"
+            engine = improved(named.engine, signals, args.expand, args.rerank)
             engine = CollapsedEngine(engine, database.items) if args.per_item else engine
             took = Stopwatch()
             with watch.step(step), took.step(step):
@@ -260,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             output.append(
                 {
                     "query": query.name,
-                    "engine": name,
+                    "engine": named.name,
                     "results": records,
                     "seconds": {**shared, **took.seconds},
                 }

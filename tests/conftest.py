@@ -50,6 +50,31 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
+def describe(
+    base: Path,
+    count: int,
+    category_names: list[str],
+    trained: list[str] | None = None,
+    models: tuple[str, ...] = ("a.pth",),
+    **settings: object,
+) -> None:
+    """Write all_feat.json for the files that lie there, as the design says."""
+    files = [path for path in base.glob("all_*") if path.name.count(".") == 1]
+    hashes = {path.name: sha256_of(path) for path in files if path.suffix != ".json"}
+    others = {name for name in hashes if not ("feat" in name and name.endswith(".npy"))}
+    network = {"categories": category_names if trained is None else trained}
+    usual = {"AMP": "float32", "COLOR_TOP_N": 1, "CROP_TO_BBOX": True, "FLIP": False}
+    info = {
+        "pictures": count,
+        "category_names": category_names,
+        "models": [{"file": file, "sha256": "0" * 64, "network": network} for file in models],
+        "settings": {**usual, "PALETTE": False, **settings},
+        "sha256": {name: hashes[name] for name in hashes.keys() - others},
+        "sha256_others": {name: hashes[name] for name in others},
+    }
+    (base / "all_feat.json").write_text(json.dumps(info))
+
+
 def stored_features(base: Path, rng: np.random.Generator, dim: int = 6) -> None:
     """A feature database of random features of a data set's pictures, in-shop ones included."""
     pictures = read_collection(base, 50, inshop_list(base) is not None, 0.1)
@@ -68,13 +93,14 @@ def stored_features(base: Path, rng: np.random.Generator, dim: int = 6) -> None:
     np.savez(base / "all_classifier.npz", weight=rng.normal(size=(len(names), dim)),
              bias=rng.normal(size=len(names)))  # fmt: skip
     (base / "all_feat.list").write_text("".join(path + "\n" for path in pictures.paths))
-    info = {
-        "pictures": count,
-        "category_names": pictures.category_names,
-        "models": [{"file": "a.pth", "sha256": "0" * 64, "network": {"categories": names}}],
-        "settings": {"PALETTE": True, "FLIP": False},
-        "sha256": {f"{n}.npy": sha256_of(base / f"{n}.npy") for n in arrays if "feat" in n},
-    }
+    describe(base, count, pictures.category_names, names, PALETTE=True)
+
+
+def replace_features(base: Path, name: str, features: np.ndarray) -> None:
+    """Put other features into a feature database, as an extraction would have written them."""
+    np.save(base / name, features)
+    info = json.loads((base / "all_feat.json").read_text())
+    info["sha256"][name] = sha256_of(base / name)
     (base / "all_feat.json").write_text(json.dumps(info))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import replace_features
 
 import evaluate
 import feature_extractor
@@ -105,7 +106,8 @@ def test_a_signal_that_knows_the_items_is_found_by_the_script(measured: Path, ca
     says(measured, "right")
     items = np.load(measured / "all_item.npy")
     _, number = np.unique(items, return_inverse=True)
-    np.save(measured / "all_palette_feat.npy", np.eye(number.max() + 1, dtype=np.float32)[number])
+    known = np.eye(number.max() + 1, dtype=np.float32)[number]
+    replace_features(measured, "all_palette_feat.npy", known)
     evaluate.main(["--dataset-base", str(measured), "--fit-weights"])
     out = capsys.readouterr().out
     settings = dict(line.split("=") for line in out.splitlines() if line.startswith("FASHION_"))

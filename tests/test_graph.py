@@ -1,6 +1,5 @@
 """The graph engine against cdist over everything, and what is refused as a graph."""
 
-import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import describe
 from scipy.spatial.distance import cdist
 
 import graph
@@ -16,7 +16,7 @@ import hnsw
 from graph import build_graph, fit_space
 from hnsw import Graph, GraphEngine, open_graph, save_graph
 from index import Answer, ExactEngine, FeatureDatabase, Signal, open_database
-from utils import UserError, run_script, sha256_of
+from utils import UserError, run_script
 
 N, ASKED, K = 4000, 200, 10
 DIMS = (24, 6, 16)
@@ -337,10 +337,7 @@ def base(tmp_path: Path) -> Path:
     np.save(base / "all_item.npy", np.full(2000, ""))
     np.savez(base / "all_classifier.npz", weight=np.zeros((1, 3)), bias=np.zeros(1))
     (base / "all_feat.list").write_text("".join(f"{row}.jpg\n" for row in range(2000)))
-    sha256 = {path.name: sha256_of(path) for path in base.glob("all_*feat.npy")}
-    info = {"pictures": 2000, "category_names": ["all"], "sha256": sha256}
-    info |= {"models": [{"file": "a"}], "settings": {"PALETTE": False, "FLIP": False}}
-    (base / "all_feat.json").write_text(json.dumps(info))
+    describe(base, 2000, ["all"])
     return base
 
 
@@ -370,7 +367,7 @@ def test_the_script_writes_the_graph_and_prints_its_recall(base: Path, capsys) -
     [
         (("--distance-metric", "euclidean,cityblock"), "not for color cityblock"),
         (("--dataset-base", "nowhere"), "feature_extractor.py"),
-        ((), "all_color_feat.npy: not the features"),
+        ((), "all_color_feat.npy: not the file that"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_status_2(base: Path, capsys, flags, said: str) -> None:

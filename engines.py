@@ -1,0 +1,72 @@
+"""The engines by name, each with what it searches and what it is expected to find."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clusters import KMeansEngine, nprobe_of, open_clusters
+from codes import open_codes
+from index import Engine, FeatureDatabase, Signal, describe_distance
+from scan import exact_engine
+
+ENGINES = {"exact": "exact", "kmeans": "k-means", "graph": "graph"}
+SCRIPTS = {"kmeans": "kmeans.py", "graph": "graph.py"}  # that make what an engine needs
+
+
+@dataclass(frozen=True)
+class NamedEngine:
+    """An engine, and what to tell of it.
+
+    Attributes
+    ----------
+    name : one of `ENGINES`
+    engine : ranks the collection
+    searched : in words, what of it
+    recall : expected recall@10 against the exact engine; None where it was not measured with this
+        distance
+    """
+
+    name: str
+    engine: Engine
+    searched: str
+    recall: float | None
+
+
+def open_engine(
+    database: FeatureDatabase,
+    signals: Sequence[Signal],
+    name: str,
+    nprobe: int,
+    target_recall: float,
+) -> NamedEngine:
+    """Open an engine of a feature database.
+
+    Parameters
+    ----------
+    database : the features
+    signals : of them
+    name : one of `ENGINES`
+    nprobe, target_recall : the settings NPROBE and TARGET_RECALL
+
+    Raises
+    ------
+    UserError : what the engine needs is missing, damaged or of other features
+    """
+    distance = describe_distance(signals)
+    if name == "exact":
+        searched = f"all {len(database.categories):,} pictures, {distance}"
+        return NamedEngine(name, exact_engine(database, signals), searched, 1.0)
+    if name == "kmeans":
+        clusters = open_clusters(database)
+        codes = open_codes(database, signals, clusters.by_cluster)
+        nprobe = nprobe_of(clusters, nprobe, target_recall)
+        searched = f"{nprobe} of {len(clusters.centroids)} clusters"
+        recall = float(clusters.recall[nprobe - 1]) if clusters.distance == distance else None
+        return NamedEngine(name, KMeansEngine(signals, clusters, nprobe, codes), searched, recall)
+    from hnsw import GraphEngine, open_graph  # its library is an extra
+
+    graph = open_graph(database, signals)
+    engine = GraphEngine(signals, graph, exact_engine(database, signals))
+    measured = graph.distance == distance and math.isfinite(graph.recall)
+    recall = float(graph.recall) if measured else None
+    return NamedEngine(name, engine, f"{graph.expansion} pictures in sight", recall)
