@@ -1,10 +1,14 @@
 # make demo   a small drawn collection: train, extract, cluster, measure, query; a picture of it
 # make test   all tests
+# make test-oldest   all tests with the oldest packages that the requirements allow, in .venv-oldest
+# make audit   known holes in what is installed and in what a new set-up would install
 # make benchmark   speed beside that of others, benchmark.json
 # All set everything up first, in .venv.
 
 PYTHON ?= python3
 PY := .venv/bin/python
+OLDEST := .venv-oldest/bin/python
+REQUIREMENTS := $(wildcard requirements*.txt)
 
 # Debian's Python comes without venv, and OpenCV's windows want two system libraries.
 APT = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
@@ -16,7 +20,7 @@ NETWORK := --backbone resnet18 --pretrained none --img-size 88 --crop-size 80
 INSHOP_LIST := data/demo/in_shop/list_eval_partition.txt
 TEST_LIST := data/demo/Eval/list_eval_partition.txt
 
-.PHONY: setup setup-dev demo test benchmark lint clean
+.PHONY: setup setup-dev demo test test-oldest audit benchmark lint clean
 
 setup: .venv/ready
 setup-dev: .venv/ready-dev
@@ -56,6 +60,27 @@ demo: setup
 test: setup-dev
 	$(PY) -m pytest
 
+# Python 3.10 to 3.12: the oldest packages have no wheels for later ones.
+.venv-oldest/ready: $(REQUIREMENTS) | setup-dev
+	$(PY) -m uv venv --quiet --clear --python $(PYTHON) .venv-oldest
+	$(PY) -m uv pip install --quiet --python $(OLDEST) --resolution lowest-direct \
+		-r requirements-dev.txt
+	@touch $@
+
+test-oldest: .venv-oldest/ready
+	$(OLDEST) -m pytest
+
+# Without --strict pip-audit would say nothing of packages that it has no data on.
+AUDIT = $(PY) -m pip_audit --strict --progress-spinner off $(1) 2>.venv/audit; status=$$?; \
+	cat .venv/audit >&2; \
+	[ $$status = 0 ] || grep -q '^Found' .venv/audit \
+		|| echo "nothing was audited: pip-audit found no data, or could not reach it" >&2; \
+	exit $$status
+
+audit: setup-dev
+	@$(call AUDIT)
+	@$(call AUDIT,$(addprefix -r ,$(REQUIREMENTS)))
+
 benchmark: setup-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-benchmark.txt
 	$(PY) benchmark.py
@@ -65,4 +90,4 @@ lint: setup-dev
 	$(PY) -m ruff format --check .
 
 clean:
-	rm -rf .venv data/demo demo
+	rm -rf .venv .venv-oldest data/demo demo

@@ -1,0 +1,88 @@
+"""The requirements: bounded on both sides, and neither more nor fewer than what is imported."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+FILES = {path.name: path for path in sorted(ROOT.glob("requirements*.txt"))}
+SCRIPTS = sorted(ROOT.glob("*.py"))
+LINE = re.compile(r"([a-z][a-z0-9-]*)>=(\d+(?:\.\d+)*),<(\d+(?:\.\d+)*)")
+# Packages that are imported by another name than their own.
+PACKAGES = {
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "dotenv": "python-dotenv",
+    "faiss": "faiss-cpu",
+    "sklearn": "scikit-learn",
+}
+
+
+def requirements(path: Path) -> list[str]:
+    """The lines of a requirements file that name a package."""
+    lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+    return [line for line in lines if line and not line.startswith("-r ")]
+
+
+def packages(*names: str) -> set[str]:
+    """The packages that requirements files name, without those of files they include."""
+    return {line.split(">")[0] for name in names for line in requirements(FILES[name])}
+
+
+def imported(nodes: list[ast.stmt] | ast.AST) -> set[str]:
+    """The packages, neither Python's own nor this project's, that some statements import."""
+    names = set()
+    for node in nodes if isinstance(nodes, list) else ast.walk(nodes):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    tops = {name.split(".")[0] for name in names}
+    own = {path.stem for path in [*SCRIPTS, *ROOT.glob("tests/*.py")]}
+    return {PACKAGES.get(n, n.replace("_", "-")) for n in tops - sys.stdlib_module_names - own}
+
+
+def tree(path: Path) -> ast.Module:
+    """A parsed script."""
+    return ast.parse(path.read_text())
+
+
+def all_imported() -> set[str]:
+    """The packages that any script or test imports, at its start or later."""
+    return set().union(*(imported(tree(path)) for path in [*SCRIPTS, *ROOT.glob("tests/*.py")]))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_requirement_has_a_lower_and_an_upper_bound(name: str) -> None:
+    lines = requirements(FILES[name])
+    assert lines
+    for line in lines:
+        match = LINE.fullmatch(line)
+        assert match, f"{name}: {line}: want PACKAGE>=OLDEST,<NEXT_MAJOR"
+        lower, upper = (tuple(map(int, text.split("."))) for text in match.groups()[1:])
+        assert lower < upper, f"{name}: {line}"
+
+
+def test_no_package_is_bounded_twice() -> None:
+    named = [line.split(">")[0] for path in FILES.values() for line in requirements(path)]
+    assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_starts_with_its_requirements_alone(path: Path) -> None:
+    extra = f"requirements-{path.stem.split('_')[0]}.txt"  # of benchmark_search.py, for instance
+    files = {"requirements.txt", extra} & FILES.keys()
+    assert imported(tree(path).body) <= packages(*files)
+
+
+def test_whatever_is_imported_is_required() -> None:
+    assert all_imported() <= packages(*FILES)
+
+
+def test_whatever_is_required_is_imported_or_run_by_make() -> None:
+    commands = re.findall(r"-m ([a-z_]+)", (ROOT / "Makefile").read_text())
+    used = all_imported() | {name.replace("_", "-") for name in commands}
+    assert packages(*FILES) <= used
