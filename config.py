@@ -24,7 +24,15 @@ METRICS = (
     "rogerstanimoto", "russellrao", "seuclidean", "sokalsneath", "sqeuclidean", "yule",
 )  # fmt: skip
 
-GROUPS = ("data set", "network", "training", "feature database", "ranking", "machine")
+GROUPS = (
+    "data set",
+    "network",
+    "training",
+    "feature database",
+    "ranking",
+    "machine",
+    "server",
+)
 ENV_PREFIX = "FASHION_"
 ENV_OF_TESTS = "FASHION_TEST_DATA"
 
@@ -251,6 +259,16 @@ class Config(BaseSettings):
         "machine", "processes that read pictures; 0 reads in the main one", min(4, _cores()), ge=0
     )
     SEED: int = _setting("machine", "seed of everything random", 0, ge=0, lt=2**63)
+
+    # --- server
+    HOST: str = _setting(
+        "server", "address the page is served at; 0.0.0.0 for every network", "127.0.0.1"
+    )
+    PORT: int = _setting("server", "its port; 0 takes a free one", 8000, ge=0, le=65535)
+    TOKEN: str = _setting("server", "whoever asks has to show it; none lets everybody in", "")
+    USER: str = _setting("server", "name that whoever asks has to give, with PASSWORD", "")
+    PASSWORD: str = _setting("server", "password of USER", "")
+    MAX_UPLOAD: int = _setting("server", "most MB of the pictures of one query", 20, ge=1)
 
     @property
     def distance(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import errno
 import glob
 import hashlib
+import math
 import os
 import stat
 import sys
@@ -11,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -163,7 +164,10 @@ def shown(path: Path | str) -> str:
 
 
 def read_picture(
-    path: Path | str, box: tuple[int, int, int, int] | None = None, least: int = 0
+    path: Path | str | BinaryIO,
+    box: tuple[int, int, int, int] | None = None,
+    least: int = 0,
+    name: str = "",
 ) -> Image.Image:
     """Read a picture of any format Pillow knows but PostScript, as RGB.
 
@@ -172,10 +176,11 @@ def read_picture(
 
     Parameters
     ----------
-    path : the file
+    path : the file, or one that is open
     box : x1, y1, x2, y2 in px of the upright picture, clipped to it; None keeps all of it
     least : where there is no box, a large JPEG may be decoded at a half, a quarter or an eighth of
         its size, down to this many px of both sides: several times faster; 0 for its full size
+    name : what messages call it; else its path
 
     Raises
     ------
@@ -183,9 +188,10 @@ def read_picture(
         limit against decompression bombs, a box that leaves nothing of it, or one side over 100
         times the other; one line
     """
-    name = shown(path)
+    named = isinstance(path, str | Path)
+    name = shown(name or (path if named else "the picture"))
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its writer
+        if named and not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its writer
             raise ValueError("no regular file")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -193,6 +199,9 @@ def read_picture(
             with Image.open(path) as file:
                 if file.format == "EPS":  # a program, which Pillow would let Ghostscript run
                     raise ValueError("PostScript")
+                # Warnings are the whole process's: another thread may have its own filters on.
+                if file.width * file.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                    raise Image.DecompressionBombError
                 if least and box is None:
                     file.draft(None, (least, least))
                 picture = _rgb(_upright(file))
@@ -204,7 +213,8 @@ def read_picture(
             f"{name}: more than {limit} million pixels; scale the picture down first"
         ) from None
     except Exception as error:  # Pillow's decoders raise many types on damaged files
-        said = getattr(error, "strerror", None) or str(error).replace(repr(str(path)), "")
+        said = getattr(error, "strerror", None) or str(error)
+        said = said.replace(repr(str(path)), "").replace(repr(path), "")
         # What it says may quote the file.
         reason = shown(" ".join(said.split())) or type(error).__name__
         raise PictureError(f"{name}: cannot be read as a picture: {reason}") from None

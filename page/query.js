@@ -1,0 +1,181 @@
+// What is searched by: uploaded pictures, pictures of the collection, a box, a colour.
+import { image } from "./api.js";
+import { Crop } from "./crop.js";
+import { find, make } from "./dom.js";
+
+const MOST = 16;
+const SWATCHES = {
+  black: "#17171a", grey: "#8a8a8f", white: "#f7f7f5", beige: "#d8c3a5", brown: "#6f4a2f",
+  red: "#b3202c", pink: "#f2a6c0", orange: "#e8772e", yellow: "#f2cc3d", olive: "#6b6b35",
+  green: "#2f7d4f", teal: "#1f8a94", blue: "#2c5fa8", navy: "#1d2a4d", purple: "#6a3d8f",
+};
+
+export class Asked {
+  // `changed` is called when something else is to be searched by.
+  constructor(changed, complain) {
+    this.changed = changed;
+    this.complain = complain;
+    this.files = []; // uploaded, each { file, address }
+    this.ids = []; // of the collection
+    this.handle = null; // the server's name for the uploaded pictures
+    this.color = null;
+    this.like = [];
+    this.unlike = [];
+    this.version = "";
+    this.crop = new Crop(() => this.renew());
+    this.listen();
+    this.swatches();
+  }
+
+  get empty() {
+    return !this.files.length && !this.ids.length && !this.color;
+  }
+
+  listen() {
+    const file = find("file"), camera = find("camera"), drop = find("drop");
+    find("choose").onclick = () => file.click();
+    find("add").onclick = () => file.click();
+    find("photograph").onclick = () => camera.click();
+    find("clear").onclick = () => this.clear();
+    find("whole").onclick = () => { this.crop.set(null); this.renew(); };
+    for (const input of [file, camera]) {
+      input.onchange = () => { this.add([...input.files]); input.value = ""; };
+    }
+    for (const kind of ["dragenter", "dragover"]) {
+      document.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
+    }
+    document.addEventListener("dragleave", (event) => {
+      if (!event.relatedTarget) drop.classList.remove("over");
+    });
+    document.addEventListener("drop", (event) => {
+      event.preventDefault();
+      drop.classList.remove("over");
+      this.add([...event.dataTransfer.files]);
+    });
+    document.addEventListener("paste", (event) => this.add([...event.clipboardData.files]));
+  }
+
+  swatches() {
+    const choose = (color) => {
+      this.color = this.color === color ? null : color;
+      this.show();
+      this.changed();
+    };
+    for (const [name, color] of Object.entries(SWATCHES)) {
+      const button = make("button", { type: "button", title: name, ariaLabel: name, onclick: () => choose(color) });
+      button.style.background = color;
+      button.dataset.color = color;
+      find("swatches").append(button);
+    }
+    const own = make("input", { type: "color", value: "#c2410c", ariaLabel: "another colour", title: "another colour" });
+    own.onchange = () => { this.color = null; choose(own.value); };
+    find("swatches").append(own);
+  }
+
+  add(files) {
+    if (!files.length) return;
+    const free = MOST - this.files.length;
+    if (files.length > free) this.complain(`One query takes ${MOST} pictures; the others are left out.`);
+    for (const file of files.slice(0, free)) {
+      this.files.push({ file, address: URL.createObjectURL(file) });
+    }
+    this.ids = [];
+    this.crop.set(null);
+    this.forgetFeedback();
+    this.renew();
+  }
+
+  // Search from a picture of the collection.
+  from(id) {
+    this.drop();
+    this.ids = [id];
+    this.show();
+    this.changed(true);
+  }
+
+  rate(id, list) {
+    const other = list === this.like ? this.unlike : this.like;
+    if (other.includes(id)) other.splice(other.indexOf(id), 1);
+    if (list.includes(id)) list.splice(list.indexOf(id), 1);
+    else list.push(id);
+    this.show();
+    this.changed();
+  }
+
+  forgetFeedback() {
+    this.like.length = this.unlike.length = 0;
+  }
+
+  drop() {
+    for (const one of this.files) URL.revokeObjectURL(one.address);
+    this.files = [];
+    this.ids = [];
+    this.handle = null;
+    this.crop.set(null);
+    this.forgetFeedback();
+  }
+
+  clear() {
+    this.drop();
+    this.color = null;
+    this.show();
+    this.changed(true);
+  }
+
+  // The uploaded pictures or their box are others: the server has to read them again.
+  renew() {
+    this.handle = null;
+    this.show();
+    this.changed();
+  }
+
+  // What the interface is asked: files to send, and options.
+  request() {
+    const preview = find("preview");
+    const box = this.crop.pixels(preview.naturalWidth, preview.naturalHeight);
+    const send = this.files.length && !this.handle;
+    const options = { pictures: this.ids, like: this.like, unlike: this.unlike };
+    if (this.color) options.color = this.color;
+    if (this.handle) options.query = this.handle;
+    if (send && box) options.box = box;
+    return { files: send ? this.files.map((one) => one.file) : [], options };
+  }
+
+  show() {
+    const pictures = [
+      ...this.files.map((one) => one.address),
+      ...this.ids.map((id) => image(id, 512, this.version)),
+    ];
+    find("empty").hidden = pictures.length > 0;
+    find("asked").hidden = !pictures.length;
+    this.crop.enabled = this.files.length === 1;
+    find("picture").classList.toggle("fixed", !this.crop.enabled);
+    find("boxhint").textContent = !this.files.length ? "A picture of the collection."
+      : this.crop.enabled ? "Draw a box around one garment to search for it alone."
+        : "Together they make one query.";
+    if (pictures.length && find("preview").src !== pictures[0]) find("preview").src = pictures[0];
+    find("pictures").replaceChildren(...(pictures.length > 1 ? this.files.map((one, i) => make("li", {},
+      make("img", { src: one.address, alt: `picture ${i + 1}` }),
+      make("button", { type: "button", ariaLabel: `remove picture ${i + 1}`, onclick: () => this.remove(i) }, "✕"),
+    )) : []));
+    for (const button of find("swatches").querySelectorAll("button")) {
+      button.setAttribute("aria-pressed", String(button.dataset.color === this.color));
+    }
+    this.showFeedback();
+  }
+
+  remove(place) {
+    URL.revokeObjectURL(this.files.splice(place, 1)[0].address);
+    this.renew();
+  }
+
+  showFeedback() {
+    find("feedback").hidden = !this.like.length && !this.unlike.length;
+    const chip = (id, list, kind, words) => make("li", { className: kind, title: words },
+      make("img", { src: image(id, 128, this.version), alt: words }),
+      make("button", { type: "button", ariaLabel: `forget: ${words}`, onclick: () => this.rate(id, list) }, "✕"));
+    find("likes").replaceChildren(
+      ...this.like.map((id) => chip(id, this.like, "like", "more like this")),
+      ...this.unlike.map((id) => chip(id, this.unlike, "unlike", "less like this")));
+  }
+}

@@ -1,0 +1,134 @@
+// Why an answer is where it is: the parts of its distance, and both pictures as the network sees them.
+import { explain } from "./api.js";
+import { find, make, press } from "./dom.js";
+
+const SIGNALS = { deep: "Cut and texture", color: "Colour of the main parts", palette: "Palette" };
+const HINTS = {
+  regions: "Warm parts resemble the other picture. Point at a part of one picture to see what resembles it in the other.",
+  cells: "The parts that the network responds to most, in their mean colour; below, the palette.",
+};
+
+let shown = null; // the explanation
+let mode = "regions";
+let pointed = null; // { side, cell }
+
+export async function why(search, answer) {
+  shown = await explain(search, answer.id);
+  pointed = null;
+  find("whyhead").textContent = `Why answer ${answer.rank} is where it is`;
+  find("bars").replaceChildren(...bars());
+  const views = [["query", shown.query], ["answer", shown.answer]].filter(([, view]) => view);
+  await Promise.all(views.map(async ([, view]) => {
+    view.picture = new Image();
+    view.picture.src = view.image;
+    await view.picture.decode();
+  }));
+  find("views").replaceChildren(...views.map(([side, view]) => figure(side, view)));
+  for (const button of find("why").querySelectorAll("[data-show]")) {
+    button.onclick = () => { mode = button.dataset.show; draw(); };
+  }
+  draw();
+  if (!find("why").open) find("why").showModal();
+}
+
+function bars() {
+  const sizes = shown.parts.map((part) => Math.abs(part.weight * (part.value ?? 0)));
+  const most = Math.max(...sizes, 1e-9);
+  const rows = shown.parts.map((part, i) => {
+    const name = SIGNALS[part.signal] ?? part.signal.replace(/^deep_/, "Cut and texture, network ");
+    const bar = make("i");
+    bar.style.width = `${(100 * sizes[i]) / most}%`;
+    const value = part.value === null ? "none" : part.value.toFixed(3);
+    return make("div", { className: part.weight < 0 ? "bar far" : "bar", title: part.metric },
+      make("b", {}, name), make("div", {}, bar),
+      make("span", {}, `${value} × ${Number(part.weight.toPrecision(3))} = ${(part.weight * (part.value ?? 0)).toFixed(3)}`));
+  });
+  const sum = shown.distance === null ? "none" : shown.distance.toFixed(3);
+  return [...rows, make("p", { className: "hint" }, `Distance: ${sum}. A short bar means alike.`)];
+}
+
+function figure(side, view) {
+  const canvas = make("canvas", { width: 448, height: 448, ariaLabel: `the ${side} as the network sees it` });
+  canvas.setAttribute("role", "img");
+  canvas.dataset.side = side;
+  canvas.onpointermove = (event) => {
+    const row = Math.floor((event.offsetY / canvas.clientHeight) * view.rows);
+    const column = Math.floor((event.offsetX / canvas.clientWidth) * view.columns);
+    if (row < 0 || column < 0 || row >= view.rows || column >= view.columns) return;
+    pointed = { side, cell: row * view.columns + column };
+    draw();
+  };
+  canvas.onpointerleave = () => { pointed = null; draw(); };
+  const shades = make("div", { className: "shades", ariaLabel: "palette" });
+  for (const shade of view.shades) {
+    const part = make("i", { title: `${Math.round(100 * shade.share)}%` });
+    Object.assign(part.style, { background: shade.color, flexGrow: shade.share });
+    shades.append(part);
+  }
+  const words = side === "query" ? "What you search by" : "The answer";
+  return make("figure", {}, make("figcaption", {}, words), canvas, shades);
+}
+
+function draw() {
+  press(find("why").querySelectorAll("[data-show]"), find("why").querySelector(`[data-show="${mode}"]`));
+  find("whyhint").textContent = HINTS[mode];
+  for (const canvas of find("views").querySelectorAll("canvas")) {
+    const view = shown[canvas.dataset.side];
+    const context = canvas.getContext("2d");
+    context.drawImage(view.picture, 0, 0, canvas.width, canvas.height);
+    if (mode === "cells") drawCells(context, view);
+    else if (shown.query) drawHeat(context, view, canvas.dataset.side);
+  }
+}
+
+function drawCells(context, view) {
+  const width = context.canvas.width / view.columns, height = context.canvas.height / view.rows;
+  context.fillStyle = "#0009";
+  context.fillRect(0, 0, context.canvas.width, context.canvas.height);
+  context.font = "bold 16px system-ui";
+  view.cells.forEach((cell, i) => {
+    const x = cell.column * width, y = cell.row * height;
+    context.fillStyle = cell.color;
+    context.fillRect(x + 2, y + 2, width - 4, height - 4);
+    context.strokeStyle = "#fff";
+    context.lineWidth = 2;
+    context.strokeRect(x + 2, y + 2, width - 4, height - 4);
+    context.lineWidth = 3;
+    context.strokeStyle = "#000";
+    context.strokeText(i + 1, x + 9, y + 22);
+    context.fillStyle = "#fff";
+    context.fillText(i + 1, x + 9, y + 22);
+  });
+}
+
+// For each cell of a picture, how much it resembles the other one: its best match, or the cell pointed at.
+function resemblance(side) {
+  const line = (cell) => side === "answer" ? shown.similar.map((row) => row[cell]) : shown.similar[cell];
+  const count = side === "answer" ? shown.similar[0].length : shown.similar.length;
+  const values = Array.from({ length: count }, (_, cell) =>
+    pointed ? line(cell)[pointed.cell] : Math.max(...line(cell)));
+  const low = Math.min(...values), high = Math.max(...values);
+  return values.map((value) => (value - low) / Math.max(high - low, 1e-6));
+}
+
+function drawHeat(context, view, side) {
+  if (pointed?.side === side) {
+    const width = context.canvas.width / view.columns, height = context.canvas.height / view.rows;
+    context.strokeStyle = "#fff";
+    context.lineWidth = 4;
+    context.strokeRect((pointed.cell % view.columns) * width, Math.floor(pointed.cell / view.columns) * height, width, height);
+    return;
+  }
+  const small = make("canvas", { width: view.columns, height: view.rows });
+  const inner = small.getContext("2d");
+  const pixels = inner.createImageData(view.columns, view.rows);
+  resemblance(side).forEach((value, i) => pixels.data.set(heat(value), 4 * i));
+  inner.putImageData(pixels, 0, 0);
+  context.imageSmoothingEnabled = true;
+  context.imageSmoothingQuality = "high";
+  context.drawImage(small, 0, 0, context.canvas.width, context.canvas.height);
+}
+
+function heat(value) {
+  return [255, 190 * (1 - value) + 40, 0, 190 * value * value];
+}

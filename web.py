@@ -1,0 +1,97 @@
+"""Serve a page that searches the collection, and a JSON interface to the same.
+
+    pip install -r requirements-web.txt
+    python web.py
+
+The page is at http://127.0.0.1:8000, the interface's description at /docs. Whoever can reach the
+address can search: with another HOST than this machine's own, set TOKEN, or USER and PASSWORD.
+"""
+
+if __name__ == "__main__":
+    import interrupt
+
+    interrupt.catch()
+
+import ipaddress
+import socket
+import sys
+from collections.abc import Sequence
+
+from command_line import parse_args
+from config import Config
+from device import pick_device
+from utils import UserError, run_script
+
+GRACE_SECONDS = 2  # for requests in flight when the system ends the server
+BACKLOG = 128  # connections that may wait
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Open the port, so that what is wrong with it is told before anything is loaded."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise UserError(
+            f"HOST {host}, PORT {port}: {error.strerror or error}; choose others (--host, --port)"
+        ) from None
+    return listener
+
+
+def _open_to_all(config: Config) -> bool:
+    """Whether other machines can ask without showing anything."""
+    if config.TOKEN or config.USER:
+        return False
+    try:
+        return not ipaddress.ip_address(config.HOST).is_loopback
+    except ValueError:
+        return config.HOST != "localhost"
+
+
+def _missing(error: ImportError) -> UserError:
+    return UserError(
+        f"the page needs more packages ({error}); run: pip install -r requirements-web.txt"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    uses = ("server", "data set", "feature database", "ranking", "machine")
+    config, _ = parse_args(argv, __doc__ or "", uses)
+    if bool(config.USER) != bool(config.PASSWORD):
+        raise UserError("USER and PASSWORD go together; set both, or none")
+    listener = _listen(config.HOST, config.PORT)
+    try:
+        import uvicorn
+
+        from web_api import build_app
+        from web_collection import Living
+    except ImportError as error:
+        raise _missing(error) from None
+    living = Living(config, pick_device(config.DEVICE))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            build_app(config, living),
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+    )
+    port = listener.getsockname()[1]
+    host = f"[{config.HOST}]" if ":" in config.HOST else config.HOST
+    if _open_to_all(config):
+        print(
+            f"everybody who can reach {config.HOST} can search and see these pictures; set TOKEN"
+            " (--token), or USER and PASSWORD",
+            file=sys.stderr,
+        )
+    print(f"{len(living.collection):,} pictures: http://{host}:{port}", flush=True)
+    server.run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    run_script(main)
