@@ -23,11 +23,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from collection import find_pictures
 from command_line import parse_args
 from config import ENV_PREFIX, Config
-from utils import UserError, atomic_write, run_script
+from utils import UserError, atomic_write, parsed_json, run_script
 
 ROOT = Path(__file__).parent
 FOLDS = 3
@@ -63,6 +64,7 @@ COLUMNS = (
     ("inshop", "map@r"),
 )
 Figures = dict[str, dict[str, float]]
+_FIGURES = TypeAdapter(dict[str, Figures])
 
 
 def _run(script: str, base: Path, *flags: str) -> str:
@@ -182,6 +184,16 @@ def _key(photos: Path, items: Path, recipe: Sequence[str], shared: Sequence[str]
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def _kept(path: Path) -> dict[str, Figures]:
+    """The figures that a training left behind."""
+    try:
+        kept = _FIGURES.validate_python(parsed_json(path.read_bytes()))
+        _ = [figures[part][name] for figures in kept.values() for part, name in COLUMNS]
+        return kept
+    except (ValueError, KeyError):
+        raise UserError(f"{path}: damaged; delete it to train again") from None
+
+
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--photos", type=Path, required=True, help="photos by category: train/, validation/"
@@ -206,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 figures = train_and_measure(photos, items, folder, run, recipe, shared)
                 with atomic_write(path) as part:
                     part.write_text(json.dumps(figures), "utf-8")
-            for name, figures in json.loads(path.read_text("utf-8")).items():
+            for name, figures in _kept(path).items():
                 results.setdefault(name or row, []).append(figures)
             print(f"{row}: run {run + 1} of {args.runs} is done", file=sys.stderr)
     print_table(results)

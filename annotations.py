@@ -23,6 +23,8 @@ UNKNOWN = "-"  # a colour in it, where a cell cannot be empty
 BOX_COLUMNS = ("image_name", "x_1", "y_1", "x_2", "y_2")
 INSHOP_PARTITIONS = ("train", "query", "gallery")
 CLOTHES_TYPES = 3  # upper, lower, full body
+LONGEST = 255  # characters of a name, as of a file's; an array takes as much for each of its names
+MOST_CATEGORIES = 1 << 15  # their numbers are int16
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,14 @@ def read_list(path: Path, columns: Sequence[str]) -> list[list[str]]:
     Raises
     ------
     UserError : the file cannot be read, the count is no number or not that of the rows, or a row
-        has too few columns; it names file, line and what was expected
+        has too few columns or a name that no file can have; it names file, line and what was
+        expected
     """
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    lines = _read_text(path).split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
     count = lines[0].strip() if lines else ""
-    if not count.isdecimal():
+    if not _is_number(count):
         raise UserError(f"{path}:1: expected the number of rows, found {count[:60]!r}")
     width = len(columns)
     cells: list[list[str]] = [[] for _ in columns]
@@ -103,6 +103,10 @@ def read_list(path: Path, columns: Sequence[str]) -> list[list[str]]:
         if set(map(len, rows)) != {width}:
             wrong = next(i for i, row in enumerate(rows, start) if len(row) != width)
             _malformed(path, wrong - 2, columns, lines[wrong])
+        if max(map(len, lines[start : start + 512])) > LONGEST:
+            for number, row in enumerate(rows, start + 1):
+                if any(map(_is_too_long, row)):
+                    raise UserError(f"{path}:{number}: a name of more than {LONGEST} characters")
         for column, block in zip(cells, zip(*rows, strict=True), strict=True):
             column.extend(block)
     if int(count) != len(cells[0]):
@@ -121,13 +125,35 @@ def write_list(path: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
             file.write("  ".join([*padded, row[-1]]) + "\n")
 
 
+def _read_text(path: Path) -> str:
+    """The text of a list, lines ended by "\\n" alone; a `UserError` where it is no text."""
+    try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait for its writer
+            raise UserError(f"{path}: cannot be read: no regular file")
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not UTF-8 text: {error.reason}") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:  # NumPy cuts it off, so that two names could become one
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path}:{line}: holds a NUL character, which no name has")
+    return text
+
+
 def _malformed(path: Path, row: int, columns: Sequence[str], found: object) -> None:
     raise UserError(f"{path}:{row + 3}: expected {' '.join(columns)}; found {str(found)[:200]!r}")
 
 
 def _is_number(cell: str) -> bool:
-    """Digits alone, unlike what `int` takes, and few enough for int32."""
-    return cell.isdecimal() and len(cell) < 10
+    """ASCII digits alone, unlike what `int` takes, and few enough for int32."""
+    return cell.isascii() and cell.isdecimal() and len(cell) < 10
+
+
+def _is_too_long(cell: str) -> bool:
+    return len(cell) > LONGEST and max(map(len, cell.split("/"))) > LONGEST
 
 
 def _numbers(path: Path, cells: list[list[str]], index: int, columns: Sequence[str]) -> list[int]:
@@ -210,13 +236,29 @@ def inshop_list(base: Path) -> Path | None:
     return _first_existing(base / "in_shop" / name for name in names)
 
 
+def category_column(where: Path, numbers: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
+    """Numbers of `count` categories as a column, N, int16; a `UserError` for too many of them."""
+    if count > MOST_CATEGORIES:
+        raise UserError(f"{where}: {count:,} categories; up to {MOST_CATEGORIES:,} are possible")
+    return np.array(numbers, np.int16)
+
+
+def by_name(where: Path, categories: list[str]) -> tuple[list[str], np.ndarray]:
+    """The category of each of N pictures -> the names of all, sorted, and a `category_column`."""
+    names = sorted(set(categories))
+    number = {name: i for i, name in enumerate(names)}
+    return names, category_column(where, [number[name] for name in categories], len(names))
+
+
 def _read_labels(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
     """The category lists of a folder: names of all categories, N paths, N labels from 0."""
-    cloth = read_list(folder / "list_category_cloth.txt", ("category_name", "category_type"))[0]
+    cloth_path = folder / "list_category_cloth.txt"
+    cloth = read_list(cloth_path, ("category_name", "category_type"))[0]
     path = folder / "list_category_img.txt"
     columns = ("image_name", f"category_label (1 to {len(cloth)})")
     cells = read_list(path, columns)
     labels = _up_to(path, cells, 1, columns, len(cloth)) - 1
+    labels = category_column(cloth_path, labels, len(cloth))
     return [name.strip() for name in cloth], _paths(path, cells), labels
 
 
@@ -262,7 +304,7 @@ def read_attribute(base: Path, categories: int) -> Pictures:
     unpacked = (base / "Img" / "img").exists() and not (base / "img").exists()
     every = Pictures(
         paths=["Img/" + path for path in paths] if unpacked else paths,
-        categories=label.astype(np.int16),
+        categories=label,
         category_names=names[:categories],
         partitions=partitions,
         boxes=boxes,
@@ -295,9 +337,7 @@ def read_inshop(base: Path) -> Pictures:
     paths, items = _paths(list_path, cells), cells[1]
     partitions = _names(list_path, cells, 2, columns, INSHOP_PARTITIONS)
     inshop = base / "in_shop"
-    category = _inshop_categories(inshop, paths)
-    names = sorted(set(category))
-    number = {name: i for i, name in enumerate(names)}
+    names, category = by_name(list_path, _inshop_categories(inshop, paths))
 
     boxes = np.zeros((len(paths), 4), np.int32)
     types = np.zeros(len(paths), np.int8)
@@ -326,7 +366,7 @@ def read_inshop(base: Path) -> Pictures:
     prefix = next((place for place in places if (base / place / "img").exists()), "")
     return Pictures(
         paths=[prefix + path for path in paths],
-        categories=np.array([number[name] for name in category], np.int16),
+        categories=category,
         category_names=names,
         partitions=partitions,
         boxes=boxes,
@@ -355,20 +395,26 @@ def find_box(base: Path, path: str) -> tuple[int, int, int, int] | None:
     ----------
     base : DATASET_BASE
     path : relative to it, as in the list of the feature database
+
+    Raises
+    ------
+    UserError : the list is no text, or that picture's row is malformed
     """
     box_path = _first_existing(base / folder / "list_bbox.txt" for folder in ANNO_FOLDERS)
     if box_path is None:
         return None
     name = path.removeprefix("Img/")
-    with open(box_path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if number < 3 or not line.startswith(name):
-                continue
-            found, *cells = line.rsplit(None, 4)
-            if found != name:
-                continue
-            if len(cells) < 4 or not all(map(_is_number, cells)):
-                _malformed(box_path, number - 3, BOX_COLUMNS, line.strip())
-            x1, y1, x2, y2 = map(int, cells)
-            return x1, y1, x2, y2
+    text = _read_text(box_path)
+    end = text.find("\n", text.find("\n") + 1)  # of the names of the columns
+    while (start := text.find(f"\n{name}", end) + 1) > 0:
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        found, *cells = text[start:end].rsplit(None, 4) or [""]
+        if found != name:
+            continue
+        if len(cells) < 4 or not all(map(_is_number, cells)):
+            row = text.count("\n", 0, start) - 2
+            _malformed(box_path, row, BOX_COLUMNS, text[start:end].strip())
+        x1, y1, x2, y2 = map(int, cells)
+        return x1, y1, x2, y2
     return None

@@ -48,16 +48,19 @@ def make_database(base: Path, count: int) -> None:
             matrix[block] = rows
     for matrix in matrices.values():
         matrix.flush()
+    others = (CATEGORY, ITEM, CLASSIFIER, LIST)
     np.save(base / CATEGORY, np.zeros(count, np.int16))
     np.save(base / ITEM, np.full(count, "", "<U1"))
     np.savez(base / CLASSIFIER, weight=np.zeros((1, DIM)), bias=np.zeros(1))
     with open(base / LIST, "w", encoding="utf-8") as file:
         file.writelines(f"img/Some_Kind_of_Garment/img_{row:08}.jpg\n" for row in range(count))
+    settings = {"AMP": "float32", "COLOR_TOP_N": COLORS // 3, "CROP_TO_BBOX": False}
     info = {
         "pictures": count,
-        "models": [{"file": "none", "sha256": "", "network": {"categories": ["all"]}}],
-        "settings": {"PALETTE": False, "FLIP": False},
+        "models": [{"file": "none", "sha256": "0" * 64, "network": {"categories": ["all"]}}],
+        "settings": {**settings, "PALETTE": False, "FLIP": False},
         "category_names": ["all"],
         "sha256": {name: sha256_of(base / name) for name in shapes},
+        "sha256_others": {name: sha256_of(base / name) for name in others},
     }
     (base / INFO).write_text(json.dumps(info), "utf-8")

@@ -8,12 +8,21 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from arrays import read_archive
 from codes import Codes
 from index import DEEP, Answer, ExactEngine, FeatureDatabase, Signal, unit_rows
 from scan import LEAST, ScanEngine
 from utils import UserError, atomic_write
 
 CLUSTERS = "models/kmeans.m"
+FORMS = {  # of its arrays, see `read_archive`
+    "centroids": ("f", 2),
+    "labels": ("i", 1),
+    "features": ("U", 0),
+    "normalised": ("b", 0),
+    "distance": ("U", 0),
+    "recall": ("f", 1),
+}
 
 
 @dataclass(frozen=True)
@@ -69,19 +78,18 @@ def open_clusters(database: FeatureDatabase) -> Clusters:
     if not path.is_file():
         raise UserError(f"{path}: no clusters; {again}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            clusters = Clusters(
-                centroids=file["centroids"],
-                labels=file["labels"],
-                features=str(file["features"]),
-                normalised=bool(file["normalised"]),
-                distance=str(file["distance"]),
-                recall=file["recall"],
-            )
-    except Exception as error:  # a damaged archive raises many types
+        found = read_archive(path, FORMS)
+        clusters = Clusters(**{k: v if v.ndim else v.item() for k, v in found.items()})
+    except ValueError as error:
         raise UserError(f"{path}: cannot be read ({error}); {again}") from None
     if clusters.features != database.info["sha256"][DEEP]:
         raise UserError(f"{path}: clusters of other features than {DEEP}; {again}")
+    (count, dim), number = database.deep[0].shape, len(clusters.centroids)
+    shapes = (clusters.centroids.shape, clusters.labels.shape, clusters.recall.shape)
+    if shapes != ((number, dim), (count,), (number,)):
+        raise UserError(f"{path}: not the clusters of {count:,} pictures x {dim}; {again}")
+    if not 0 <= clusters.labels.min() <= clusters.labels.max() < number:
+        raise UserError(f"{path}: names other clusters than its {number}; {again}")
     return clusters
 
 

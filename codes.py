@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from arrays import map_array
 from index import COLOR, PALETTE, FeatureDatabase, Signal, deep_file
 from utils import UserError, atomic_write, progress_bar
 
@@ -132,9 +133,13 @@ def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None = 
         key += "-" + hashlib.sha256(order.tobytes()).hexdigest()[:16]
     places = [database.base / f"{stem}.{key}.{part}.npy" for part in ("codes", "bounds")]
     count, dim = signal.features.shape
-    values, bounds = (_mapped(place) for place in places)
-    kinds = (values.dtype, bounds.dtype) == (np.int8, np.float32)
-    if kinds and values.shape == (count, dim) and bounds.shape == (3, count):
+    try:
+        # Copy on write: torch warns of arrays that are read-only, though none is written to.
+        values, bounds = map_array(places[0], "|i1", 2, "c"), map_array(places[1], "<f4", 2, "c")
+        whole = values.shape == (count, dim) and bounds.shape == (3, count)
+    except ValueError:  # none yet, or damaged
+        whole = False
+    if whole:
         return Codes(*map(torch.from_numpy, (values, *bounds)), metric=signal.metric)
     codes = encode(signal.features, signal.metric) if order is None else _open(database, signal)
     codes = codes.ordered(order) if order is not None else codes
@@ -145,12 +150,3 @@ def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None = 
         with atomic_write(place) as part, open(part, "wb") as target:
             np.save(target, array)
     return codes
-
-
-def _mapped(path: Path) -> np.ndarray:
-    """An array, mapped; an empty one where there is none that can be read."""
-    try:
-        # Copy on write: torch warns of arrays that are read-only, though none is written to.
-        return np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return np.zeros(0)

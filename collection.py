@@ -14,6 +14,8 @@ from annotations import (
     align,
     attribute_list,
     blank,
+    by_name,
+    category_column,
     inshop_list,
     read_attribute,
     read_inshop,
@@ -170,7 +172,7 @@ def read_folder(base: Path, val_share: float) -> Pictures:
 
     Raises
     ------
-    UserError : no such folder, or no picture in it
+    UserError : no such folder, no picture in it, or too many folders
     """
     paths = find_pictures(base, MADE_FOLDERS) if base.is_dir() else []
     if not paths:
@@ -180,9 +182,7 @@ def read_folder(base: Path, val_share: float) -> Pictures:
     split = is_split(parts)
     folders = [part[1:-1] if split else part[:-1] for part in parts]
     category = [folder[0] if folder else "all" for folder in folders]
-    names = sorted(set(category))
-    number = {name: i for i, name in enumerate(names)}
-    label = np.array([number[name] for name in category], np.int16)
+    names, label = by_name(base, category)
     if split:
         partitions = np.array([SPLIT_FOLDERS[part[0]] for part in parts], "<U7")
     else:
@@ -263,10 +263,12 @@ def merge(labelled: Pictures, inshop: Pictures) -> Pictures:
     names = list(labelled.category_names)
     names += [n for n in (inshop.category_names[i] for i in used) if n not in names]
     renumber = np.array([names.index(n) if n in names else -1 for n in inshop.category_names])
+    category = renumber[new.categories]
+    category = category_column(Path("in_shop"), category, len(names))
     items, colors, types = inshop.items[row_of], inshop.colors[row_of], inshop.types[row_of]
     return Pictures(
         paths=labelled.paths + new.paths,
-        categories=np.concatenate([labelled.categories, renumber[new.categories].astype(np.int16)]),
+        categories=np.concatenate([labelled.categories, category]),
         category_names=names,
         partitions=np.concatenate([labelled.partitions, new.partitions]),
         boxes=np.concatenate([labelled.boxes, np.zeros_like(new.boxes)]),

@@ -33,6 +33,7 @@ GROUPS = (
     "machine",
     "server",
 )
+MOST_PIXELS = 4096  # of a side of the network's input, which has to fit into the memory
 ENV_PREFIX = "FASHION_"
 ENV_OF_TESTS = "FASHION_TEST_DATA"
 
@@ -105,12 +106,14 @@ class Config(BaseSettings):
         "short side in px that pictures are scaled to (a checkpoint's own goes first)",
         224,
         ge=16,
+        le=MOST_PIXELS,
     )
     CROP_SIZE: int = _setting(
         "data set",
         "side in px of the input cut from the scaled picture (a checkpoint's own goes first)",
         224,
         ge=16,
+        le=MOST_PIXELS,
     )
 
     # --- network

@@ -27,12 +27,14 @@ from typing import Any
 import numpy as np
 
 from annotations import align, inshop_list, read_inshop
+from arrays import read_archive
 from clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
 from command_line import parse_args
 from fit import fit_weights
 from gains import gains_table, signals_table
 from index import (
     CLASSIFIER,
+    CLASSIFIER_FORMS,
     DEEP,
     Engine,
     ExactEngine,
@@ -54,7 +56,7 @@ from protocols import (
 )
 from ranking import METRICS, RankingEngine
 from report import Table, write_report
-from utils import UserError, run_script
+from utils import UserError, parsed_json, run_script
 
 MAIN = ("category", "item")  # tasks; the others are parts of them
 PROTOCOLS = ("inshop", "category", "folder")
@@ -121,8 +123,7 @@ def read_classifier(database: FeatureDatabase) -> tuple[np.ndarray, np.ndarray]:
     UserError : it belongs to other features
     """
     path = database.base / CLASSIFIER
-    with np.load(path, allow_pickle=False) as file:
-        weight, bias = file["weight"], file["bias"]
+    weight, bias = read_archive(path, CLASSIFIER_FORMS).values()
     logits = len(database.info["models"][0]["network"]["categories"])
     if weight.shape != (logits, database.deep[0].shape[1]) or bias.shape != (logits,):
         raise UserError(
@@ -264,7 +265,7 @@ def _earlier(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = parsed_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"--against {path}: {error}") from None
     parts = record.get("parts") if isinstance(record, dict) else None

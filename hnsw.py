@@ -11,14 +11,16 @@ import mmap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import FiniteFloat, PositiveInt, TypeAdapter
+from typing_extensions import TypedDict
 
 from codes import METRICS
 from index import Answer, Engine, ExactEngine, FeatureDatabase, Signal, unit_rows, weighted_sum
-from utils import UserError, atomic_write, sha256_of
+from utils import UserError, atomic_write, parsed_json, sha256_of
 
 GRAPH = "models/graph.hnsw"
 # The library is usearch: to a recall of 0.99 among 139,709 x 542 it walks 0.08 ms over 8-bit
@@ -80,6 +82,26 @@ class Space:
         if self.dtype == "int8":
             np.rint(vectors, out=vectors)
         return vectors.astype(self.dtype), sound
+
+
+class _Space(TypedDict):
+    names: list[str]
+    metrics: list[Literal["euclidean", "cosine"]]
+    factor: list[FiniteFloat]
+    offset: list[FiniteFloat]
+    dtype: Literal["int8", "float16"]
+
+
+class _Told(TypedDict):
+    space: _Space
+    expansion: PositiveInt
+    candidates: PositiveInt
+    recall: float
+    distance: str
+    features: dict[str, str]
+
+
+_TOLD = TypeAdapter(_Told)
 
 
 @dataclass(frozen=True)
@@ -186,8 +208,8 @@ def open_graph(database: FeatureDatabase, signals: Sequence[Signal]) -> Graph:
             if hashlib.sha256(view[:end]).digest() != view[end:]:
                 raise ValueError("its SHA-256 is not the one it names")
         start = end - 8 - int.from_bytes(memory[end - 8 : end], "little")
-        told = json.loads(memory[start : end - 8])
-        space = told["space"]
+        told = _TOLD.validate_python(parsed_json(memory[start : end - 8]))
+        space = dict(told["space"])
         for name in ("factor", "offset"):
             space[name] = np.array(space[name], np.float64)
         told["space"] = Space(**space)
@@ -195,8 +217,14 @@ def open_graph(database: FeatureDatabase, signals: Sequence[Signal]) -> Graph:
         index.view(memory)
         graph = Graph(index=index, memory=memory, **told)
     except Exception as error:  # a damaged file raises many types
-        raise UserError(f"{path}: cannot be read ({error}); {again}") from None
-    if graph.features != database.info["sha256"] or index.ndim != len(graph.space.factor):
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: cannot be read ({reason}); {again}") from None
+    widths = {signal.name: signal.features.shape[1] for signal in signals}
+    width = sum(widths.get(name, -1) for name in graph.space.names)
+    sizes = {width, len(graph.space.factor), len(graph.space.offset), index.ndim}
+    counts = {len(graph.space.names), len(graph.space.metrics)}
+    other = len(index) > len(signals[0].features)
+    if graph.features != database.info["sha256"] or len(sizes) + len(counts) > 2 or other:
         raise UserError(f"{path}: a graph of other features; {again}")
     return graph
 

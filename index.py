@@ -5,26 +5,28 @@ d = metric0(deep) + COLOR_WEIGHT * metric1(colour) + PALETTE_WEIGHT * metric1(pa
 deep term for each further model.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
-from zipfile import BadZipFile
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from arrays import all_finite, map_array, read_archive
+from description import read_description
 from lines import Lines
-from stamps import first_changed
+from stamps import first_wrong
 from utils import UserError
 
 DEEP, COLOR, PALETTE = "all_feat.npy", "all_color_feat.npy", "all_palette_feat.npy"
 CATEGORY, ITEM = "all_category.npy", "all_item.npy"
 CLASSIFIER = "all_classifier.npz"
+CLASSIFIER_FORMS = {"weight": ("f", 2), "bias": ("f", 1)}
 LIST, INFO = "all_feat.list", "all_feat.json"
+OTHERS = (CATEGORY, ITEM, LIST)  # beside the features
 BLOCK = 8192  # rows a call of cdist, which copies them to float64
 MEMORY = 64 << 20  # bytes of distances that an exact search holds at once
 TRIES, PAUSE = 20, 0.05  # s; an extraction replaces the files in a few ms
@@ -119,7 +121,7 @@ def open_database(base: Path) -> FeatureDatabase:
 
 def _read_info(base: Path) -> bytes | None:
     try:
-        return (base / INFO).read_bytes()
+        return (base / INFO).read_bytes() if (base / INFO).is_file() else None
     except OSError:
         return None
 
@@ -129,40 +131,41 @@ def _open_files(base: Path, described: bytes | None) -> FeatureDatabase:
     again = f"run: python feature_extractor.py --dataset-base {base}"
     if described is None:
         raise UserError(f"{base}: no feature database ({INFO}); {again}")
+
+    def refuse(name: str, fault: object) -> NoReturn:
+        raise UserError(f"{base / name}: {fault}; {again}")
+
     try:
-        info = json.loads(described)
-        models = range(len(info["models"]))
-        deep = [deep_file(number) for number in models]
-        plain = [plain_file(number) for number in models] if info["settings"]["FLIP"] else []
-        names = [*deep, *plain, COLOR] + [PALETTE] * info["settings"]["PALETTE"]
-        columns: dict[str, Any] = {
-            # Plain arrays: NumPy takes rows of a memmap several times slower.
-            name: np.asarray(np.load(base / name, mmap_mode="r", allow_pickle=False))
-            for name in (*names, CATEGORY, ITEM)
-        }
-        with np.load(base / CLASSIFIER, allow_pickle=False) as file:
-            _ = file["weight"], file["bias"]  # read, so that damage shows here
-        count, category_names = info["pictures"], info["category_names"]
-        columns[LIST] = Lines(base / LIST, count, again)
-        hashes = {name: info["sha256"][name] for name in names} | info.get("sha256_others", {})
-    except KeyError as error:
-        raise UserError(
-            f"{base}: the feature database is damaged or of an older version: no {error}; {again}"
-        ) from None
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile, AttributeError) as error:
-        raise UserError(f"{base}: the feature database is damaged ({error}); {again}") from None
-    for name in names:
-        if columns[name].dtype != np.float32 or columns[name].ndim != 2:
-            raise UserError(f"{base / name}: must be a float32 matrix; {again}")
-    for name in (CATEGORY, ITEM):
-        if columns[name].ndim != 1:
-            raise UserError(f"{base / name}: must be a vector; {again}")
-    for name, column in columns.items():
-        if len(column) != count:
-            raise UserError(f"{base / name}: has {len(column)} rows, {INFO} says {count}; {again}")
-    changed = first_changed(base, hashes)
-    if changed:
-        raise UserError(f"{changed}: not the file that {INFO} describes; {again}")
+        info = read_description(described)
+    except ValueError as error:
+        refuse(INFO, f"damaged, or of another version: {error}")
+    count, category_names = info["pictures"], info["category_names"]
+    models = range(len(info["models"]))
+    deep = [deep_file(number) for number in models]
+    plain = [plain_file(number) for number in models] if info["settings"]["FLIP"] else []
+    names = [*deep, *plain, COLOR, *([PALETTE] if info["settings"]["PALETTE"] else [])]
+    columns: dict[str, Any] = {}
+    for name in (*names, *OTHERS):
+        try:
+            columns[name] = _open_column(base / name, count, again)
+        except (OSError, ValueError) as error:
+            refuse(name, error)
+        if len(columns[name]) != count:
+            refuse(name, f"has {len(columns[name])} rows, {INFO} says {count}")
+    try:
+        read_archive(base / CLASSIFIER, CLASSIFIER_FORMS)
+    except ValueError as error:
+        refuse(CLASSIFIER, error)
+    if not -1 <= columns[CATEGORY].min() <= columns[CATEGORY].max() < len(category_names):
+        refuse(CATEGORY, f"holds other categories than the {len(category_names)} of {INFO}")
+    hashes = info["sha256"] | info["sha256_others"]
+    unnamed = [name for name in (*columns, CLASSIFIER) if name not in hashes]
+    if unnamed:
+        refuse(INFO, f"damaged, or of another version: no SHA-256 of {unnamed[0]}")
+    hashes = {name: hashes[name] for name in (*columns, CLASSIFIER)}
+    wrong = first_wrong(base, hashes, lambda name: _fault(columns.get(name)))
+    if wrong:
+        refuse(*wrong)
     return FeatureDatabase(
         base=base,
         deep=tuple(columns[name] for name in deep),
@@ -175,6 +178,28 @@ def _open_files(base: Path, described: bytes | None) -> FeatureDatabase:
         items=columns[ITEM],
         info=info,
     )
+
+
+def _open_column(path: Path, count: int, again: str) -> Any:
+    """A file of the database, of which each row is a picture's."""
+    if path.name == LIST:
+        return Lines(path, count, again)
+    form, dimensions = {CATEGORY: ("<i2", 1), ITEM: ("<U", 1)}.get(path.name, ("<f4", 2))
+    return map_array(path, form, dimensions)
+
+
+def _fault(column: Any) -> str:
+    """What is wrong within a column, "" for nothing."""
+    try:
+        if isinstance(column, np.ndarray) and column.dtype.kind == "f" and not all_finite(column):
+            return "holds NaN or infinity"
+        if isinstance(column, Lines) or (column is not None and column.dtype.kind == "U"):
+            "".join(column).encode()
+    except UnicodeDecodeError as error:
+        return f"line {error.object.count(10, 0, error.start) + 1} is not UTF-8 text"
+    except (ValueError, SystemError):  # of numbers that are no character
+        return "holds what is no text"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Lines(Sequence[str]):
 
     Raises
     ------
-    OSError : it cannot be opened
+    ValueError, OSError : it cannot be opened
     UserError : on first use, where it has another number of lines
     """
 
@@ -29,6 +29,8 @@ class Lines(Sequence[str]):
         self.path = path
         self.count = count
         self.again = again
+        if not path.is_file():
+            raise ValueError("no such file")
         empty = not path.stat().st_size
         self._bytes = np.zeros(0, np.uint8) if empty else np.memmap(path, np.uint8, "r")
 

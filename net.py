@@ -1,20 +1,25 @@
 """The embedding network and the checkpoints it comes from."""
 
 import io
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from backbones import WeightsError, build_backbone, load_fitting, require_loaded
+from config import MOST_PIXELS
+from description import HeldOut
 from device import autocast, network_input
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, shown
 
+Side = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 LENGTH = 10.0  # of a normalised embedding: its distances then compare with those of 2018
 
 
@@ -34,12 +39,37 @@ class Network:
     """
 
     backbone: str
-    inter_dim: int
+    inter_dim: Annotated[int, Field(ge=0)]
     categories: list[str]
-    img_size: int
-    crop_size: int
-    pooling: str = "avg"
+    img_size: Side
+    crop_size: Side
+    pooling: Literal["avg", "avgmax", "gem"] = "avg"
     normalised: bool = False
+
+
+_NETWORK = TypeAdapter(Network)
+_HELD_OUT = TypeAdapter(HeldOut | str | None)
+
+
+def network_of(record: Any, where: Path, again: str = "train again") -> Network:
+    """The network that a file's record describes; what it says beyond that is left out.
+
+    `again` is what to do where it cannot be.
+
+    Raises
+    ------
+    UserError : a field is missing, or is not what it can be
+    """
+    names = {field.name for field in fields(Network)}
+    known = {k: v for k, v in record.items() if k in names} if isinstance(record, dict) else record
+    try:
+        return _NETWORK.validate_python(known)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "network"
+        raise UserError(
+            f"{where}: written by another version ({place}: {first['msg']}); {again}"
+        ) from None
 
 
 class GeM(nn.Module):
@@ -195,6 +225,8 @@ def initial_net(network: Network, pretrained: str) -> EmbeddingNet:
     """
     from_file = pretrained not in {"imagenet", "none"}
     state = read_weights(Path(pretrained))[0] if from_file else None
+    if state and not all(bool(value.isfinite().all()) for value in state.values()):
+        raise UserError(f"PRETRAINED {pretrained}: holds NaN or infinity")
     checkpoint = state is not None and any(key.startswith("backbone.") for key in state)
     try:
         backbone = build_backbone(
@@ -252,6 +284,15 @@ def save_checkpoint(path: Path, net: EmbeddingNet, network: Network, **facts: An
         part.write_bytes(written.getbuffer())
 
 
+def _refuse_bomb(path: Path) -> None:
+    """Raise a ValueError where an archive says that it holds more bytes than the file has."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            told = sum(member.file_size for member in archive.infolist())
+        if told > path.stat().st_size:
+            raise ValueError("compressed, as no checkpoint is")
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read the content of a checkpoint without running any code from it.
 
@@ -262,6 +303,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
+        _refuse_bomb(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damaged archive leads to
         reason = str(error).strip().split("\n")[0]
@@ -286,18 +328,24 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Network | None]:
     content = read_checkpoint(path)
     record = content.get("network")
     state = content.get("state_dict", content)
-    tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
-    if not state or not tensors:
+    size = path.stat().st_size
+    if not isinstance(state, dict) or not state:
         raise UserError(f"{path}: holds no state dict")
+    for key, value in state.items():
+        if not _is_plain(value, size):
+            raise UserError(f"{path}: {shown(str(key))} is no plain tensor; no state dict")
     state = {str(key).removeprefix("module."): value for key, value in state.items()}
-    if record is None:
-        return state, None
-    known = {field.name for field in fields(Network)}
-    try:
-        network = Network(**{name: value for name, value in record.items() if name in known})
-    except (AttributeError, TypeError):
-        raise UserError(f"{path}: written by another version; train again") from None
-    return state, network
+    return state, None if record is None else network_of(record, path)
+
+
+def _is_plain(value: Any, size: int) -> bool:
+    """Whether it is a tensor whose values lie in a file of so many bytes, all of them."""
+    return (
+        isinstance(value, Tensor)
+        and (value.layout, value.device.type) == (torch.strided, "cpu")
+        and not (value.is_quantized or value.is_complex())
+        and value.nbytes <= size  # strides of 0 make a huge tensor of one value
+    )
 
 
 def held_out_of(path: Path) -> dict[str, Any] | str | None:
@@ -311,7 +359,10 @@ def held_out_of(path: Path) -> dict[str, Any] | str | None:
     ------
     UserError : no such file, or no checkpoint
     """
-    return read_checkpoint(path).get("held_out", "unknown")
+    try:
+        return _HELD_OUT.validate_python(read_checkpoint(path).get("held_out", "unknown"))
+    except ValidationError:
+        raise UserError(f"{path}: its held_out is damaged; train again") from None
 
 
 def model_places(base: Path, name: str) -> tuple[Path, Path]:
@@ -357,7 +408,9 @@ def load_net(path: Path, bare: Network | None = None) -> tuple[EmbeddingNet, Net
     for key in ("fc.weight", "fc2.weight") if dim else ("fc2.weight",):
         if key not in state:
             raise UserError(f"{path}: holds no {key}: not a checkpoint of an embedding network")
-    logits = len(state["fc2.weight"])
+        if state[key].ndim != 2:
+            raise UserError(f"{path}: {key} is no matrix: not a checkpoint of an embedding network")
+    logits, width = state["fc2.weight"].shape
     if network is None:
         if bare is None:
             raise UserError(f"{path}: a bare state dict does not say which network it belongs to")
@@ -370,6 +423,8 @@ def load_net(path: Path, bare: Network | None = None) -> tuple[EmbeddingNet, Net
             pooling="avg",
             normalised=False,
         )
+    if dim and {len(state["fc.weight"]), width} != {network.inter_dim}:
+        raise UserError(f"{path}: fc and fc2 are not of {network.inter_dim} values")
     if logits != len(network.categories):
         raise UserError(f"{path}: {logits} logits for {len(network.categories)} categories")
     channels = state["fc.weight" if network.inter_dim else "fc2.weight"].shape[1]

@@ -12,10 +12,17 @@ import torch
 from PIL import Image, ImageOps
 
 from annotations import find_box
-from color import color_features
+from color import PALETTE_BINS, color_features
 from data import Transform
-from index import FeatureDatabase
-from net import FeatureNet, Network, extract_features, load_net, model_places
+from index import INFO, FeatureDatabase
+from net import (
+    FeatureNet,
+    Network,
+    extract_features,
+    load_net,
+    model_places,
+    network_of,
+)
 from stamps import Stamp, stamp_of
 from utils import UserError, read_picture, sha256_of
 
@@ -166,13 +173,22 @@ def load_models(
     database: FeatureDatabase, named: Sequence[str], device: torch.device
 ) -> tuple[list[FeatureNet], list[Network]]:
     """Load the models that made the feature database; `named` as for `find_models`."""
-    settings = database.info["settings"]
+    settings, base = database.info["settings"], database.base
+    again = f"run: python feature_extractor.py --dataset-base {base}"
     nets, networks = [], []
     for number, (path, stamp) in enumerate(find_models(database, named)):
-        bare = Network(**database.info["models"][number]["network"])
+        bare = network_of(database.info["models"][number]["network"], base / INFO, again)
         net, network = load_net(path, bare)
         if stamp_of(path) != stamp:
             raise UserError(f"{path}: replaced while it was read; ask again")
+        made = (net.fc2.in_features, 3 * settings["COLOR_TOP_N"], PALETTE_BINS**3)
+        palette = made[2] if database.palette is None else database.palette.shape[1]
+        stored = (database.deep[number].shape[1], database.color.shape[1], palette)
+        if stored != made:
+            raise UserError(
+                f"{base}: the features have {stored} values each, those that {path} makes have"
+                f" {made}; {again}"
+            )
         colors = [] if number else color_features(settings)
         features = FeatureNet(net, colors, settings["FLIP"]).eval()
         nets.append(features.to(device, memory_format=torch.channels_last))

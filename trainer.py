@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import TypeAdapter
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -48,7 +49,7 @@ class Progress:
     frozen: bool = False
     unfrozen: int = 0
     history: list[tuple[float, float]] = field(default_factory=list)
-    best: dict[str, float] = field(default_factory=dict)
+    best: dict[str, int | float] = field(default_factory=dict)
     log: str = ""
 
 
@@ -130,24 +131,35 @@ class Trainer:
         content = self._read_resume_point()
         if not content["finished"]:
             raise UserError(
-                f"{self.resume_point}: a run that stopped in epoch {content['progress']['epoch']};"
+                f"{self.resume_point}: a run that stopped in epoch {content['progress'].epoch};"
                 " go on with --resume, or delete the file to start anew"
             )
 
     def _read_resume_point(self) -> dict[str, Any]:
         content = read_checkpoint(self.resume_point)
         wanted = {"identity", "metric", "optimizer", "scaler", "rng", "cuda_rng", "progress"}
-        wanted |= {"finished"}
-        if not wanted <= set(content):
-            raise UserError(f"{self.resume_point}: no resume point; delete it to start anew")
+        wanted |= {"finished", "state_dict"}
+        try:
+            if not wanted <= set(content):
+                raise ValueError(f"it has no {min(wanted - set(content))}")
+            content["progress"] = TypeAdapter(Progress).validate_python(content["progress"])
+            content["identity"] = dict(content["identity"])
+        except (ValueError, TypeError) as error:
+            raise self._no_resume_point(error) from None
         return content
+
+    def _no_resume_point(self, error: Exception) -> UserError:
+        reason = str(error).split("\n")[0]
+        return UserError(
+            f"{self.resume_point}: no resume point ({reason}); delete it to start anew"
+        )
 
     def resume(self) -> None:
         """Take up the run where the resume point left it.
 
         Raises
         ------
-        UserError : it is of a run with other settings
+        UserError : it is damaged, or of a run with other settings
         """
         content = self._read_resume_point()
         for name, value in self.identity.items():
@@ -157,14 +169,17 @@ class Trainer:
                     f"--resume: the run in {self.resume_point} has {name}={was}, this one {value};"
                     " set it as it was, or delete the file to start anew"
                 )
-        self.net.load_state_dict(content["state_dict"])
-        self.metric.load_state_dict(content["metric"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
-        torch.set_rng_state(content["rng"])
-        if content["cuda_rng"]:
-            torch.cuda.set_rng_state_all(content["cuda_rng"])
-        self.progress = Progress(**content["progress"])
+        try:
+            self.net.load_state_dict(content["state_dict"])
+            self.metric.load_state_dict(content["metric"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.scaler.load_state_dict(content["scaler"])
+            torch.set_rng_state(content["rng"])
+            if content["cuda_rng"]:
+                torch.cuda.set_rng_state_all(content["cuda_rng"])
+        except Exception as error:  # of many types, where something else is loaded
+            raise self._no_resume_point(error) from None
+        self.progress = content["progress"]
         self.net.freeze_backbone(self.progress.frozen)
         best = self.models / f"model_{self.progress.best.get('epoch')}_final.pth.tar"
         if best.exists():  # something else may have been marked since

@@ -3,6 +3,8 @@
 import errno
 import glob
 import hashlib
+import io
+import json
 import math
 import os
 import stat
@@ -12,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -71,6 +73,8 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     A `UserError` becomes one line on standard error and status 2. (Ctrl-C: see interrupt.py.)
     """
     name = Path(sys.argv[0]).name
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no UTF-8 is to be shown, too
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main() or 0
         sys.stdout.flush()
@@ -152,6 +156,19 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def parsed_json(content: str | bytes) -> Any:
+    """What JSON text says.
+
+    Raises
+    ------
+    ValueError : it is no JSON, or nested too deeply
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def shown(path: Path | str) -> str:

@@ -75,6 +75,15 @@ def describe(
     (base / "all_feat.json").write_text(json.dumps(info))
 
 
+def rehash(base: Path, *names: str) -> None:
+    """Have all_feat.json name the SHA-256 of files as they are now."""
+    info = json.loads((base / "all_feat.json").read_text())
+    for name in names:
+        table = "sha256_others" if name in info["sha256_others"] else "sha256"
+        info[table][name] = sha256_of(base / name)
+    (base / "all_feat.json").write_text(json.dumps(info))
+
+
 def stored_features(base: Path, rng: np.random.Generator, dim: int = 6) -> None:
     """A feature database of random features of a data set's pictures, in-shop ones included."""
     pictures = read_collection(base, 50, inshop_list(base) is not None, 0.1)
@@ -99,9 +108,7 @@ def stored_features(base: Path, rng: np.random.Generator, dim: int = 6) -> None:
 def replace_features(base: Path, name: str, features: np.ndarray) -> None:
     """Put other features into a feature database, as an extraction would have written them."""
     np.save(base / name, features)
-    info = json.loads((base / "all_feat.json").read_text())
-    info["sha256"][name] = sha256_of(base / name)
-    (base / "all_feat.json").write_text(json.dumps(info))
+    rehash(base, name)
 
 
 @pytest.fixture

@@ -106,10 +106,10 @@ def test_clusters_of_normalised_features_are_found_by_direction() -> None:
 
 
 def database_at(base: Path) -> FeatureDatabase:
-    """A database without pictures, as far as clusters ask for it."""
-    none = np.zeros((0, 1), np.float32)
+    """A database of 12 pictures, as far as clusters ask for it."""
+    deep = np.zeros((12, 6), np.float32)
     info = {"sha256": {"all_feat.npy": SHA256}}
-    return FeatureDatabase(base, (none,), none, None, (), [], none[:, 0], [], none[:, 0], info)
+    return FeatureDatabase(base, (deep,), deep, None, (), [], deep[:, 0], [], deep[:, 0], info)
 
 
 def test_clusters_come_back_as_they_were_saved(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import replace_features
+from conftest import rehash, replace_features
 
 import evaluate
 import feature_extractor
@@ -133,7 +133,8 @@ def test_the_items_of_the_lists_ask_whatever_the_database_calls_them(measured: P
     assert before.right.shape == (len(items), len(inshop))
     counts = [np.sum(inshop.items == item) - 1 for item in items.items]
     assert sorted(before.right.sum(1).tolist()) == sorted(counts)
-    np.save(measured / "all_item.npy", np.full(len(np.load(measured / "all_item.npy")), ""))
+    none = np.full(len(np.load(measured / "all_item.npy")), "")
+    replace_features(measured, "all_item.npy", none)
     assert (tasks(measured)["item"].right == before.right).all()
 
 
@@ -149,6 +150,7 @@ def test_who_has_no_answer_does_not_ask(measured: Path) -> None:
     for path in gone:
         listed = listed.replace(path + "\n", f"elsewhere/{path}\n")
     (measured / "all_feat.list").write_text(listed)
+    rehash(measured, "all_feat.list")
     assert tasks(measured)["item"].right.shape[0] == first - len(gone) - 1
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import describe
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
@@ -22,7 +23,7 @@ from index import (
     signals_of,
     weighted_sum,
 )
-from utils import UserError, sha256_of
+from utils import UserError
 
 N, D, T = 2 * index.BLOCK + 300, 6, 9  # three blocks, the last one short
 METRICS = ("euclidean", "cosine", "cityblock", "chebyshev")
@@ -168,14 +169,7 @@ def base(tmp_path: Path) -> Path:
     np.save(tmp_path / "all_palette_feat.npy", rng.random((12, 8), np.float32))
     np.savez(tmp_path / "all_classifier.npz", weight=rng.random((3, D)), bias=rng.random(3))
     (tmp_path / "all_feat.list").write_text("".join(f"img/é {i}.jpg\n" for i in range(12)), "utf-8")
-    info = {
-        "pictures": 12,
-        "category_names": ["Tee", "Blouse", "Tank"],
-        "models": [{"file": "a"}, {"file": "b"}],
-        "settings": {"PALETTE": True, "FLIP": False},
-        "sha256": {p.name: sha256_of(p) for p in tmp_path.glob("all_*feat*.npy")},
-    }
-    (tmp_path / "all_feat.json").write_text(json.dumps(info))
+    describe(tmp_path, 12, ["Tee", "Blouse", "Tank"], models=("a", "b"), PALETTE=True)
     return tmp_path
 
 

@@ -1,10 +1,10 @@
 """Clusters of the deep features, and the recall that is promised for them."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import describe
 
 import kmeans
 from clusters import Clusters, KMeansEngine, open_clusters
@@ -105,10 +105,7 @@ def base(tmp_path: Path) -> Path:
     np.save(base / "all_item.npy", np.full(100, ""))
     np.savez(base / "all_classifier.npz", weight=np.zeros((1, 3)), bias=np.zeros(1))
     (base / "all_feat.list").write_text("".join(f"{row}.jpg\n" for row in range(100)))
-    sha256 = {path.name: sha256_of(path) for path in base.glob("all_*feat.npy")}
-    info = {"pictures": 100, "category_names": ["all"], "sha256": sha256}
-    info |= {"models": [{"file": "a"}], "settings": {"PALETTE": False, "FLIP": False}}
-    (base / "all_feat.json").write_text(json.dumps(info))
+    describe(base, 100, ["all"])
     return base
 
 

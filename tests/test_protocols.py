@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import replace_features
 from scipy.spatial.distance import cdist
 
 import data
@@ -130,7 +131,8 @@ def test_views_of_an_item_are_one_group_and_other_pictures_their_own(measured: P
     """Every second picture of the category part gets an item, three pictures an item."""
     (row_count,) = np.load(measured / "all_category.npy").shape
     number = np.arange(row_count)
-    np.save(measured / "all_item.npy", np.where(number % 2, "", (number // 6).astype(str)))
+    items = np.where(number % 2, "", (number // 6).astype(str))
+    replace_features(measured, "all_item.npy", items)
     database = open_database(measured)
     task = category_task(database, measured, 0.1, None)
     by_group = {}
