@@ -17,12 +17,12 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from config import Config
-from utils import PictureError, UserError
+from utils import UserError
 from web_collection import Living
 from web_explain import explain
 from web_guard import Guard, as_problem
 from web_network import BusyError
-from web_search import ForgottenError, QueryError, UnknownPictureError, require_pictures
+from web_search import QueryError, UnknownError, require_pictures
 from web_service import SIDES, Metrics, Service
 from web_types import (
     MOST_PICTURES,
@@ -40,23 +40,22 @@ from web_types import (
 PAGE = Path(__file__).parent / "page"
 
 STATUS: dict[type[UserError], int] = {
-    UnknownPictureError: 404,
-    ForgottenError: 410,
-    PictureError: 422,
+    UnknownError: 404,
     QueryError: 422,
     BusyError: 503,
     UserError: 409,
 }
 TOLD = {
+    400: "the body is no text",
     401: "authentication is switched on, and the request does not show what it has to",
     403: "the request comes from a page of another host, or names another server",
-    404: "no such picture",
+    404: "no such picture or category, or the earlier query is forgotten",
     405: "another method",
-    409: "the engine has not what it needs; the detail names the command that makes it",
-    410: "the earlier query is forgotten",
+    409: "understood, but cannot be answered: a file is no picture, a box leaves nothing of it, or"
+    " the engine has not what it needs; the detail says which, and what to do",
     413: "more bytes than MAX_UPLOAD",
     415: "not multipart/form-data",
-    422: "the options are not valid, or a file is no picture; the detail says what is wrong",
+    422: "not as described here; the detail says what is wrong",
     503: "too much at once; Retry-After says when to ask again",
 }
 
@@ -72,6 +71,7 @@ SEARCH_BODY = {
         "multipart/form-data": {
             "schema": {
                 "type": "object",
+                "additionalProperties": False,
                 "properties": {
                     "file": {
                         "type": "array",
@@ -153,7 +153,7 @@ def build_app(config: Config, living: Living) -> FastAPI:
 
     @app.post(
         "/api/search",
-        responses=guarded | _responses(404, 409, 410, 413, 415, 422, 503),
+        responses=guarded | _responses(404, 409, 413, 415, 422, 503),
         openapi_extra={"requestBody": SEARCH_BODY},
     )
     async def search_by(request: Request) -> SearchAnswer:
@@ -167,7 +167,7 @@ def build_app(config: Config, living: Living) -> FastAPI:
         finally:
             await form.close()
 
-    @app.post("/api/explain", responses=guarded | _responses(404, 409, 410, 413, 422, 503))
+    @app.post("/api/explain", responses=guarded | _responses(400, 404, 409, 413, 422, 503))
     async def explain_answer(body: ExplainOptions) -> Explanation:
         """Why an answer is where it is."""
         collection = living.now()

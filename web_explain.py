@@ -38,17 +38,19 @@ def explain(
 
     Raises
     ------
-    UserError : there is nothing to search by
+    UnknownError : the uploaded pictures are not kept any more
     PictureError : a picture of the collection cannot be read any more
     """
     query = features_asked(collection, memory, options, options.query)
-    signals, _, _ = narrowed(collection, options, query)
-    shown = _query_shown(collection, memory, options, query)
+    parts, distance, shown = [], None, None
+    if query is not None:
+        signals, _, _ = narrowed(collection, options, query)
+        parts, distance = _parts(signals, query, row)
+        shown = _query_shown(collection, memory, options, query)
     images = [image for image in (shown, _image_of(collection, row)) if image is not None]
     views, maps = _look(collection, images)
     similar = F.normalize(maps.flatten(2), dim=1)
     similar = torch.einsum("cq,ca->qa", similar[0], similar[-1])
-    parts, distance = _parts(signals, query, row)
     return Explanation(
         parts=parts,
         distance=distance,

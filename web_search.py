@@ -17,7 +17,7 @@ import torch
 
 from color import CHROMA, MEAN, PALETTE_BINS, STD, lab_of_rgb
 from engines import NamedEngine
-from index import Answer, ExactEngine, Signal, unit_rows
+from index import Answer, Engine, ExactEngine, Signal, unit_rows
 from query import Query
 from rerank import CollapsedEngine
 from utils import Stopwatch, UserError
@@ -35,15 +35,11 @@ Features = list[np.ndarray]  # of each signal 1 x D
 
 
 class QueryError(UserError):
-    """There is nothing to search by, or not in such a way."""
+    """Not in such a way can be searched."""
 
 
-class UnknownPictureError(UserError):
-    """The collection has no such picture."""
-
-
-class ForgottenError(UserError):
-    """An earlier query is not kept any more."""
+class UnknownError(UserError):
+    """The collection has no such picture or category, or the query is not kept any more."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +78,11 @@ class Memory:
 
         Raises
         ------
-        ForgottenError : they are, or they are of other models
+        UnknownError : they are, or they are of other models
         """
         kept = self.kept.get(name)
         if not kept or kept.until < time.monotonic() or kept.models != _models(collection):
-            raise ForgottenError("this query is forgotten; send its pictures again")
+            raise UnknownError("this query is forgotten; send its pictures again")
         return kept
 
 
@@ -104,16 +100,16 @@ def require_pictures(collection: Collection, options: SearchOptions, *others: in
 
     Raises
     ------
-    UnknownPictureError, QueryError
+    UnknownError
     """
     for row in (*options.pictures, *options.like, *options.unlike, *others):
         if row >= len(collection):
-            raise UnknownPictureError(f"no picture {row}; there are {len(collection):,}")
+            raise UnknownError(f"no picture {row}; there are {len(collection):,}")
     if options.category:
         try:
             collection.database.rows_of(options.category)
         except UserError as error:
-            raise QueryError(str(error).removeprefix("--")) from None
+            raise UnknownError(str(error).removeprefix("--")) from None
 
 
 def color_features_of(signals: Sequence[Signal], color: str) -> dict[str, np.ndarray]:
@@ -172,7 +168,7 @@ def search(
     name: str | None,
     watch: Stopwatch,
 ) -> SearchAnswer:
-    """Answer a search.
+    """Answer a search; by nothing, with pictures evenly spread over the collection.
 
     Parameters
     ----------
@@ -184,23 +180,24 @@ def search(
 
     Raises
     ------
-    QueryError : there is nothing to search by
-    ForgottenError : the uploaded pictures are not kept any more
+    UnknownError : the uploaded pictures are not kept any more
     UserError : the engine has not what it needs
     """
     with watch.step("ranking"):
         query = features_asked(collection, memory, options, name)
+        if query is None:
+            return _browse(collection, options, watch)
         signals, rows, category = narrowed(collection, options, query)
         excluded = {*options.pictures, *options.like, *options.unlike}
         if options.other_color:
             answer, named = _other_color(collection, signals, query, rows, options, excluded)
         else:
             named = collection.engine(options.engine, signals)
-            engine = named.engine
+            engine: Engine = _Without(named.engine, excluded)
             if options.per_item:
                 engine = CollapsedEngine(engine, collection.database.items)
-            answer = engine.search(query, options.count + len(excluded), rows)[0]
-        answers = _as_found(collection, signals, answer, excluded)[: options.count]
+            answer = engine.search(query, options.count, rows)[0]
+        answers = _as_found(collection, signals, answer)
     measured = rows is None and not options.other_color
     return SearchAnswer(
         query=name,
@@ -215,15 +212,37 @@ def search(
     )
 
 
+def _browse(collection: Collection, options: SearchOptions, watch: Stopwatch) -> SearchAnswer:
+    """Some pictures to begin with."""
+    category = options.category or ""
+    every = np.arange(len(collection))
+    rows = collection.database.rows_of(category) if category else every
+    places = np.linspace(0, len(rows) - 1, min(options.count, len(rows))).astype(np.int64)
+    answers = [
+        Found(**collection.item(row).model_dump(), rank=rank, distance=None, parts={})
+        for rank, row in enumerate(rows[np.unique(places)].tolist(), 1)
+    ]
+    return SearchAnswer(
+        query=None,
+        answers=answers,
+        engine=options.engine,
+        searched="nothing: these are evenly spread",
+        recall=None,
+        category=category,
+        weights={},
+        seconds=dict(watch.seconds),
+        collection=collection.version,
+    )
+
+
 def features_asked(
     collection: Collection, memory: Memory, options: SearchOptions, name: str | None
-) -> Features:
-    """The features of all that is searched by, as one query.
+) -> Features | None:
+    """The features of all that is searched by, as one query; None: it is nothing.
 
     Raises
     ------
-    QueryError : there is nothing to search by
-    ForgottenError : the uploaded pictures are not kept any more
+    UnknownError : the uploaded pictures are not kept any more
     """
     uploaded = memory.get(collection, name).features if name else []
     asked = uploaded + features_of(collection, options.pictures)
@@ -234,7 +253,7 @@ def features_asked(
     colors = color_features_of(collection.signals, options.color) if options.color else {}
     if not asked:
         if not colors:
-            raise QueryError("nothing to search by; send a picture, or name pictures or a colour")
+            return None
         empty = [np.zeros((1, s.features.shape[1]), np.float32) for s in collection.signals]
         return [colors.get(s.name, e) for s, e in zip(collection.signals, empty, strict=True)]
     query = combined(asked, liked, unliked)
@@ -251,7 +270,7 @@ def narrowed(
         # By a colour alone.
         signals = [replace(s, weight=0.0) if _is_deep(s) else s for s in collection.weighted(1.0)]
     if not any(signal.weight for signal in signals):
-        raise QueryError("no signal has a weight; move the balance, or see the server's settings")
+        raise UserError("no signal has a weight; move the balance, or see the server's settings")
     category = options.category or ""
     if options.other_color and not category:
         category = _category_of(collection, options, query)
@@ -289,27 +308,44 @@ def _other_color(
     """
     cut = [s if _is_deep(s) else replace(s, weight=0.0) for s in collection.signals]
     named = collection.engine("exact", cut)
-    engine = named.engine
+    engine: Engine = _Without(named.engine, excluded)
     if options.per_item:
         engine = CollapsedEngine(engine, collection.database.items)
-    wanted = max(SHORTLIST, 2 * options.count) + len(excluded)
+    wanted = max(SHORTLIST, 2 * options.count)
     near = np.sort(engine.search(query, wanted, rows)[0].rows)
     reversed_ = [s if _is_deep(s) else replace(s, weight=-s.weight) for s in signals]
-    answer = ExactEngine(reversed_).search(query, options.count + len(excluded), near)[0]
+    answer = ExactEngine(reversed_).search(query, options.count, near)[0]
     searched = f"the {len(near):,} nearest in cut, far colours first"
     return answer, replace(named, searched=searched)
 
 
-def _as_found(
-    collection: Collection, signals: Sequence[Signal], answer: Answer, excluded: set[int]
-) -> list[Found]:
-    """An answer for the page, without the pictures that are asked with."""
+class _Without:
+    """The answers of an engine but for the pictures that are asked with.
+
+    They are left out before items are told apart: else an item would be gone with its picture.
+    """
+
+    def __init__(self, inner: Engine, excluded: set[int]) -> None:
+        self.inner = inner
+        self.excluded = list(excluded)
+
+    def search(
+        self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
+    ) -> list[Answer]:
+        """See `Engine.search`."""
+        answers = []
+        for found in self.inner.search(queries, k + len(self.excluded), rows):
+            kept = np.flatnonzero(~np.isin(found.rows, self.excluded))[:k]
+            answers.append(Answer(found.rows[kept], found.distances[kept], found.parts[kept]))
+        return answers
+
+
+def _as_found(collection: Collection, signals: Sequence[Signal], answer: Answer) -> list[Found]:
+    """An answer for the page."""
     found = []
     for row, distance, parts in zip(
         answer.rows.tolist(), answer.distances.tolist(), answer.parts.tolist(), strict=True
     ):
-        if row in excluded:
-            continue
         named = zip(signals, parts, strict=True)
         values = {signal.name: _finite(part) for signal, part in named if signal.weight}
         found.append(

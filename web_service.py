@@ -16,7 +16,7 @@ from web_collection import Collection, Living, Recent
 from web_explain import thumbnail
 from web_map import Maps
 from web_network import Batcher
-from web_search import Memory, UnknownPictureError, require_pictures, search
+from web_search import Memory, UnknownError, require_pictures, search
 from web_types import SearchAnswer, SearchOptions
 
 SIDES = (64, 128, 256, 384, 512, 1024, 2048)  # px of the pictures served
@@ -99,9 +99,9 @@ class Service:
         """A picture of the collection, small."""
         collection = self.living.now()
         if version not in (None, collection.version):
-            raise UnknownPictureError(f"picture {row} of an older collection; search again")
+            raise UnknownError(f"picture {row} of an older collection; search again")
         if row >= len(collection):
-            raise UnknownPictureError(f"no picture {row}; there are {len(collection):,}")
+            raise UnknownError(f"no picture {row}; there are {len(collection):,}")
         side = next(one for one in SIDES if one >= side)
         key = (collection.version, row, side)
         data = self.images.get(key)
@@ -109,7 +109,7 @@ class Service:
             try:
                 data = await run_sync(thumbnail, collection, row, side, limiter=self.reading)
             except PictureError:
-                raise UnknownPictureError(f"picture {row} cannot be read any more") from None
+                raise UnknownError(f"picture {row} cannot be read any more") from None
             if side <= KEPT_SIDE:
                 self.images.put(key, data)
         kept = "private, max-age=86400, immutable" if version else "no-cache"

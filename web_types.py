@@ -1,12 +1,22 @@
 """What goes in and out of the JSON interface."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MOST_ANSWERS = 200
 MOST_PICTURES = 16  # of one query
-Id = Annotated[int, Field(ge=0, lt=2**53, description="number of a picture of the collection")]
+
+
+def _whole(value: Any) -> Any:
+    """JSON's 1.0 is an integer, too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+Id = Annotated[
+    int, Field(ge=0, lt=2**53, description="number of a picture of the collection"), WHOLE
+]
 
 
 class SearchOptions(BaseModel):
@@ -41,7 +51,7 @@ class SearchOptions(BaseModel):
         ),
     ] = None
     box: Annotated[
-        list[int] | None,
+        list[Annotated[int, WHOLE]] | None,
         Field(
             min_length=4,
             max_length=4,
@@ -63,7 +73,7 @@ class SearchOptions(BaseModel):
         Field(description="same cut, other colour: far in colour is near, in the same category"),
     ] = False
     engine: Literal["exact", "kmeans", "graph"] = "exact"
-    count: Annotated[int, Field(ge=1, le=MOST_ANSWERS, description="number of answers")] = 20
+    count: Annotated[int, Field(ge=1, le=MOST_ANSWERS, description="number of answers"), WHOLE] = 20
     category: Annotated[
         str | None, Field(max_length=200, description="search this category only")
     ] = None
@@ -182,7 +192,7 @@ class Explanation(BaseModel):
 
     parts: list[Part]
     distance: float | None
-    query: Annotated[View | None, Field(description="null where a colour alone was searched by")]
+    query: Annotated[View | None, Field(description="null where no picture was searched by")]
     answer: View
     similar: Annotated[
         list[list[float]],

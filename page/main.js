@@ -3,7 +3,7 @@ import * as api from "./api.js";
 import { find, make, press } from "./dom.js";
 import { CollectionMap } from "./map.js";
 import { Asked } from "./query.js";
-import { listenToKeys, showAnswers, showStart } from "./results.js";
+import { listenToKeys, showAnswers } from "./results.js";
 import { why } from "./why.js";
 
 const ENGINES = { exact: "exact", kmeans: "k-means", graph: "graph" };
@@ -60,8 +60,8 @@ function settings() {
 async function ask(remember = false) {
   running?.abort();
   if (asked.empty) {
-    start();
     if (remember) record();
+    await start();
     return;
   }
   const control = running = new AbortController();
@@ -87,8 +87,8 @@ async function send(signal, tries = 3) {
   try {
     return await api.search(files, { ...options, ...settings() }, signal);
   } catch (error) {
-    if (!tries || ![410, 503].includes(error.status)) throw error;
-    if (error.status === 410) asked.handle = null;
+    if (!tries || ![404, 503].includes(error.status) || (error.status === 404 && !asked.handle)) throw error;
+    if (error.status === 404) asked.handle = null;
     else await new Promise((resolve) => { setTimeout(resolve, 1000 * error.wait); });
     return send(signal, tries - 1);
   }
@@ -107,14 +107,13 @@ function tell(found) {
     ` (${steps}). ${ENGINES[found.engine]}: ${found.searched.split(", ")[0]}${recall}.`);
 }
 
-function start() {
+// Before anything is asked: pictures to start from.
+async function start() {
   last = null;
-  complain("");
-  if (!collection) return;
-  const ids = new Set();
-  while (ids.size < Math.min(START, collection.pictures)) ids.add(Math.floor(Math.random() * collection.pictures));
+  const found = await work(() => api.search([], { ...settings(), count: START }));
+  if (!found || !asked.empty) return;
   find("status").textContent = "Drop a picture, choose a colour, or start from one of these.";
-  showStart([...ids], collection.version, act);
+  showAnswers(found.answers, found.collection, asked, act);
 }
 
 function record() {
@@ -202,7 +201,7 @@ await work(async () => {
     asked.ids = [Number(picture)];
     asked.show();
     await ask();
-  } else start();
+  } else await start();
 });
 document.documentElement.dataset.ready = "true";
 setInterval(() => describe().catch(() => {}), LOOK_AGAIN);

@@ -8,12 +8,6 @@ export function showAnswers(answers, version, asked, act) {
   find("keys").hidden = !answers.length;
 }
 
-// Pictures to start from, of which nothing is known but their numbers.
-export function showStart(ids, version, act) {
-  find("grid").replaceChildren(...ids.map((id) => make("li", { className: "card" }, picture(id, version, "a picture of the collection", act))));
-  find("keys").hidden = true;
-}
-
 function picture(id, version, words, act) {
   const button = make("button", { type: "button", className: "from", title: `search from ${words}`, onclick: () => act.from(id) });
   const img = make("img", { src: image(id, 384, version), alt: words, loading: "lazy", decoding: "async" });
@@ -24,21 +18,22 @@ function picture(id, version, words, act) {
 
 function card(answer, version, asked, act) {
   const words = [answer.category, answer.item].filter(Boolean).join(", ") || answer.path;
-  const distance = answer.distance === null ? "no distance" : answer.distance.toFixed(3);
+  const asking = Object.keys(answer.parts).length > 0;
+  const distance = answer.distance !== null ? answer.distance.toFixed(3) : asking ? "no distance" : "";
   const rated = (kind) => String(asked[kind].includes(answer.id));
   const element = make("li", { className: "card" },
     picture(answer.id, version, `${answer.rank}: ${words}`, act),
     make("div", { className: "about" },
       make("span", { className: "first" },
-        make("span", { className: "rank" }, String(answer.rank)),
+        make("span", { className: "rank" }, asking ? String(answer.rank) : ""),
         make("span", { className: "distance", title: "distance: smaller is nearer" }, distance)),
       make("span", { title: answer.item ? `item ${answer.item}` : "" }, words),
       make("span", { className: "path", title: answer.path }, make("bdi", {}, answer.path))),
-    make("div", { className: "acts" },
+    ...(asking ? [make("div", { className: "acts" },
       make("button", { type: "button", onclick: () => act.why(answer) }, "Why"),
       make("button", { type: "button", ariaLabel: "more like this", title: "more like this", ariaPressed: rated("like"), onclick: () => act.rate(answer.id, "like") }, "+"),
-      make("button", { type: "button", ariaLabel: "less like this", title: "less like this", ariaPressed: rated("unlike"), onclick: () => act.rate(answer.id, "unlike") }, "−")));
-  element.answer = answer;
+      make("button", { type: "button", ariaLabel: "less like this", title: "less like this", ariaPressed: rated("unlike"), onclick: () => act.rate(answer.id, "unlike") }, "−"))] : []));
+  if (asking) element.answer = answer;
   return element;
 }
 
