@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +17,8 @@ LOCK = ".lock"
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Hold the lock of a folder while the block runs.
+
+    On a file system without locks a word on standard error takes its place.
 
     Parameters
     ----------
@@ -34,15 +38,19 @@ def locked(folder: Path, what: str) -> Iterator[None]:
             # Not flock, which forked workers would share and hold on to after a kill.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise UserError(f"{path}: cannot be locked: {error.strerror}") from None
-            file.seek(0)
-            holder = file.read() or "another process"
-            raise UserError(
-                f"{folder}: {holder} writes there; wait for it to end, or stop it"
-            ) from None
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                holder = file.read() or "another process"
+                raise UserError(
+                    f"{folder}: {holder} writes there; wait for it to end, or stop it"
+                ) from None
+            print(
+                f"{path}: cannot be locked ({error.strerror}): see to it that nothing else writes"
+                " there",
+                file=sys.stderr,
+            )
         with suppress(OSError):  # of a full disk: then the lock does without a name
             file.truncate(0)
-            file.write(f"{what} (process {os.getpid()})")
+            file.write(f"{what} (process {os.getpid()} on {platform.node()})")
             file.flush()
         yield

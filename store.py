@@ -7,14 +7,15 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from annotations import Pictures
 from index import CATEGORY, CLASSIFIER, INFO, ITEM, LIST, PALETTE
-from utils import atomic_write, sha256_of, writing
+from utils import atomic_write, sha256_of, sync_folder, writing
 
 BLOCK = 8192  # rows copied at once
 
@@ -59,8 +60,7 @@ class PartialFeatures:
         state = self._read_state()
         with writing(folder):
             if state:
-                self.done = state["done"]
-                self.errors = {int(row): reason for row, reason in state["errors"].items()}
+                self.done, self.errors = state["done"], state["errors"]
             else:
                 remove_partial(folder)
                 folder.mkdir(parents=True)
@@ -72,7 +72,7 @@ class PartialFeatures:
         """What a killed run left of the same extraction; None where its features are not there."""
         try:
             state = json.loads((self.folder / "state.json").read_text("utf-8"))
-            if state["key"] != self.key:
+            if state["key"] != self.key or not 0 <= index(state["done"]) <= self.count:
                 return None
             for name, width in self.widths.items():
                 header = npy_header((self.count, width))
@@ -82,7 +82,8 @@ class PartialFeatures:
                     )
                     if not whole or file.read(len(header)) != header:
                         return None
-        except (OSError, ValueError, KeyError, TypeError):
+            state["errors"] = {int(row): str(reason) for row, reason in state["errors"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return state
 
@@ -99,8 +100,7 @@ class PartialFeatures:
         """Make what was added survive: first the features, then the word that they are there."""
         for name, file in self.files.items():
             with writing(self.folder / name):
-                file.flush()
-                os.fsync(file.fileno())
+                _sync(file)
         state = {"key": self.key, "done": self.done, "errors": self.errors}
         with atomic_write(self.folder / "state.json") as part:
             part.write_text(json.dumps(state), "utf-8")
@@ -151,6 +151,7 @@ def write_database(
             part = stack.enter_context(atomic_write(base / name))
             with open(part, "wb") as file:
                 file.write(content)
+                _sync(file)
             return sha256_of(part)
 
         hashes = {}
@@ -174,6 +175,7 @@ def write_database(
         }
         info_part.write_text(json.dumps(info, indent=1), "utf-8")
         (base / INFO).unlink(missing_ok=True)
+        sync_folder(base)
         outdated = [*base.glob("all_feat_*.npy"), *base.glob("all_plain_feat_*"), base / PALETTE]
         for old in [*outdated, *base.glob("all_*.codes.npy"), *base.glob("all_*.bounds.npy")]:
             old.unlink(missing_ok=True)
@@ -191,7 +193,14 @@ def _write_rows(part: Path, source: np.ndarray, kept: np.ndarray) -> str:
         write(npy_header((len(kept), source.shape[1])))
         for start in range(0, len(kept), BLOCK):
             write(source[kept[start : start + BLOCK]].data)
+        _sync(file)
     return digest.hexdigest()
+
+
+def _sync(file: BinaryIO) -> None:
+    """Have it on the disk: some file systems say only then that there is no space."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _bytes_of(save: Any, *arrays: np.ndarray, **named: np.ndarray) -> bytes:

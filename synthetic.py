@@ -28,6 +28,7 @@ import numpy as np
 
 from annotations import write_list
 from command_line import parse_args
+from interrupt import shield
 from synthetic_garments import CATEGORY_NAMES
 from synthetic_pictures import (
     KINDS,
@@ -234,6 +235,7 @@ def _draw_all(base: Path, plan: list[list[Picture]], processes: int) -> Iterator
         return
     context = multiprocessing.get_context("spawn")  # OpenCV's threads do not survive a fork
     with ProcessPoolExecutor(processes, context, _prepare_process) as pool:
+        shield()  # once more: until Python 3.12, the pool's queues let Ctrl-C through again
         yield from pool.map(partial(draw_item, base), plan, chunksize=8)
 
 

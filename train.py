@@ -75,11 +75,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     net = initial_net(network, config.PRETRAINED).to(device, memory_format=torch.channels_last)
     if config.EPOCH == 0:
         path = models / "model_0_final.pth.tar"
-        save_checkpoint(path, net, network, held_out=None)
-        print(f"{path}: the untrained network")
-        if not (models / RESUME_POINT).exists():  # nor is there a trained one to mark
-            mark_best(path)
-            print(f"{models / BEST}: the same")
+        with locked(models, "a training run"):
+            save_checkpoint(path, net, network, held_out=None)
+            print(f"{path}: the untrained network")
+            if not (models / RESUME_POINT).exists():  # nor is there a trained one to mark
+                mark_best(path)
+                print(f"{models / BEST}: the same")
         return
 
     batches = TrainBatches(

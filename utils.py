@@ -7,12 +7,14 @@ import io
 import json
 import math
 import os
+import platform
 import stat
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -20,6 +22,8 @@ import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DAY = 24 * 60 * 60  # s
 MOST_NARROW = 100  # sides' ratio; scaled to the network's input, more would fill the memory
 PICTURE_SUFFIXES = frozenset(
     {
@@ -85,59 +89,88 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:  # of the disk or of a name, not of the program
-        if isinstance(error, FileNotFoundError) or not (
-            error.filename or error.errno == errno.ENOSPC
-        ):
+        if isinstance(error, FileNotFoundError) or not (error.filename or error.errno in NO_SPACE):
             raise
         print(f"{name}: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         status = 2
     except RuntimeError as error:  # torch has no type of its own for it
-        if "DataLoader worker" not in str(error):
+        reason = _of_workers(str(error))
+        if not reason:
             raise
-        print(
-            f"{name}: {str(error).split('. ')[0].rstrip('.')}; if memory is short, set NUM_WORKERS"
-            " lower. Run it again: it goes on where it was",
-            file=sys.stderr,
-        )
+        print(f"{name}: {reason}. Run it again: it goes on where it was", file=sys.stderr)
         status = 2
     sys.exit(status)
+
+
+def _of_workers(error: str) -> str:
+    """What befell the processes that read pictures; "" where an error is the program's own."""
+    last = error.rstrip().rpartition("\n")[2]
+    if "DataLoader worker (pid" in error:
+        return f"{last.split('. ')[0].rstrip('. ')}; if memory is short, set NUM_WORKERS lower"
+    if "torch_" in last and "resize file" in last:
+        return "no shared memory is left (/dev/shm); make it larger, or set NUM_WORKERS to 0"
+    return ""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path to write to; rename it over `path` when the block ends well, else remove it.
 
-    A reader sees the old file or the whole new one, never a part, whatever kills the writer. What
-    a killed one left behind, the next writer of such a file removes.
+    A reader sees the old file or the whole new one, never a part, whatever kills the writer or the
+    machine. What a killed one left behind, the next writer of such a file removes.
 
     Raises
     ------
     UserError : it cannot be written: no space is left, say
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{_where()}.{os.getpid()}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for other in path.parent.glob(f".{glob.escape(path.name.split('.')[0])}.*.part"):
-            if not _runs(other.suffixes[-2][1:]):
+            if _is_abandoned(other):
                 other.unlink(missing_ok=True)
         try:
             yield part
             with open(part, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(part, path)
+            sync_folder(path.parent)
         finally:
             part.unlink(missing_ok=True)
 
 
-def _runs(pid: str) -> bool:
-    """Whether a process of this number is there."""
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed and removed in a folder survive a power cut."""
+    with suppress(OSError):  # of a file system that cannot
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@cache
+def _where() -> str:
+    """Eight digits for this machine or container: process numbers mean nothing in another one."""
     try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:  # macOS
+        namespace = ""
+    return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]
+
+
+def _is_abandoned(part: Path) -> bool:
+    """Whether nobody writes to a part any more; elsewhere, whether nobody has done so for a day."""
+    where, pid = part.name.split(".")[-3:-1]
+    try:
+        if where != _where():
+            return time.time() - part.stat().st_mtime > DAY
         os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
+    except (ProcessLookupError, FileNotFoundError):
+        return True
     except (ValueError, OverflowError, PermissionError):
         pass  # no number of ours, or somebody else's process
-    return True
+    return False
 
 
 @contextmanager
@@ -208,7 +241,9 @@ def read_picture(
     named = isinstance(path, str | Path)
     name = shown(name or (path if named else "the picture"))
     try:
-        if named and not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its writer
+        if named and not stat.S_ISREG(
+            os.stat(path).st_mode
+        ):  # to open a pipe would wait for its writer
             raise ValueError("no regular file")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

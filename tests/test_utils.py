@@ -1,6 +1,8 @@
 """utils.py: reading pictures of every kind, files that are whole or not there, exit statuses."""
 
 import hashlib
+import os
+import stat
 import struct
 import subprocess
 import sys
@@ -169,6 +171,41 @@ def test_atomic_write_shows_the_old_file_until_the_new_one_is_whole(tmp_path: Pa
     assert [(p.name, p.read_text()) for p in path.parent.iterdir()] == [("file", "new")]
 
 
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    """Guards `_is_abandoned`: numbers of processes say nothing of those of another machine."""
+    with subprocess.Popen(["/bin/true"]) as ended:
+        pass
+    with atomic_write(tmp_path / "a.npy") as part:
+        part.touch()
+        here = part.name.split(".")[-3]
+    dead, alive = f"{here}.{ended.pid}", f"{here}.{os.getppid()}"
+    elsewhere, long_ago = f"00000000.{ended.pid}", f"11111111.{ended.pid}"
+    kept = {f".a.npy.{alive}.part", f".a.npy.{elsewhere}.part", f".b.npy.{dead}.part",
+            f".a.npy.{here}.x.part", "a.npy.part"}  # fmt: skip
+    for name in [*kept, f".a.npy.{dead}.part", f".a.codes.npy.{dead}.part"]:
+        (tmp_path / name).touch()
+    (tmp_path / f".a.npy.{long_ago}.part").touch()
+    os.utime(tmp_path / f".a.npy.{long_ago}.part", (1, 1))
+    with atomic_write(tmp_path / "a.npy") as part:
+        part.touch()
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "a.npy"}
+
+
+def test_the_rename_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards `sync_folder`, after the rename: a power cut would take back what only looks done."""
+    synced, sync = [], os.fsync
+
+    def noted(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append((is_folder, (tmp_path / "file").exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with atomic_write(tmp_path / "file") as part:
+        part.touch()
+    assert synced == [(False, False), (True, True)]
+
+
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, (3 << 20) + 5])
 def test_sha256_is_that_of_the_whole_file(tmp_path: Path, size: int) -> None:
     data = np.random.default_rng(size).bytes(size)
@@ -198,6 +235,7 @@ HEAD = f"import os, signal, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom utils i
         ("raise PictureError('x.jpg: torn')", 2, "script.py: x.jpg: torn\n"),
         ("raise OSError(28, 'No space left on device', 'a.npy')", 2,
          "script.py: a.npy: No space left on device\n"),
+        ("raise OSError(27, 'File too large')", 2, "script.py: output: File too large\n"),
         ("open('none')", 1, None),  # a fault of the program keeps its traceback
         ("1 / 0", 1, None),
     ],
@@ -208,6 +246,33 @@ def test_exit_status_of_a_script(tmp_path: Path, body: str, status: int, error: 
     result = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (status, "out\n")
     assert result.stderr == error if error is not None else "Traceback" in result.stderr
+
+
+DEAD = "DataLoader worker (pid 7) is killed by signal: Killed"
+FULL = "unable to resize file </torch_1> to the right size: No space left on device (28)"
+TRACEBACK = "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (f"{DEAD}. ", f"{DEAD}; if memory is short, set NUM_WORKERS lower"),
+        (f"{TRACEBACK}\nRuntimeError: {FULL}\n", "no shared memory is left (/dev/shm); make it"),
+        (f"{TRACEBACK}\nRuntimeError: of the program", None),
+    ],
+)
+def test_a_lost_worker_is_one_line(tmp_path: Path, error: str, said: str | None) -> None:
+    """Guards `_of_workers`: a fault of the program keeps its traceback, in a worker, too."""
+    script = tmp_path / "script.py"
+    script.write_text(f"{HEAD}def main():\n    raise RuntimeError({error!r})\nrun_script(main)\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == (2 if said else 1)
+    if said:
+        assert done.stderr.startswith(f"script.py: {said}")
+        assert done.stderr.endswith(". Run it again: it goes on where it was\n")
+        assert done.stderr.count("\n") == 1
+    else:
+        assert "Traceback" in done.stderr
 
 
 def test_reader_that_stops_early_is_no_error_and_a_full_disk_is_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,228 @@
+"""store.py: features that survive a kill, and a database that is the old one or the new one."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import store
+from collection import read_folder
+from index import CATEGORY, CLASSIFIER, COLOR, DEEP, INFO, ITEM, LIST, open_database
+from store import PartialFeatures, remove_partial, write_database
+from utils import UserError
+
+WIDTHS = {DEEP: 4, COLOR: 3}
+FILES = {CATEGORY, CLASSIFIER, COLOR, DEEP, INFO, ITEM, LIST}
+
+
+def pictures(base: Path, count: int):
+    """A table of pictures that are not looked at."""
+    for i in range(count):
+        (base / "dress").mkdir(exist_ok=True)
+        (base / "dress" / f"{i:02d}.jpg").touch()
+    return read_folder(base, 0.1).select(np.arange(count))
+
+
+def features(count: int, seed: float) -> list[np.ndarray]:
+    rows = np.arange(count)[:, None] + seed
+    return [(rows + np.arange(width)).astype(np.float32) for width in WIDTHS.values()]
+
+
+def partial(base: Path, count: int, seed: float) -> PartialFeatures:
+    """A finished extraction."""
+    found = PartialFeatures(base / ".extract_1", f"key {seed}", count, WIDTHS)
+    found.append(features(count, seed), [""] * count)
+    found.save()
+    return found
+
+
+def write(base: Path, count: int, seed: float, unreadable: tuple[int, ...] = ()) -> None:
+    facts = {"models": [{"file": "a", "sha256": "0" * 64, "network": {"categories": ["dress"]}}],
+             "settings": {"PALETTE": False, "FLIP": False, "AMP": "float32", "COLOR_TOP_N": 1,
+                          "CROP_TO_BBOX": True}}  # fmt: skip
+    head = np.full((1, 4), seed, np.float32), np.zeros(1, np.float32)
+    table = pictures(base, count)
+    write_database(base, table, [partial(base, count, seed)], unreadable, head, facts)
+
+
+def test_what_was_saved_is_taken_up_and_nothing_else(tmp_path: Path) -> None:
+    """Guards `save` and `_read_state`: what was added later is not believed."""
+    folder = tmp_path / ".extract_1"
+    first = PartialFeatures(folder, "k", 9, WIDTHS)
+    first.append([a[:4] for a in features(9, 0)], ["", "torn", "", ""])
+    first.save()
+    first.append([a[4:6] for a in features(9, 7)], ["", "lost"])
+    second = PartialFeatures(folder, "k", 9, WIDTHS)
+    assert (second.done, second.errors) == (4, {1: "torn"})
+    second.append([a[4:] for a in features(9, 0)], [""] * 5)
+    second.save()
+    for found, expected in zip(second.matrices().values(), features(9, 0), strict=True):
+        assert found.dtype == np.float32
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "count", "widths"), [("other", 9, WIDTHS), ("k", 8, WIDTHS), ("k", 9, {DEEP: 4})]
+)
+def test_those_of_another_extraction_are_dropped(
+    tmp_path: Path, key: str, count: int, widths: dict[str, int]
+) -> None:
+    """Guards the key, and the header and size of each file, in `_read_state`."""
+    folder = tmp_path / ".extract_1"
+    old = PartialFeatures(folder, "k", 9, {DEEP: 4, COLOR: 5} if len(widths) == 1 else WIDTHS)
+    old.append([np.ones((9, w), np.float32) for w in old.widths.values()], [""] * 9)
+    old.save()
+    if len(widths) == 1:
+        (folder / DEEP).write_bytes((folder / DEEP).read_bytes()[:-1])
+    found = PartialFeatures(folder, key, count, widths)
+    assert found.done == 0
+    assert sorted(path.name for path in folder.iterdir()) == sorted(widths)
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["", "[]", "5", '{"key": "k"}', '{"key": "k", "done": -1, "errors": {}}',
+     '{"key": "k", "done": 10, "errors": {}}', '{"key": "k", "done": 2.0, "errors": {}}',
+     '{"key": "k", "done": 2, "errors": []}', '{"key": "k", "done": 2, "errors": {"x": "y"}}'],
+)  # fmt: skip
+def test_a_state_that_makes_no_sense_is_as_none(tmp_path: Path, state: str) -> None:
+    """Guards the checks and the `except` in `_read_state`."""
+    folder = tmp_path / ".extract_1"
+    PartialFeatures(folder, "k", 9, WIDTHS).append(features(9, 0), [""] * 9)
+    (folder / "state.json").write_text(state)
+    assert PartialFeatures(folder, "k", 9, WIDTHS).done == 0
+
+
+def test_the_database_is_what_was_extracted_without_what_could_not_be_read(tmp_path: Path) -> None:
+    """Guards `_write_rows` and the hashes."""
+    write(tmp_path, 9, 0.5, unreadable=(2, 8))
+    database = open_database(tmp_path)
+    rows = [0, 1, 3, 4, 5, 6, 7]
+    assert list(database.paths) == [f"dress/{row:02d}.jpg" for row in rows]
+    assert np.array_equal(database.deep[0], features(9, 0.5)[0][rows])
+    assert np.array_equal(database.color, features(9, 0.5)[1][rows])
+    assert database.info["skipped"] == ["dress/02.jpg", "dress/08.jpg"]
+    assert set(database.info["sha256"]) | set(database.info["sha256_others"]) == FILES - {INFO}
+
+
+class Killed(BaseException):
+    """Instead of a kill, which would end the test, too."""
+
+
+def test_a_kill_at_any_step_leaves_the_old_the_new_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards that all is written before all_feat.json goes, and that it comes back last.
+
+    The writing is cut off at each call that changes the folder, with nothing tidied up.
+    """
+    monkeypatch.setattr("index.PAUSE", 0)
+    calls = {"left": 0}
+
+    def cut(function):
+        def called(*arguments, **named):
+            if not calls["left"]:
+                raise Killed
+            calls["left"] -= 1
+            return function(*arguments, **named)
+
+        return called
+
+    write(tmp_path, 9, 0.5)
+    old = open_database(tmp_path).deep[0].copy()
+    monkeypatch.setattr(os, "replace", cut(os.replace))
+    monkeypatch.setattr(Path, "unlink", cut(Path.unlink))
+    monkeypatch.setattr(os, "fsync", cut(os.fsync))
+    seen = []
+    for step in range(200):
+        calls["left"] = 9999
+        write(tmp_path, 9, 0.5)
+        calls["left"] = step
+        try:
+            write(tmp_path, 7, 3.5)
+            break
+        except (Killed, UserError):
+            pass
+        calls["left"] = 9999
+        if not (tmp_path / INFO).exists():
+            with pytest.raises(UserError, match="no feature database"):
+                open_database(tmp_path)
+            seen.append("none")
+        else:
+            found = open_database(tmp_path)
+            seen.append("old" if np.array_equal(found.deep[0], old) else "new")
+            assert seen[-1] == "old" or np.array_equal(found.deep[0], features(7, 3.5)[0])
+            assert len(list(found.paths)) == len(found.deep[0]) == len(found.items)
+        write(tmp_path, 7, 3.5)  # the next run
+        assert np.array_equal(open_database(tmp_path).deep[0], features(7, 3.5)[0])
+        assert not list(tmp_path.glob(".*.part"))
+    assert list(dict.fromkeys(seen)) == ["old", "none", "new"]
+    assert seen == sorted(seen, key=["old", "none", "new"].index)
+
+
+def test_a_disk_that_fills_at_the_last_moment_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards `_sync` in `write_database`: some systems say only then that space is short."""
+    write(tmp_path, 9, 0.5)
+    new = partial(tmp_path, 9, 3.5)
+    before = {name: (tmp_path / name).read_bytes() for name in FILES}
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    facts = json.loads(before[INFO])
+    head = np.ones((1, 4), np.float32), np.zeros(1, np.float32)
+    with pytest.raises(UserError, match=r"all_.*: cannot be written: No space left on device"):
+        write_database(tmp_path, pictures(tmp_path, 9), [new], (), head, facts)
+    assert {name: (tmp_path / name).read_bytes() for name in FILES} == before
+
+
+def test_who_reads_all_the_while_sees_the_old_or_the_new_one(tmp_path: Path) -> None:
+    """Guards the second look at all_feat.json in `open_database`, and the wait for it."""
+    counts = {0.5: 9, 3.5: 7}
+    write(tmp_path, 9, 0.5)
+    stop, wrong, reads = threading.Event(), [], []
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                found = open_database(tmp_path)
+                seed = float(found.deep[0][0, 0])
+                right = features(counts[seed], seed)
+                same = np.array_equal(found.deep[0], right[0])
+                same &= np.array_equal(found.color, right[1])
+                same &= len(list(found.paths)) == counts[seed] == len(found.categories)
+                reads.append(seed)
+                if not same:
+                    wrong.append("mixed")
+            except Exception as error:
+                wrong.append(repr(error))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for _ in range(15):
+        for seed, count in reversed(counts.items()):
+            write(tmp_path, count, seed)
+    stop.set()
+    thread.join()
+    assert wrong == []
+    assert set(reads) == set(counts)
+
+
+def test_partial_features_go_word_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the order in `remove_partial`: killed in between, no half of them is believed."""
+    partial(tmp_path, 9, 0.5)
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            remove_partial(tmp_path / ".extract_1")
+    assert PartialFeatures(tmp_path / ".extract_1", "key 0.5", 9, WIDTHS).done == 0
