@@ -404,7 +404,7 @@ def saved(change: Callable[[dict], object]) -> Callable[[Path], object]:
 
 def without_storage(name: str, shape: tuple[int, ...]) -> Callable[[dict], object]:
     """A weight that claims to be huge: one value, seen again and again."""
-    return lambda content: content["state_dict"].update({name: torch.zeros(1).expand(shape)})
+    return lambda content: content["state_dict"].update({name: torch.zeros(()).expand(shape)})
 
 
 def deflated(path: Path) -> None:
