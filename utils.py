@@ -55,12 +55,20 @@ TURNS = {  # by EXIF orientation
 class UserError(Exception):
     """Something a user can mend; the message says what is wrong, where, and what to do."""
 
+    status = 2  # that a script leaves with
+
     def __str__(self) -> str:
         # A DataLoader's worker process packs the whole traceback into the message.
         message = super().__str__()
         if "\nOriginal Traceback" in message:
             message = message.rstrip().rpartition("\n")[2].partition("Error: ")[2]
         return message
+
+
+class AwayError(UserError):
+    """A server that does not answer, or not yet: the same may work later."""
+
+    status = 3
 
 
 class PictureError(UserError):
@@ -74,7 +82,8 @@ class MissingPictureError(PictureError):
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's `main` and leave with its exit status.
 
-    A `UserError` becomes one line on standard error and status 2. (Ctrl-C: see interrupt.py.)
+    A `UserError` becomes one line on standard error and its status: 2, or 3 where a server is away.
+    (Ctrl-C: see interrupt.py.)
     """
     name = Path(sys.argv[0]).name
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no UTF-8 is to be shown, too
@@ -84,7 +93,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        status = 2
+        status = error.status
     except BrokenPipeError:  # the reader of our output, say `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
