@@ -18,6 +18,7 @@ if __name__ == "__main__":
     interrupt.catch()
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -259,6 +260,11 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         """Steps of a whole epoch."""
         return -(-len(self.categories) // self.batch_size)
 
+    def size(self, step: int) -> int:
+        """Pictures of a step's batch, those for the metric loss included."""
+        rest = len(self.categories) - step * self.batch_size
+        return min(self.batch_size, rest) + self.metric_pictures
+
     def __len__(self) -> int:
         return self.steps() - self.start
 
@@ -298,6 +304,28 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         return triplets
 
 
+class OwnBatches(Sampler[list[tuple[int, int]]]):
+    """Of each batch of a sampler the places that one of several processes reads.
+
+    Parameters
+    ----------
+    batches : the sampler
+    own : a batch's size -> places in it; where it has none of a small batch, it reads the first
+        picture, which then does not count
+    """
+
+    def __init__(self, batches: TrainBatches, own: Callable[[int], slice]) -> None:
+        self.batches = batches
+        self.own = own
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.batches:
+            yield batch[self.own(len(batch))] or batch[:1]
+
+
 def make_loader(
     dataset: Dataset,
     workers: int,
@@ -312,6 +340,8 @@ def make_loader(
         batch_size=1 if batch_sampler else batch_size,
         batch_sampler=batch_sampler,
         num_workers=workers,
+        # Workers of a fork server, Python's default from 3.14 on, would outlive a kill for ever.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=pin,
         persistent_workers=workers > 0,
         generator=torch.Generator(),

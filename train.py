@@ -2,7 +2,9 @@
 
 Writes model_1_final.pth.tar ... below DATASET_BASE/models, one an epoch, the best of them by
 retrieval among held-out training pictures as model_best.pth.tar, and the curves for TensorBoard
-(models/tensorboard).
+(models/tensorboard). On several GPUs or machines, with the same batches and so the same result:
+
+    torchrun --nproc-per-node 4 train.py
 """
 
 if __name__ == "__main__":
@@ -12,19 +14,30 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
 from command_line import parse_args
-from data import DETAIL, PictureDataset, TrainBatches, eval_transform, make_loader, train_transform
-from device import amp_type, pick_device
+from config import Config
+from data import (
+    DETAIL,
+    OwnBatches,
+    PictureDataset,
+    TrainBatches,
+    eval_transform,
+    make_loader,
+    train_transform,
+)
+from device import amp_type
 from holdout import read_parts
 from lock import locked
 from net import Network, initial_net, save_checkpoint
+from ranks import Ranks, share_of_machine, together, with_joined_norms
 from recipe import build_metric_loss, build_optimizer
 from trainer import BEST, RESUME_POINT, Progress, Trainer, mark_best
-from utils import run_script
+from utils import UserError, run_script
 
 MOST_SCORED = 5000  # held-out pictures that ask for each other after each epoch
 
@@ -50,8 +63,25 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     uses = ("data set", "network", "training", "machine")
     config, args = parse_args(argv, __doc__ or "", uses, _arguments)
+    with together(config.DEVICE) as (own, device):
+        train(config, args.resume, own, device)
+
+
+def train(config: Config, resume: bool, ranks: Ranks, device: torch.device) -> None:
+    """Train by the settings.
+
+    Parameters
+    ----------
+    config : the settings
+    resume : go on from the last resume point
+    ranks : the processes that train together
+    device : of this one
+
+    Raises
+    ------
+    UserError : the data set, the settings or the resume point do not allow it
+    """
     base, models = config.DATASET_BASE, config.DATASET_BASE / "models"
-    device = pick_device(config.DEVICE)
     amp = amp_type(device, config.AMP)
     pin = device.type == "cuda"
 
@@ -61,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "val_share": config.VAL_SHARE,
         "digest": parts.digest(),
     }
-    train, labelled, held = parts.train, parts.labelled, parts.held
+    labelled, held = parts.labelled, parts.held
     torch.manual_seed(config.SEED)
     network = Network(
         config.BACKBONE,
@@ -74,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     net = initial_net(network, config.PRETRAINED).to(device, memory_format=torch.channels_last)
     if config.EPOCH == 0:
+        if not ranks.first:
+            return
         path = models / "model_0_final.pth.tar"
         with locked(models, "a training run"):
             save_checkpoint(path, net, network, held_out=None)
@@ -84,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     batches = TrainBatches(
-        train,
+        parts.train,
         labelled,
         config.TRAIN_BATCH_SIZE,
         config.TRIPLET_BATCH_SIZE if config.TRIPLET_WEIGHT else 0,
@@ -93,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config.SEED,
     )
     of_items = config.ENABLE_INSHOP_DATASET and config.INSHOP_DATASET_PERCENT > 0
-    classes = len(set(train.items.tolist()) - {""}) if of_items else len(held.category_names)
+    classes = len(set(parts.train.items.tolist()) - {""}) if of_items else len(held.category_names)
     metric = build_metric_loss(
         config.METRIC_LOSS,
         config.PER_CLASS,
@@ -101,16 +133,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         classes,
         net.fc2.in_features,
     ).to(device)
+    if ranks.count > 1:
+        with_joined_norms(net, device)
+        torch.manual_seed(config.SEED + ranks.rank)  # of what networks draw, dropout for one
     sizes, least = (config.IMG_SIZE, config.CROP_SIZE), DETAIL * config.IMG_SIZE
-    pictures = PictureDataset(base, train, train_transform(*sizes), config.CROP_TO_BBOX, least)
+    pictures = PictureDataset(
+        base, parts.train, train_transform(*sizes), config.CROP_TO_BBOX, least
+    )
     validation = PictureDataset(base, held, eval_transform(*sizes), config.CROP_TO_BBOX, least)
     items = PictureDataset(base, parts.items, eval_transform(*sizes), False, least)
-    workers = config.NUM_WORKERS
+    workers = share_of_machine(config.NUM_WORKERS)
 
     def spread(dataset: PictureDataset, most: int) -> DataLoader:
-        """A loader of evenly spread pictures."""
-        rows = torch.linspace(0, len(dataset) - 1, min(len(dataset), most)).round().int().tolist()
-        subset = Subset(dataset, rows)
+        """A loader of this rank's part of evenly spread pictures."""
+        count = min(len(dataset), most)
+        if 0 < count < ranks.count:
+            raise UserError(f"{count} held-out pictures for {ranks.count} processes; take fewer")
+        rows = torch.linspace(0, len(dataset) - 1, count).round().int().tolist()
+        subset = Subset(dataset, rows[ranks.own(count)])
         return make_loader(subset, workers, pin, batch_size=config.TEST_BATCH_SIZE)
 
     identity = {name: getattr(config, name) for name in IDENTITY}
@@ -123,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         net=net,
         network=network,
         optimizer=build_optimizer(config.OPTIMIZER, net, metric, config.LR, config.MOMENTUM),
-        loader=make_loader(pictures, workers, pin, batch_sampler=batches),
+        loader=make_loader(pictures, workers, pin, batch_sampler=OwnBatches(batches, ranks.own)),
         batches=batches,
         part_loader=spread(validation, config.TEST_BATCH_COUNT * config.TEST_BATCH_SIZE),
         val_loader=spread(validation, len(validation)),
@@ -143,19 +183,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         freeze=config.FREEZE_PARAM,
         identity=identity,
         held_out=held_out,
+        ranks=ranks,
         progress=Progress(frozen=config.FREEZE_PARAM != "false"),
     )
-    with locked(models, "a training run"):
+    with locked(models, "a training run") if ranks.first else nullcontext():
+        ranks.wait()
         if trainer.resume_point.exists():
-            if args.resume:
+            if resume:
                 trainer.resume()
                 print(f"resumed: epoch {trainer.progress.epoch}, step {trainer.progress.step}")
             else:
                 trainer.refuse_to_overwrite()
         print(
-            f"{len(train):,} pictures to train on ({labelled:,} with a category); held out from the"
-            f" training part: {len(held):,} and {len(parts.items):,} of items; {config.BACKBONE} on"
-            f" {device}, {amp or torch.float32}"
+            f"{len(parts.train):,} pictures to train on ({labelled:,} with a category); held out"
+            f" from the training part: {len(held):,} and {len(parts.items):,} of items;"
+            f" {config.BACKBONE} on {device}, {amp or torch.float32}"
+            + (f", {ranks.count} processes" if ranks.count > 1 else "")
         )
         trainer.run(config.LOG_INTERVAL, config.TEST_INTERVAL, config.DUMP_INTERVAL)
         best = trainer.progress.best

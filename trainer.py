@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from data import TrainBatches
 from device import autocast, network_input
 from measures import pooled_score
 from net import EmbeddingNet, FeatureNet, Network, read_checkpoint, save_checkpoint
+from ranks import Ranks
 from recipe import LabelledLoss, SampledTriplets, rate
 from utils import UserError, atomic_write, progress_bar
 from validation import is_stable, retrieval_score, validate
@@ -53,6 +55,13 @@ class Progress:
     log: str = ""
 
 
+class NoWriter:
+    """Takes curves and keeps none."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
 @dataclass
 class Trainer:
     """One training run.
@@ -75,6 +84,7 @@ class Trainer:
     freeze : the setting FREEZE_PARAM
     identity : settings and data that a resumed run must share
     held_out : what `holdout.read_parts` was asked and gave, for the models' files
+    ranks : the processes that train together; the loaders give each its part
     progress : where the run stands
     """
 
@@ -99,11 +109,20 @@ class Trainer:
     freeze: str
     identity: dict[str, Any]
     held_out: dict[str, Any]
+    ranks: Ranks
     progress: Progress
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
-        self.net.freeze_backbone(self.progress.frozen)
+        self._freeze_backbone(self.progress.frozen)
+
+    def _freeze_backbone(self, frozen: bool) -> None:
+        """Freeze it or let it go, and see to it that all ranks get the mean of the gradients."""
+        self.net.freeze_backbone(frozen)
+        self.joined: nn.Module = self.net
+        if self.ranks.count > 1:
+            # The batch norms' statistics are those of all ranks already.
+            self.joined = DistributedDataParallel(self.net, broadcast_buffers=False)
 
     @property
     def resume_point(self) -> Path:
@@ -112,6 +131,11 @@ class Trainer:
 
     def save(self, finished: bool = False) -> None:
         """Write the resume point."""
+        if self.ranks.first:
+            self._save(finished)
+        self.ranks.wait()
+
+    def _save(self, finished: bool) -> None:
         save_checkpoint(
             self.resume_point,
             self.net,
@@ -179,21 +203,21 @@ class Trainer:
                 torch.cuda.set_rng_state_all(content["cuda_rng"])
         except Exception as error:  # of many types, where something else is loaded
             raise self._no_resume_point(error) from None
+        if not self.ranks.first:  # only the first one's state is kept
+            torch.manual_seed(torch.initial_seed() + self.ranks.rank)
         self.progress = content["progress"]
-        self.net.freeze_backbone(self.progress.frozen)
+        self._freeze_backbone(self.progress.frozen)
         best = self.models / f"model_{self.progress.best.get('epoch')}_final.pth.tar"
-        if best.exists():  # something else may have been marked since
+        if best.exists() and self.ranks.first:  # something else may have been marked since
             mark_best(best)
 
     def run(self, log_every: int, test_every: int, dump_every: int) -> None:
         """Train to the end of the last epoch; the intervals are in steps."""
         if self.progress.epoch > self.epochs:
             return
-        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
-
         self.progress.log = self.progress.log or time.strftime("%Y-%m-%d_%H-%M-%S")
         folder = self.models / "tensorboard" / self.progress.log
-        writer = SummaryWriter(str(folder), purge_step=self.progress.total_steps + 1)
+        writer = self._writer(folder)
         print(f"curves: tensorboard --logdir {folder.parent}")
         if not self.progress.total_steps:
             self._validate(self.val_loader, writer, "before training")
@@ -201,14 +225,23 @@ class Trainer:
             self._epoch(writer, log_every, test_every, dump_every)
         writer.close()
 
+    def _writer(self, folder: Path) -> Any:
+        """What takes the curves; nothing on all ranks but the first."""
+        if not self.ranks.first:
+            return NoWriter()
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+        return SummaryWriter(str(folder), purge_step=self.progress.total_steps + 1)
+
     def _epoch(self, writer: Any, log_every: int, test_every: int, dump_every: int) -> None:
         at = self.progress
         self.batches.enter(at.epoch, at.step)
         self.net.train()
         title = f"epoch {at.epoch}/{self.epochs}"
-        with progress_bar(self.batches.steps(), title, "step", at.step) as bar:
+        steps, shown = self.batches.steps(), self.ranks.first
+        with progress_bar(steps, title, "step", at.step, shown) as bar:
             for batch in self.loader:
-                losses = self._step(*batch)
+                losses = self._step(*batch, self.batches.size(at.step))
                 at.step += 1
                 at.total_steps += 1
                 bar.update()
@@ -234,16 +267,24 @@ class Trainer:
         at.step = 0
         self.save(finished=at.epoch > self.epochs)
 
-    def _step(self, images: Tensor, categories: Tensor, items: Tensor) -> dict[str, Tensor]:
-        """One step of the optimizer; returns the losses and the accuracy as scalars."""
-        count = len(images) - self.batches.metric_pictures
+    def _step(
+        self, images: Tensor, categories: Tensor, items: Tensor, total: int
+    ) -> dict[str, Tensor]:
+        """One step of the optimizer; returns the losses and the accuracy as scalars.
+
+        The pictures are this rank's of the batch, which has `total`; the losses are the batch's.
+        """
+        count = total - self.batches.metric_pictures
         images = network_input(images, self.device)
         categories = categories.to(self.device, non_blocking=True)
         items = items.to(self.device, non_blocking=True)
         if self.scheduled:
             self._set_rate()
         with autocast(self.device, self.amp):
-            logits, embedding, _ = self.net(images)
+            logits, embedding, _ = self.joined(images)
+        logits, embedding, categories, items = (
+            self.ranks.joined(rows, total) for rows in (logits, embedding, categories, items)
+        )
         logits, targets = logits[:count], categories[:count]
         classification = F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
         loss, metric = classification, torch.zeros(())
@@ -266,6 +307,10 @@ class Trainer:
             "metric": metric.detach(),
             "accuracy": right,
         }
+
+    def _say(self, text: str) -> None:
+        if self.ranks.first:
+            tqdm.write(text)
 
     def _set_rate(self) -> None:
         at = self.progress
@@ -294,11 +339,11 @@ class Trainer:
             )
 
     def _validate(self, loader: DataLoader, writer: Any, title: str) -> tuple[float, float]:
-        loss, accuracy = validate(self.net, loader, self.device, self.amp)
+        loss, accuracy = validate(self.net, loader, self.device, self.amp, self.ranks)
         writer.add_scalar("validation/cross entropy", loss, self.progress.total_steps)
         writer.add_scalar("validation/accuracy", accuracy, self.progress.total_steps)
         frozen = ", backbone frozen" if self.progress.frozen else ""
-        tqdm.write(f"{title}: validation loss {loss:.4f}, accuracy {accuracy:.2%}{frozen}")
+        self._say(f"{title}: validation loss {loss:.4f}, accuracy {accuracy:.2%}{frozen}")
         self._require_finite(loss)
         return loss, accuracy
 
@@ -311,10 +356,10 @@ class Trainer:
     def _unfreeze(self, reason: str) -> None:
         """Train the backbone from here on, where it was frozen."""
         if self.progress.frozen:
-            tqdm.write(f"{reason}: the backbone is trained from here on")
+            self._say(f"{reason}: the backbone is trained from here on")
             self.progress.frozen = False
             self.progress.unfrozen = self.progress.total_steps
-            self.net.freeze_backbone(False)
+            self._freeze_backbone(False)
 
     def _keep(self, writer: Any, loss: float, accuracy: float) -> None:
         """Write the epoch's model, and mark it where it is the best so far.
@@ -324,27 +369,29 @@ class Trainer:
         """
         at = self.progress
         features = FeatureNet(self.net, [Palette()], flip=False)
+        machine = (self.device, self.amp, self.ranks)
         scores = {
-            name: retrieval_score(
-                features, self.palette_weight, loader, self.device, self.amp, name == "item"
-            )
+            name: retrieval_score(features, self.palette_weight, loader, name == "item", *machine)
             for name, loader in self.score_loaders.items()
         }
         measures = {"category": "mAP@R by category", "item": "MRR by item"}
         for name, (score, _) in scores.items():
             writer.add_scalar(f"validation/{measures[name]}", score, at.total_steps)
         shown = ", ".join(f"{measures[name]} {score:.2%}" for name, (score, _) in scores.items())
-        tqdm.write(f"epoch {at.epoch}/{self.epochs}: held out, {shown}")
+        self._say(f"epoch {at.epoch}/{self.epochs}: held out, {shown}")
         # By pictures, not by tasks: the few of a handful of items would decide by chance.
         score = pooled_score(list(scores.values()))
         result = {"epoch": at.epoch, "score": score, "accuracy": accuracy, "loss": loss}
         result |= {name: value for name, (value, _) in scores.items()}
         path = self.models / f"model_{at.epoch}_final.pth.tar"
-        save_checkpoint(path, self.net, self.network, validation=result, held_out=self.held_out)
-        best = at.best
-        if not best or (score, -loss) > (best["score"], -best["loss"]):
+        better = not at.best or (score, -loss) > (at.best["score"], -at.best["loss"])
+        if better:
             at.best = result
-            mark_best(path)
+        if self.ranks.first:
+            facts = {"validation": result, "held_out": self.held_out}
+            save_checkpoint(path, self.net, self.network, **facts)
+            if better:
+                mark_best(path)
 
     def _show_pictures(self, writer: Any, images: Tensor, most: int = 12) -> None:
         """A few pictures of the metric loss for TensorBoard: triplets, or items, a row each."""

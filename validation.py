@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from device import autocast, network_input
 from measures import held_out_score
 from net import EmbeddingNet, FeatureNet
+from ranks import Ranks
 
 
 def is_stable(history: Sequence[tuple[float, float]], patience: int = 3) -> bool:
@@ -36,21 +37,26 @@ def is_stable(history: Sequence[tuple[float, float]], patience: int = 3) -> bool
 
 @torch.inference_mode()
 def validate(
-    net: EmbeddingNet, loader: DataLoader, device: torch.device, amp: torch.dtype | None
+    net: EmbeddingNet,
+    loader: DataLoader,
+    device: torch.device,
+    amp: torch.dtype | None,
+    ranks: Ranks,
 ) -> tuple[float, float]:
-    """Mean cross entropy, and accuracy in 0 to 1, over a loader's pictures."""
+    """Mean cross entropy, and accuracy in 0 to 1, over the pictures of all ranks' loaders."""
     training = net.training
     net.eval()
-    loss, right, count = torch.zeros(()), torch.zeros(()), 0
+    sums = torch.zeros(3, device=device, dtype=torch.float32)  # of loss, right ones, pictures
     for images, categories, _ in loader:
         targets = categories.to(device)
         with autocast(device, amp):
             logits = net(network_input(images, device))[0]
-        loss += F.cross_entropy(logits, targets, reduction="sum").cpu()
-        right += (logits.argmax(1) == targets).sum().cpu()
-        count += len(targets)
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        right = (logits.argmax(1) == targets).sum()
+        sums += torch.stack([loss, right, targets.new_tensor(len(targets))])
     net.train(training)
-    return loss.item() / count, right.item() / count
+    loss, right, count = ranks.summed(sums).tolist()
+    return loss / count, right / count
 
 
 @torch.inference_mode()
@@ -58,19 +64,21 @@ def retrieval_score(
     net: FeatureNet,
     palette_weight: float,
     loader: DataLoader,
+    of_items: bool,
     device: torch.device,
     amp: torch.dtype | None,
-    of_items: bool,
+    ranks: Ranks,
 ) -> tuple[float, int]:
-    """How well a loader's pictures find each other, by category (mAP@R) or by item (MRR).
+    """How well the pictures of all ranks find each other, by category (mAP@R) or item (MRR).
 
     Parameters
     ----------
     net : the network, with the palette
     palette_weight : of the palette's distance, which is added to the embedding's
-    loader : the pictures, with categories and items
-    device, amp : where and in which 16-bit type the network runs
+    loader : this rank's pictures, with categories and items
     of_items : the others of its item are right, instead of those of its category
+    device, amp : where and in which 16-bit type the network runs
+    ranks : of whom each has every W-th picture
 
     Returns
     -------
@@ -81,12 +89,15 @@ def retrieval_score(
     batches, labels = [], []
     for images, categories, items in loader:
         with autocast(device, amp):
-            batches.append([feature.cpu() for feature in net(network_input(images, device))])
+            batches.append([feature.float() for feature in net(network_input(images, device))])
         labels.append(items if of_items else categories)
     net.train(training)
-    embedding, palette = (torch.cat(signal) for signal in zip(*batches, strict=True))
+    own = [torch.cat(signal) for signal in zip(*batches, strict=True)]
+    own.append(torch.cat(labels).to(device))
+    total = int(ranks.summed(own[-1].new_tensor(len(own[-1]))))
+    embedding, palette, label = (ranks.joined(rows, total).cpu() for rows in own)
     distances = torch.cdist(embedding, embedding) + palette_weight * torch.cdist(palette, palette)
-    return leave_one_out(distances, torch.cat(labels).numpy(), of_items)
+    return leave_one_out(distances, label.numpy(), of_items)
 
 
 def leave_one_out(distances: Tensor, labels: np.ndarray, of_items: bool) -> tuple[float, int]:
