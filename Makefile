@@ -2,6 +2,7 @@
 # make test   all tests
 # make test-oldest   all tests with the oldest packages that the requirements allow, in .venv-oldest
 # make audit   known holes in what is installed and in what a new set-up would install
+# make soak   ten minutes of random faults on the demo's collection, and what they changed: nothing
 # make benchmark   speed beside that of others, benchmark.json
 # All set everything up first, in .venv.
 
@@ -15,12 +16,13 @@ APT = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
 	then apt-get -qq update && apt-get -qq install -y $(1) >/dev/null; \
 	else echo "missing system packages; run: sudo apt-get install $(1)" >&2; exit 1; fi
 
+DRAWN := --dataset-base data/demo --items 1000 --views 2 --inshop-items 150
 DEMO := --dataset-base data/demo --enable-inshop-dataset
 NETWORK := --backbone resnet18 --pretrained none --img-size 88 --crop-size 80
 INSHOP_LIST := data/demo/in_shop/list_eval_partition.txt
 TEST_LIST := data/demo/Eval/list_eval_partition.txt
 
-.PHONY: setup setup-dev demo test test-oldest audit benchmark lint clean
+.PHONY: setup setup-dev demo test test-oldest audit soak benchmark lint clean
 
 setup: .venv/ready
 setup-dev: .venv/ready-dev
@@ -39,7 +41,7 @@ setup-dev: .venv/ready-dev
 	@touch $@
 
 demo: setup
-	$(PY) synthetic.py --dataset-base data/demo --items 1000 --views 2 --inshop-items 150
+	$(PY) synthetic.py $(DRAWN)
 	@echo "--- the untrained network, to compare with"
 	$(PY) train.py $(DEMO) $(NETWORK) --epoch 0
 	$(PY) feature_extractor.py $(DEMO) --color-top-n 9 --dumped-model model_0_final.pth.tar
@@ -80,6 +82,10 @@ AUDIT = $(PY) -m pip_audit --strict --progress-spinner off $(1) 2>.venv/audit; s
 audit: setup-dev
 	@$(call AUDIT)
 	@$(call AUDIT,$(addprefix -r ,$(REQUIREMENTS)))
+
+soak: setup
+	$(PY) synthetic.py $(DRAWN)
+	$(PY) soak.py --dataset-base data/demo --minutes 10
 
 benchmark: setup-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-benchmark.txt

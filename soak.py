@@ -23,12 +23,12 @@ import resource
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -36,11 +36,18 @@ import interrupt
 from clusters import CLUSTERS, open_clusters
 from command_line import parse_args
 from index import LIST, open_database
+from lock import locked
 from net import read_checkpoint
 from utils import UserError, run_script, sha256_of
 
+# Small, so that there is time for many runs; many steps, so that there are many resume points.
+NETWORK = ("--backbone=mobilenet_v3_small", "--pretrained=none", "--img-size=48", "--crop-size=40")
+NETWORK += ("--train-batch-size=8", "--triplet-batch-size=8")
+PRELOADED = ["train", "feature_extractor", "kmeans", "torch.utils.tensorboard"]
+PRELOADED += ["pytorch_metric_learning.samplers", "torch.fx.experimental.optimization"]
 KINDS = ("kill", "ctrl-c", "full disk", "worker killed", "two at once")
 SAVED = 0.05  # s between saves of an extraction, so that a short one is resumed, too
+SOON = 2.0  # s, in which Ctrl-C ends a run
 MOST = 20  # times as long as undisturbed, a run may take
 LEFT_OUT = shutil.ignore_patterns("models", "all_*", ".*")
 
@@ -73,16 +80,16 @@ class Tally:
     differences: list[str] = field(default_factory=list)
 
 
-def stages(network: Sequence[str]) -> list[Stage]:
+def stages(epochs: int) -> list[Stage]:
     """Train, extract, cluster, and an update to fewer pictures: those without the in-shop part."""
     database = ("all_*",)
     inshop = "--enable-inshop-dataset"
-    train = (*network, inshop, "--resume", "--dump-interval", "2", "--num-workers", "1")
-    extract = ("--num-workers", "1", "--amp", "off", "--color-top-n", "9")
+    train = (*NETWORK, f"--epoch={epochs}", inshop, "--resume", "--dump-interval=2")
+    extract = ("--num-workers=1", "--amp=off", "--color-top-n=4")
     return [
-        Stage("train", "train", train, ("models/model_*",)),
+        Stage("train", "train", (*train, "--num-workers=1"), ("models/model_*",)),
         Stage("extract", "feature_extractor", (*extract, inshop), database),
-        Stage("cluster", "kmeans", ("--n-clusters", "8"), (CLUSTERS,)),
+        Stage("cluster", "kmeans", ("--n-clusters=8",), (CLUSTERS,)),
         Stage("update", "feature_extractor", extract, database),
     ]
 
@@ -97,7 +104,7 @@ def run_stage(script: str, argv: Sequence[str], log: Path, most_bytes: int) -> N
     log : the file
     most_bytes : that a file may grow to; 0: no limit
     """
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.argv = [f"{script}.py", *argv]
@@ -107,6 +114,8 @@ def run_stage(script: str, argv: Sequence[str], log: Path, most_bytes: int) -> N
     module = importlib.import_module(script)
     if script == "feature_extractor":
         module.SAVE_SECONDS = SAVED
+    if script == "train":  # beside other work, threads of small batches wait for each other
+        module.torch.set_num_threads(1)
     run_script(module.main)
 
 
@@ -116,26 +125,33 @@ class Soak:
     Parameters
     ----------
     collection : DeepFashion's lists and pictures, with an in-shop part; it is only read
-    work : an empty folder
-    network : flags of the training
+    work : an empty folder beside it, on the same disk
+    epochs : of the training
     seed : of what is random
     """
 
-    def __init__(self, collection: Path, work: Path, network: Sequence[str], seed: int) -> None:
+    def __init__(self, collection: Path, work: Path, epochs: int, seed: int) -> None:
         self.collection = collection
         self.base = work / "data"
         self.kept = work / "undisturbed"  # a folder for each stage
         self.log = work / "log"
         self.random = random.Random(seed)
-        self.stages = stages(network)
+        self.stages = stages(epochs)
         self.tally = Tally()
         self.seconds: dict[str, float] = {}  # that each stage takes
         # Forked from a process that has imported everything, a run begins at once.
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["train", "feature_extractor", "kmeans"])
+        self.context.set_forkserver_preload(PRELOADED)
+        # Up to Python 3.13 its server finds nothing of the project elsewhere, and says nothing.
+        os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent)
 
     def prepare(self) -> None:
         """Run every stage undisturbed and keep what it makes."""
+        resource_tracker.ensure_running()
+        interrupt.shield()  # once more: until Python 3.12, the tracker lets Ctrl-C through again
+        first = self.context.Process(target=int)  # the others need not wait for the imports
+        first.start()
+        first.join()
         shutil.copytree(self.collection, self.base, copy_function=_link, ignore=LEFT_OUT)
         for stage in self.stages:
             start = time.perf_counter()
@@ -163,13 +179,15 @@ class Soak:
     def start(self, stage: Stage, most_bytes: int = 0, log: str = "") -> BaseProcess:
         """Begin to run a stage."""
         argv = ["--dataset-base", str(self.base), *stage.flags]
+        if most_bytes:  # memory that processes share is a file to the system, too
+            argv.append("--num-workers=0")
         arguments = (stage.script, argv, Path(f"{self.log}{log}"), most_bytes)
         process = self.context.Process(target=run_stage, args=arguments)
         process.start()
         return process
 
-    def inject(self, stage: Stage, kind: str) -> None:
-        """Run a stage and let something happen to it at a random moment."""
+    def inject(self, stage: Stage, kind: str) -> bool:
+        """Run a stage and let something happen at a random moment; whether it got to its end."""
         limit = self.random.choice([300, 3000, 30_000, 300_000]) if kind == "full disk" else 0
         process = self.start(stage, limit)
         self.wait(stage, process, self.random.uniform(0, 1.1 * self.seconds[stage.name]))
@@ -178,15 +196,15 @@ class Soak:
             process.kill()
             allowed |= {-signal.SIGKILL}
         elif hit and kind == "ctrl-c":
-            os.kill(process.pid or 0, signal.SIGINT)
+            self.interrupt(stage, process)
             allowed |= {130}
         elif hit and kind == "worker killed":
             workers = interrupt.processes_below(process.pid or 0)
-            with suppress(ProcessLookupError):
-                for worker in workers:
+            for worker in workers:
+                with suppress(ProcessLookupError):
                     os.kill(worker, signal.SIGKILL)
             hit, allowed = bool(workers), {0, 2}
-        elif hit and kind == "two at once" and stage.script != "kmeans":
+        elif hit and kind == "two at once":
             other = self.start(stage, log="2")
             self.wait(stage, other)
             self.expect(stage, kind, other, {0, 2}, "2")
@@ -196,6 +214,18 @@ class Soak:
         self.expect(stage, kind, process, allowed)
         self.check(stage, kind)
         self.tally.faults[stage.name, kind] += hit
+        return process.exitcode == 0
+
+    def interrupt(self, stage: Stage, process: BaseProcess) -> None:
+        """Press Ctrl-C; the process and its workers must end soon."""
+        workers = interrupt.processes_below(process.pid or 0)
+        os.kill(process.pid or 0, signal.SIGINT)
+        end = time.monotonic() + SOON
+        while process.is_alive() or any(map(_runs, workers)):
+            if time.monotonic() > end:
+                self.tally.differences.append(f"{stage.name}: runs {SOON} s after Ctrl-C")
+                break
+            time.sleep(0.01)
 
     def wait(self, stage: Stage, process: BaseProcess, seconds: float | None = None) -> None:
         """Wait for the end of a run; during an update, read the database all the while."""
@@ -245,10 +275,14 @@ class Soak:
             self.tally.differences.append(f"{stage.name}, {kind}: {error}")
 
     def finish(self, stage: Stage) -> None:
-        """Run a stage to its end; it must leave the bytes of an undisturbed run."""
+        """Run a stage to its end."""
         process = self.start(stage)
         self.wait(stage, process)
         self.expect(stage, "to its end", process, {0})
+        self.compare(stage)
+
+    def compare(self, stage: Stage) -> None:
+        """A stage that got to its end must have left the bytes of an undisturbed run."""
         self.tally.runs += 1
         kept = self.kept / stage.name
         wanted = {f.relative_to(kept): sha256_of(f) for f in kept.rglob("*") if f.is_file()}
@@ -265,7 +299,9 @@ class Soak:
             for stage in self.stages:
                 self.set_back(stage)
                 for _ in range(faults):
-                    self.inject(stage, self.random.choice(kinds))
+                    if self.inject(stage, self.random.choice(kinds)):
+                        self.compare(stage)
+                        self.set_back(stage)
                     yield
                 self.finish(stage)
                 yield
@@ -277,6 +313,13 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # another disk
         shutil.copyfile(source, target)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
 
 
 def _rows(path: Path) -> bytes:
@@ -291,14 +334,17 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     config, args = parse_args(argv, __doc__ or "", ("data set", "machine"), _arguments)
-    network = ["--backbone=resnet18", "--pretrained=none", "--img-size=88", "--crop-size=80"]
-    with tempfile.TemporaryDirectory(dir=config.DATASET_BASE.parent, prefix=".soak") as work:
-        soak = Soak(config.DATASET_BASE, Path(work), [*network, "--epoch=1"], config.SEED)
+    work = config.DATASET_BASE.resolve().with_name(".soak")
+    with locked(work, "a soak"):
+        for old in (work / "data", work / "undisturbed"):
+            shutil.rmtree(old, ignore_errors=True)  # one that was stopped has left them
+        soak = Soak(config.DATASET_BASE, work, 1, config.SEED)
         soak.prepare()
         end = time.monotonic() + 60 * args.minutes
         for _ in soak.rounds(KINDS, faults=5):
             if time.monotonic() > end:
                 break
+        shutil.rmtree(work)
     tally = soak.tally
     for (stage, kind), count in sorted(tally.faults.items()):
         print(f"{count:6,} x {stage}, {kind}")

@@ -228,12 +228,25 @@ def test_what_the_caller_ignores_stays_ignored(start: Callable, tmp_path: Path) 
     assert process.returncode == 0, (tmp_path / "err").read_text()
 
 
-def test_a_kill_leaves_no_worker_for_long(start: Callable, measured: Path) -> None:
-    """Guards that workers watch whether their process lives: no handler runs on SIGKILL."""
-    process = start("train.py", "--dataset-base", measured, *NETWORK, "--num-workers", 2)
-    wait_for(process, lambda: processes_below(process.pid))
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_kill_leaves_no_worker_for_long(
+    method: str, start: Callable, measured: Path, tmp_path: Path
+) -> None:
+    """Guards `multiprocessing_context` in `make_loader`, whatever Python's default is.
+
+    No handler runs on SIGKILL: workers see that their parent is gone, but the parent of a fork
+    server's is the server, which waits for them.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import multiprocessing, runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        f"if __name__ == '__main__':\n    multiprocessing.set_start_method({method!r})\n"
+        f"    runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
+    )
+    process = start(script, "--dataset-base", measured, *NETWORK, "--num-workers", 2)
+    wait_for(process, lambda: len(processes_below(process.pid)) > 1)
     process.kill()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 30
     while session(process.pid):
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -66,7 +66,7 @@ def test_the_lock_ends_with_its_holder_whatever_workers_it_leaves(tmp_path: Path
 
 
 def test_it_is_free_after_the_block_and_after_an_error(tmp_path: Path) -> None:
-    """Guards `with file`: the end of the block closes it."""
+    """Guards that nothing holds on to the file after the block."""
     with pytest.raises(ZeroDivisionError), locked(tmp_path, "a"):
         raise ZeroDivisionError
     other = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
