@@ -24,6 +24,7 @@ LEVELS = 127  # of a code, either way
 ROUNDING = 2.0**-24  # relative, of float32
 ENCODED = 8192  # rows at once
 FAR = 1e15  # values whose squares float32 cannot hold are left to `cdist`
+TRIED = 8  # rows encoded anew, to see whether codes are those of the features
 SHOWN = 1_000_000  # rows from which on a bar shows how far the encoding is
 
 
@@ -140,7 +141,9 @@ def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None = 
     except ValueError:  # none yet, or damaged
         whole = False
     if whole:
-        return Codes(*map(torch.from_numpy, (values, *bounds)), metric=signal.metric)
+        found = Codes(*map(torch.from_numpy, (values, *bounds)), metric=signal.metric)
+        if _fits(found, signal, order):
+            return found
     codes = encode(signal.features, signal.metric) if order is None else _open(database, signal)
     codes = codes.ordered(order) if order is not None else codes
     bounds = torch.stack([codes.scale, codes.norm, codes.error]).numpy()
@@ -150,3 +153,13 @@ def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None = 
         with atomic_write(place) as part, open(part, "wb") as target:
             np.save(target, array)
     return codes
+
+
+def _fits(codes: Codes, signal: Signal, order: np.ndarray | None) -> bool:
+    """Whether codes are those of a signal's features, by a few rows that are encoded anew."""
+    places = np.unique(np.linspace(0, len(codes.values) - 1, TRIED).astype(np.int64))
+    fresh = encode(signal.features[places if order is None else order[places]], signal.metric)
+    return all(
+        torch.equal(getattr(fresh, name), getattr(codes, name)[torch.from_numpy(places)])
+        for name in ("values", "scale", "norm", "error")
+    )

@@ -213,13 +213,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             facts = {"models": records, "settings": settings}
             weight, bias = (tensor.cpu().numpy() for tensor in loaded[0][0].classifier())
             write_database(base, pictures, partials, sorted(errors), (weight, bias), facts)
-            database = open_database(base)
-            # So that no query has to make them.
-            open_codes(database, signals_of(database, **config.distance | {"model_weights": ()}))
         for folder in base.glob(".extract_*"):  # also of models that are no longer extracted
             remove_partial(folder)
-    if len(errors) == len(pictures):
-        raise UserError(f"{base}: no picture can be read: {errors[0]}")
+        if len(errors) == len(pictures):
+            raise UserError(f"{base}: no picture can be read: {errors[0]}")
+        database = open_database(base)
+        # So that no query has to make them.
+        open_codes(database, signals_of(database, **config.distance | {"model_weights": ()}))
 
     speed = fresh / seconds if seconds else 0.0
     count = len(pictures) - len(errors)

@@ -15,7 +15,7 @@ import numpy as np
 
 from annotations import Pictures
 from index import CATEGORY, CLASSIFIER, INFO, ITEM, LIST, PALETTE
-from utils import atomic_write, sha256_of, sync_folder, writing
+from utils import atomic_write, parsed_json, sha256_of, sync_folder, writing
 
 BLOCK = 8192  # rows copied at once
 
@@ -71,7 +71,7 @@ class PartialFeatures:
     def _read_state(self) -> dict[str, Any] | None:
         """What a killed run left of the same extraction; None where its features are not there."""
         try:
-            state = json.loads((self.folder / "state.json").read_text("utf-8"))
+            state = parsed_json((self.folder / "state.json").read_text("utf-8"))
             if state["key"] != self.key or not 0 <= index(state["done"]) <= self.count:
                 return None
             for name, width in self.widths.items():

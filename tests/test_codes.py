@@ -65,6 +65,18 @@ def test_damaged_ones_are_made_anew(measured: Path) -> None:
     np.testing.assert_array_equal(codes_of(database)[0].values.numpy(), expected)
 
 
+def test_those_of_other_features_under_their_name_are_made_anew(measured: Path) -> None:
+    """Guards `_fits`: two matrices of one shape, whose files were swapped."""
+    database = opened(measured)
+    expected = codes_of(database)[0]
+    for part in ("codes", "bounds"):
+        (path,) = measured.glob(f"all_feat.euclidean.*.{part}.npy")
+        np.save(path, np.load(path)[..., ::-1] if part == "bounds" else np.load(path)[::-1])
+    found = codes_of(database)[0]
+    np.testing.assert_array_equal(found.values.numpy(), expected.values.numpy())
+    np.testing.assert_array_equal(found.norm.numpy(), expected.norm.numpy())
+
+
 def test_metrics_without_codes_and_signals_without_weight(measured: Path) -> None:
     database = opened(measured)
     assert codes_of(database, "cityblock") is None
