@@ -68,6 +68,9 @@ class Batcher:
                 self._extract(collection, [job for job in jobs if job.collection is collection])
 
     def _extract(self, collection: Collection, jobs: list[_Job]) -> None:
+        jobs = [job for job in jobs if job.result.set_running_or_notify_cancel()]
+        if not jobs:
+            return
         self.observe(len(jobs))
         try:
             features = extract_queries(

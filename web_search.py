@@ -315,7 +315,7 @@ def _other_color(
     near = np.sort(engine.search(query, wanted, rows)[0].rows)
     reversed_ = [s if _is_deep(s) else replace(s, weight=-s.weight) for s in signals]
     answer = ExactEngine(reversed_).search(query, options.count, near)[0]
-    searched = f"the {len(near):,} nearest in cut, far colours first"
+    searched = f"far colours first among the {len(near):,} nearest in cut"
     return answer, replace(named, searched=searched)
 
 
