@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("USER and PASSWORD go together; set both, or none")
     listener = _listen(config.HOST, config.PORT)
     try:
+        import python_multipart  # noqa: F401, else missed when the first upload comes
         import uvicorn
 
         from web_api import build_app

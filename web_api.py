@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from config import Config
 from utils import UserError
@@ -97,7 +98,11 @@ async def _form(request: Request) -> FormData:
         raise HTTPException(415, "send multipart/form-data with `file` and `options`")
     try:
         return await request.form(max_files=MOST_PICTURES, max_fields=4)
+    except ClientDisconnect:  # nobody is there to read it
+        raise HTTPException(400, "the request was broken off") from None
     except HTTPException as error:
+        if error.status_code != 400:
+            raise
         raise HTTPException(422, f"no sound multipart/form-data: {error.detail}") from None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import Request
+from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,10 +29,6 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
-class TooLargeError(Exception):
-    """A request's body is longer than allowed."""
 
 
 def problem(
@@ -75,6 +71,7 @@ class Guard:
         self.token = token.encode()
         self.pair = f"{user}:{password}".encode() if user else b""
         self.most_bytes = most_bytes
+        self.too_large = f"more than {most_bytes / 1e6:.0f} MB; see MAX_UPLOAD (--max-upload)"
         self.observe = observe
         self.searches = 0
 
@@ -122,13 +119,11 @@ class Guard:
             message = await receive()
             left -= len(message.get("body", b""))
             if left < 0:
-                raise TooLargeError
+                raise HTTPException(413, self.too_large, {"Connection": "close"})
             return message
 
         try:
             await self.app(scope, counted, send)
-        except TooLargeError:
-            await self._too_large(scope)(scope, receive, send)
         finally:
             self.searches -= search
 
@@ -149,7 +144,7 @@ class Guard:
             return problem(401, detail, path, {"WWW-Authenticate": schemes})
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > self.most_bytes:
-            return self._too_large(scope)
+            return problem(413, self.too_large, path, {"Connection": "close"})
         return None
 
     def _known(self, authorization: str) -> bool:
@@ -169,10 +164,6 @@ class Guard:
         password = pair.partition(b":")[2]
         by_token = bool(self.token) and hmac.compare_digest(password, self.token)
         return by_token or (bool(self.pair) and hmac.compare_digest(pair, self.pair))
-
-    def _too_large(self, scope: Scope) -> JSONResponse:
-        detail = f"more than {self.most_bytes / 1e6:.0f} MB; see MAX_UPLOAD (--max-upload)"
-        return problem(413, detail, scope["path"], {"Connection": "close"})
 
 
 def _hostname(authority: str) -> str:

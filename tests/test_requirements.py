@@ -11,7 +11,6 @@ from conftest import ROOT
 FILES = {path.name: path for path in sorted(ROOT.glob("requirements*.txt"))}
 SCRIPTS = sorted(ROOT.glob("*.py"))
 LINE = re.compile(r"([a-z][a-z0-9-]*)>=(\d+(?:\.\d+)*),<(\d+(?:\.\d+)*)")
-LOADED_BY_OTHERS = {"python-multipart"}  # by FastAPI, when a form comes
 # Packages that are imported by another name than their own.
 PACKAGES = {
     "PIL": "pillow",
@@ -85,5 +84,5 @@ def test_whatever_is_imported_is_required() -> None:
 
 def test_whatever_is_required_is_imported_or_run_by_make() -> None:
     commands = re.findall(r"-m ([a-z_]+)", (ROOT / "Makefile").read_text())
-    used = all_imported() | LOADED_BY_OTHERS | {name.replace("_", "-") for name in commands}
+    used = all_imported() | {name.replace("_", "-") for name in commands}
     assert packages(*FILES) <= used
