@@ -15,11 +15,15 @@ const LOOK_AGAIN = 30000; // ms, whether the collection is a newer one
 let collection = null;
 let last = null; // options of the search whose answers are shown
 let running = null;
-const steps = []; // of the history: what was searched by
 
 const asked = new Asked(ask, complain);
 const act = {
-  from: (id) => { showView("search"); window.scrollTo({ top: 0 }); asked.from(id); },
+  from: (id) => {
+    showView("search");
+    window.scrollTo({ top: 0 });
+    find("grid").querySelector(".from")?.focus({ preventScroll: true });
+    asked.from(id);
+  },
   why: (answer) => work(() => why(last, answer)),
   rate: (id, kind) => asked.rate(id, asked[kind]),
 };
@@ -117,16 +121,17 @@ async function start() {
 }
 
 function record() {
-  const step = { ids: [...asked.ids], color: asked.color };
-  steps.push(step);
   const address = asked.ids.length ? `?picture=${asked.ids[0]}` : location.pathname;
-  history.pushState(step, "", address);
+  history.pushState(step(), "", address);
 }
 
+const step = () => ({ ids: [...asked.ids], color: asked.color });
+
 window.addEventListener("popstate", (event) => {
+  if (!event.state) return; // a link within the page, as "Skip to the answers"
   asked.drop();
-  asked.ids = event.state?.ids ?? [];
-  asked.color = event.state?.color ?? null;
+  asked.ids = event.state.ids;
+  asked.color = event.state.color;
   asked.show();
   ask();
 });
@@ -200,8 +205,9 @@ await work(async () => {
   if (picture && Number(picture) < collection.pictures) {
     asked.ids = [Number(picture)];
     asked.show();
-    await ask();
-  } else await start();
+  }
+  history.replaceState(step(), "");
+  await ask();
 });
 document.documentElement.dataset.ready = "true";
 setInterval(() => describe().catch(() => {}), LOOK_AGAIN);

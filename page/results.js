@@ -4,7 +4,11 @@ import { find, make } from "./dom.js";
 
 // `act` has from(id), why(answer), rate(id, "like" or "unlike").
 export function showAnswers(answers, version, asked, act) {
-  find("grid").replaceChildren(...answers.map((answer) => card(answer, version, asked, act)));
+  const grid = find("grid");
+  const place = [...grid.children].indexOf(document.activeElement.closest(".card"));
+  grid.replaceChildren(...answers.map((answer) => card(answer, version, asked, act)));
+  // Who works by keys stays where they were.
+  if (place >= 0) grid.children[Math.min(place, answers.length - 1)]?.querySelector(".from").focus({ preventScroll: true });
   find("keys").hidden = !answers.length;
 }
 
