@@ -2,6 +2,7 @@
 # make test   all tests
 # make test-oldest   all tests with the oldest packages that the requirements allow, in .venv-oldest
 # make audit   known holes in what is installed and in what a new set-up would install
+# make web    the page that searches the demo's collection
 # make soak   ten minutes of random faults on the demo's collection, and what they changed: nothing
 # make benchmark   speed beside that of others, benchmark.json
 # All set everything up first, in .venv.
@@ -22,7 +23,7 @@ NETWORK := --backbone resnet18 --pretrained none --img-size 88 --crop-size 80
 INSHOP_LIST := data/demo/in_shop/list_eval_partition.txt
 TEST_LIST := data/demo/Eval/list_eval_partition.txt
 
-.PHONY: setup setup-dev demo test test-oldest audit soak benchmark lint clean
+.PHONY: setup setup-dev web-setup web demo test test-oldest audit soak benchmark lint clean
 
 setup: .venv/ready
 setup-dev: .venv/ready-dev
@@ -36,9 +37,23 @@ setup-dev: .venv/ready-dev
 	@$(PY) -c 'import cv2' 2>/dev/null || { $(call APT,libgl1 libglib2.0-0); }
 	@touch $@
 
-.venv/ready-dev: .venv/ready requirements-dev.txt requirements-graph.txt
+.venv/ready-dev: .venv/ready requirements-dev.txt requirements-graph.txt requirements-web.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@command -v chromium >/dev/null || ( $(call APT,chromium) ) \
+		|| echo "without chromium the tests of the page are skipped" >&2
 	@touch $@
+
+# By a stamp of its own: without the developers' packages.
+.venv/ready-web: .venv/ready requirements-web.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
+	@touch $@
+
+web-setup: .venv/ready-web
+
+web: web-setup
+	@test -f data/demo/all_feat.json \
+		|| { echo "there is no demo collection; run: make demo" >&2; exit 1; }
+	$(PY) web.py --dataset-base data/demo
 
 demo: setup
 	$(PY) synthetic.py $(DRAWN)

@@ -17,6 +17,8 @@ from utils import sha256_of
 
 ROOT = Path(__file__).parent.parent
 
+pytest.register_assert_rewrite("web_base")
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -1,0 +1,114 @@
+"""web.py as a script: what it prints, what it refuses, and that Ctrl-C ends it at once."""
+
+import re
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from web_base import Server, serving
+
+import web
+from config import Config
+from utils import run_script
+
+pytest_plugins = ("web_base",)
+SOON = 2.0  # s
+
+
+def test_it_prints_one_line_with_its_address(server: Server, client: httpx.Client) -> None:
+    line = (server.folder / "out").read_text()
+    assert re.fullmatch(r"263 pictures: http://127\.0\.0\.1:\d+\n", line)
+    assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_ctrl_c_ends_it_at_once(served: Path, tmp_path: Path, busy: bool) -> None:
+    """Busy: an open connection, and one that never sends all of its picture."""
+    to_all = ("--host", "0.0.0.0")  # noqa: S104
+    with serving(served, tmp_path / "run", *(() if busy else to_all)) as running:
+        said = running.said
+        assert ("everybody who can reach 0.0.0.0" in said and "--token" in said) == (not busy)
+        place = ("127.0.0.1", urlsplit(running.address).port)
+        opened = [socket.create_connection(place, timeout=30) for _ in range(2 * busy)]
+        head = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n-"
+        for connection in opened:
+            connection.sendall(b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        for connection in opened[1:]:
+            connection.sendall(head)
+        start = time.monotonic()
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(timeout=30) == 130
+        assert time.monotonic() - start < SOON
+        assert running.said == said + "\nweb.py: stopped\n"
+        assert (running.folder / "out").read_text().count("\n") == 1
+        for connection in opened:
+            connection.close()
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]):
+    """Run the script as from the command line; it must end with one line and status 2."""
+
+    def run(*argv: object) -> str:
+        with pytest.raises(SystemExit) as left:
+            run_script(lambda: web.main([str(value) for value in argv]))
+        out, err = capsys.readouterr()
+        assert (left.value.code, out) == (2, "")
+        assert err.count("\n") == 1
+        return err
+
+    return run
+
+
+def test_a_port_in_use_is_one_line(refused, server: Server, served: Path) -> None:
+    port = urlsplit(server.address).port
+    said = refused("--dataset-base", served, "--port", port)
+    assert f"PORT {port}: Address already in use" in said
+    assert "--port" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--port", "65536"), "65535"),
+        (("--port", "http"), "PORT"),
+        (("--max-upload", "0"), "MAX_UPLOAD"),
+        (("--user", "ann"), "USER and PASSWORD go together"),
+        (("--password", "x"), "USER and PASSWORD go together"),
+        (("--host", "no.such.host.invalid"), "HOST no.such.host.invalid"),
+        (("--host", "192.0.2.1"), "HOST 192.0.2.1"),
+        (("--dataset-base", "nowhere"), "feature_extractor.py"),
+        (("--device", "toaster"), "DEVICE"),
+    ],
+)
+def test_what_is_wrong_is_one_line(refused, served: Path, flags, said: str) -> None:
+    assert said in refused("--dataset-base", served, "--port", "0", *flags)
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "fastapi", "fastapi_offline", "prometheus_client",
+                                  "python_multipart"])  # fmt: skip
+def test_missing_packages_are_named(refused, served: Path, monkeypatch, name: str) -> None:
+    for module in [m for m in sys.modules if m in ("web_api", "web_service", "web_guard")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    said = refused("--dataset-base", served, "--port", "0")
+    assert name in said
+    assert "run: pip install -r requirements-web.txt" in said
+
+
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [("127.0.0.1", False), ("127.1.2.3", False), ("::1", False), ("localhost", False),
+     ("0.0.0.0", True), ("::", True), ("192.168.0.2", True), ("my-machine", True)],  # noqa: S104
+)  # fmt: skip
+def test_only_this_machine_s_addresses_need_no_token(host: str, told: bool) -> None:
+    config = Config(HOST=host, _env_file=None)
+    assert web._open_to_all(config) == told
+    assert not web._open_to_all(config.model_copy(update={"TOKEN": "x"}))
+    assert not web._open_to_all(config.model_copy(update={"USER": "x", "PASSWORD": "y"}))
