@@ -52,6 +52,7 @@ TOLD = {
     403: "the request comes from a page of another host, or names another server",
     404: "no such picture or category, or the earlier query is forgotten",
     405: "another method",
+    408: "the request was not sent in time",
     409: "understood, but cannot be answered: a file is no picture, a box leaves nothing of it, or"
     " the engine has not what it needs; the detail says which, and what to do",
     413: "more bytes than MAX_UPLOAD",
@@ -158,7 +159,7 @@ def build_app(config: Config, living: Living) -> FastAPI:
 
     @app.post(
         "/api/search",
-        responses=guarded | _responses(404, 409, 413, 415, 422, 503),
+        responses=guarded | _responses(404, 408, 409, 413, 415, 422, 503),
         openapi_extra={"requestBody": SEARCH_BODY},
     )
     async def search_by(request: Request) -> SearchAnswer:
@@ -172,7 +173,7 @@ def build_app(config: Config, living: Living) -> FastAPI:
         finally:
             await form.close()
 
-    @app.post("/api/explain", responses=guarded | _responses(400, 404, 409, 413, 422, 503))
+    @app.post("/api/explain", responses=guarded | _responses(400, 404, 408, 409, 413, 422, 503))
     async def explain_answer(body: ExplainOptions) -> Explanation:
         """Why an answer is where it is."""
         collection = living.now()

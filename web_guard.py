@@ -1,5 +1,6 @@
 """What a request has to pass before it is answered, and how it is told that it may not."""
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -19,6 +20,7 @@ LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 EVERYWHERE = frozenset({"0.0.0.0", "::", ""})  # noqa: S104, compared with only
 AT_ONCE = 48  # searches that are read and answered at once; each may hold an upload
 RETRY_SECONDS = 1
+BODY_SECONDS = 60.0  # that a client may take to send a request: it takes the place of others
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none';"
     " form-action 'self'; frame-ancestors 'none'"
@@ -112,14 +114,24 @@ class Guard:
             await busy(scope, receive, send)
             return
         self.searches += search
-        left = self.most_bytes
+        left, until = self.most_bytes, asyncio.get_running_loop().time() + BODY_SECONDS
+        whole = False
 
         async def counted() -> Message:
-            nonlocal left
-            message = await receive()
+            nonlocal left, whole
+            if whole:  # what comes now is the client's leave
+                return await receive()
+            try:
+                message = await asyncio.wait_for(
+                    receive(), until - asyncio.get_running_loop().time()
+                )
+            except asyncio.TimeoutError:
+                detail = f"the request was not sent within {BODY_SECONDS:.0f} s"
+                raise HTTPException(408, detail, {"Connection": "close"}) from None
             left -= len(message.get("body", b""))
             if left < 0:
                 raise HTTPException(413, self.too_large, {"Connection": "close"})
+            whole = not message.get("more_body", False)
             return message
 
         try:

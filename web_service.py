@@ -2,6 +2,7 @@
 
 import io
 import os
+from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import anyio
 from anyio.to_thread import run_sync
@@ -15,7 +16,7 @@ from utils import PictureError, Stopwatch, read_picture
 from web_collection import Collection, Living, Recent
 from web_explain import thumbnail
 from web_map import Maps
-from web_network import Batcher
+from web_network import Batcher, BusyError
 from web_search import Memory, UnknownError, require_pictures, search
 from web_types import SearchAnswer, SearchOptions
 
@@ -86,10 +87,13 @@ class Service:
                 ]
             with watch.step("network"):
                 futures = [self.network.submit(collection, query) for query in queries]
-                features = [
-                    await run_sync(future.result, WAIT_SECONDS, limiter=self.waiting)
-                    for future in futures
-                ]
+                try:
+                    features = [
+                        await run_sync(future.result, WAIT_SECONDS, limiter=self.waiting)
+                        for future in futures
+                    ]
+                except FutureTimeoutError:
+                    raise BusyError("the network is too busy; ask again") from None
             name = self.memory.keep(collection, features, queries)
         return await run_sync(
             search, collection, self.memory, options, name, watch, limiter=self.ranking

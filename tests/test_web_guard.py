@@ -1,5 +1,6 @@
 """web_guard.py, in front of a real server: who may ask, how much, how many at once."""
 
+import asyncio
 import base64
 import json
 import socket
@@ -10,9 +11,12 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
 from web_base import Server, post, serving
 
-from web_guard import AT_ONCE, HEADERS
+import web_guard
+from web_guard import AT_ONCE, HEADERS, Guard
 
 pytest_plugins = ("web_base",)
 TOKEN, USER, PASSWORD = "a token", "ann", "pass:wörd"
@@ -201,3 +205,26 @@ def test_no_path_leads_out(server: Server, path: str) -> None:
     assert b"application/problem+json" in head
     assert json.loads(body)["status"] == int(answer.split()[1])
     assert b"root:" not in body
+
+
+def test_who_does_not_send_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the time limit of `Guard`: 48 such clients would keep everybody from searching."""
+    monkeypatch.setattr(web_guard, "BODY_SECONDS", 0.1)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert guard.searches == 1
+        await receive()
+
+    async def receive() -> Message:
+        return await asyncio.Event().wait()
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    guard = Guard(app, "localhost", "", "", "", 1000, lambda *_: None)
+    scope = {"type": "http", "method": "POST", "path": "/api/search",
+             "headers": [(b"host", b"localhost")]}  # fmt: skip
+    with pytest.raises(HTTPException) as error:
+        asyncio.run(guard(scope, receive, send))
+    assert error.value.status_code == 408
+    assert guard.searches == 0
