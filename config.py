@@ -30,6 +30,7 @@ GROUPS = (
     "training",
     "feature database",
     "ranking",
+    "milvus",
     "machine",
     "server",
 )
@@ -247,6 +248,35 @@ class Config(BaseSettings):
         "ranking", "recall@10 that k-means and graph queries are to have, 0 to 1", 0.99, gt=0, le=1
     )
 
+    # --- milvus
+    MILVUS_URI: str = _setting(
+        "milvus",
+        "where Milvus is: a server's URL as http://HOST:19530, or a file NAME.db of Milvus Lite;"
+        " none: DATASET_BASE/models/milvus.db",
+        "",
+    )
+    MILVUS_TOKEN: str = _setting("milvus", "USER:PASSWORD or API key that the server wants", "")
+    MILVUS_COLLECTION: str = _setting(
+        "milvus",
+        "begin of the collection's name, another one for each data set; none: that of the folder"
+        " DATASET_BASE",
+        "",
+        pattern="^([A-Za-z_][A-Za-z0-9_]{0,199})?$",
+    )
+    MILVUS_INDEX: Literal[
+        "AUTOINDEX", "FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW", "HNSW_SQ", "DISKANN"
+    ] = _setting(
+        "milvus",
+        "index of each kind of features, by the metrics of DISTANCE_METRIC",
+        "AUTOINDEX",
+    )
+    MILVUS_TIMEOUT: float = _setting(
+        "milvus",
+        "s that a server may take to answer; to write and to load, 10 times as long",
+        20.0,
+        gt=0,
+    )
+
     # --- machine
     DEVICE: str = _setting(
         "machine",
@@ -281,6 +311,17 @@ class Config(BaseSettings):
             "model_weights": self.MODEL_WEIGHTS,
             "color_weight": self.COLOR_WEIGHT,
             "palette_weight": self.PALETTE_WEIGHT,
+        }
+
+    @property
+    def milvus(self) -> dict[str, Any]:
+        """Where Milvus is and how it is asked, as the arguments of `milvus.Place`."""
+        return {
+            "uri": self.MILVUS_URI or str(self.DATASET_BASE / "models" / "milvus.db"),
+            "token": self.MILVUS_TOKEN,
+            "prefix": self.MILVUS_COLLECTION,
+            "index": self.MILVUS_INDEX,
+            "timeout": self.MILVUS_TIMEOUT,
         }
 
     @model_validator(mode="before")

@@ -1,16 +1,18 @@
 """The engines by name, each with what it searches and what it is expected to find."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from clusters import KMeansEngine, nprobe_of, open_clusters
 from codes import open_codes
 from index import Engine, FeatureDatabase, Signal, describe_distance
 from scan import exact_engine
 
-ENGINES = {"exact": "exact", "kmeans": "k-means", "graph": "graph"}
-SCRIPTS = {"kmeans": "kmeans.py", "graph": "graph.py"}  # that make what an engine needs
+ENGINES = {"exact": "exact", "kmeans": "k-means", "graph": "graph", "milvus": "Milvus"}
+# What makes that which an engine needs.
+SCRIPTS = {"kmeans": "kmeans.py", "graph": "graph.py", "milvus": "index.py push"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ def open_engine(
     name: str,
     nprobe: int,
     target_recall: float,
+    milvus: Mapping[str, Any] | None = None,
 ) -> NamedEngine:
     """Open an engine of a feature database.
 
@@ -47,10 +50,12 @@ def open_engine(
     signals : of them
     name : one of `ENGINES`
     nprobe, target_recall : the settings NPROBE and TARGET_RECALL
+    milvus : the settings `Config.milvus`, for the engine of that name
 
     Raises
     ------
     UserError : what the engine needs is missing, damaged or of other features
+    AwayError : a server does not answer, or not yet
     """
     distance = describe_distance(signals)
     if name == "exact":
@@ -63,6 +68,16 @@ def open_engine(
         searched = f"{nprobe} of {len(clusters.centroids)} clusters"
         recall = float(clusters.recall[nprobe - 1]) if clusters.distance == distance else None
         return NamedEngine(name, KMeansEngine(signals, clusters, nprobe, codes), searched, recall)
+    if name == "milvus":
+        from milvus import open_milvus
+        from milvus_server import Place
+
+        engine, told = open_milvus(
+            database, signals, Place(**milvus or {}), exact_engine(database, signals)
+        )
+        searched = f"{engine.candidates:,} candidates of each signal"
+        recall = told["recall"] if told and told["distance"] == distance else None
+        return NamedEngine(name, engine, searched, recall)
     from hnsw import GraphEngine, open_graph  # its library is an extra
 
     graph = open_graph(database, signals)

@@ -3,8 +3,16 @@
 The distance of a picture to a query is the weighted sum of its signals, smaller is nearer:
 d = metric0(deep) + COLOR_WEIGHT * metric1(colour) + PALETTE_WEIGHT * metric1(palette), with a
 deep term for each further model.
+
+    python index.py push   loads the feature database into Milvus
 """
 
+if __name__ == "__main__":
+    import interrupt
+
+    interrupt.catch()
+
+import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +27,7 @@ from arrays import all_finite, map_array, read_archive
 from description import read_description
 from lines import Lines
 from stamps import first_wrong
-from utils import UserError
+from utils import UserError, run_script
 
 DEEP, COLOR, PALETTE = "all_feat.npy", "all_color_feat.npy", "all_palette_feat.npy"
 CATEGORY, ITEM = "all_category.npy", "all_item.npy"
@@ -383,3 +391,19 @@ def describe_distance(signals: Sequence[Signal]) -> str:
     return " + ".join(
         f"{'' if s.weight == 1 else f'{s.weight:g} '}{s.name} {s.metric}" for s in signals
     )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    # What ranks is not to need what pushes.
+    from command_line import parse_args
+    from milvus_push import push
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("command", choices=("push",), help="load it into Milvus")
+
+    about = "Load the feature database into Milvus; after a break it goes on where it was."
+    push(parse_args(argv, about, ("data set", "ranking", "milvus"), add_arguments)[0])
+
+
+if __name__ == "__main__":
+    run_script(main)

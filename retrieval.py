@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from command_line import parse_args
+from config import Config
 from data import DETAIL, eval_transform
 from device import pick_device
 from engines import ENGINES, SCRIPTS, NamedEngine, open_engine
@@ -148,15 +149,15 @@ def _open_engines(
     database: FeatureDatabase,
     signals: Sequence[Signal],
     wanted: str | None,
-    nprobe: int,
-    target_recall: float,
+    config: Config,
 ) -> list[NamedEngine]:
     """The engine that is wanted; None: the exact one and, where there are clusters, k-means."""
+    settings = (config.NPROBE, config.TARGET_RECALL, config.milvus)
     if wanted:
-        return [open_engine(database, signals, wanted, nprobe, target_recall)]
-    engines = [open_engine(database, signals, "exact", nprobe, target_recall)]
+        return [open_engine(database, signals, wanted, *settings)]
+    engines = [open_engine(database, signals, "exact", *settings)]
     try:
-        engines.append(open_engine(database, signals, "kmeans", nprobe, target_recall))
+        engines.append(open_engine(database, signals, "kmeans", *settings))
     except UserError as error:
         print(f"no k-means answer: {error}", file=sys.stderr)
     return engines
@@ -176,7 +177,7 @@ def _title(named: NamedEngine, category: str | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    uses = ("data set", "feature database", "ranking", "machine")
+    uses = ("data set", "feature database", "ranking", "milvus", "machine")
     config, args = parse_args(argv, __doc__ or "", uses, _arguments)
     base = config.DATASET_BASE
     device = pick_device(config.DEVICE)
@@ -186,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         database = open_database(base)
         rows = database.rows_of(args.category) if args.category else None
         signals = signals_of(database, **config.distance)
-        engines = _open_engines(database, signals, args.engine, config.NPROBE, config.TARGET_RECALL)
+        engines = _open_engines(database, signals, args.engine, config)
     box = tuple(args.bbox) if args.bbox else None
     paths = [find_query(base, name) for name in args.img_path]
     with watch.step("loading model"):

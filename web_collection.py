@@ -108,7 +108,8 @@ class Collection:
         engine = self.opened.get(key)
         if engine is None:
             config = self.config
-            engine = open_engine(self.database, signals, name, config.NPROBE, config.TARGET_RECALL)
+            settings = (config.NPROBE, config.TARGET_RECALL, config.milvus)
+            engine = open_engine(self.database, signals, name, *settings)
             self.opened.put(key, engine)
         return engine
 
