@@ -47,6 +47,8 @@ def _left_to_the_thread(*_: object) -> None:
 
 
 def _end_on_signal(read: int) -> None:
+    # The caller may have held it back from this process, as `shield` does.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     while signal.SIGINT not in os.read(read, 64):  # torch listens to the end of its workers
         pass
     try:

@@ -32,6 +32,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import inference
 import interrupt
 from clusters import CLUSTERS, open_clusters
 from command_line import parse_args
@@ -42,11 +43,12 @@ from utils import UserError, run_script, sha256_of
 
 # Small, so that there is time for many runs; many steps, so that there are many resume points.
 NETWORK = ("--backbone=mobilenet_v3_small", "--pretrained=none", "--img-size=48", "--crop-size=40")
-NETWORK += ("--train-batch-size=8", "--triplet-batch-size=8")
+NETWORK += ("--epoch=1", "--triplet-batch-size=8", "--dump-interval=2")
 PRELOADED = ["train", "feature_extractor", "kmeans", "torch.utils.tensorboard"]
 PRELOADED += ["pytorch_metric_learning.samplers", "torch.fx.experimental.optimization"]
 KINDS = ("kill", "ctrl-c", "full disk", "worker killed", "two at once")
 SAVED = 0.05  # s between saves of an extraction, so that a short one is resumed, too
+ROOM = (30_000, 100_000, 300_000, 3_000_000)  # bytes of a file, until the disk is full
 SOON = 2.0  # s, in which Ctrl-C ends a run
 MOST = 20  # times as long as undisturbed, a run may take
 LEFT_OUT = shutil.ignore_patterns("models", "all_*", ".*")
@@ -80,11 +82,11 @@ class Tally:
     differences: list[str] = field(default_factory=list)
 
 
-def stages(epochs: int) -> list[Stage]:
+def stages(batch: int) -> list[Stage]:
     """Train, extract, cluster, and an update to fewer pictures: those without the in-shop part."""
     database = ("all_*",)
     inshop = "--enable-inshop-dataset"
-    train = (*NETWORK, f"--epoch={epochs}", inshop, "--resume", "--dump-interval=2")
+    train = (*NETWORK, f"--train-batch-size={batch}", inshop, "--resume")
     extract = ("--num-workers=1", "--amp=off", "--color-top-n=4")
     return [
         Stage("train", "train", (*train, "--num-workers=1"), ("models/model_*",)),
@@ -114,6 +116,7 @@ def run_stage(script: str, argv: Sequence[str], log: Path, most_bytes: int) -> N
     module = importlib.import_module(script)
     if script == "feature_extractor":
         module.SAVE_SECONDS = SAVED
+        inference.WORTH = sys.maxsize  # compiling would take most of the time
     if script == "train":  # beside other work, threads of small batches wait for each other
         module.torch.set_num_threads(1)
     run_script(module.main)
@@ -126,17 +129,17 @@ class Soak:
     ----------
     collection : DeepFashion's lists and pictures, with an in-shop part; it is only read
     work : an empty folder beside it, on the same disk
-    epochs : of the training
+    batch : pictures a step of the training
     seed : of what is random
     """
 
-    def __init__(self, collection: Path, work: Path, epochs: int, seed: int) -> None:
+    def __init__(self, collection: Path, work: Path, batch: int, seed: int) -> None:
         self.collection = collection
         self.base = work / "data"
         self.kept = work / "undisturbed"  # a folder for each stage
         self.log = work / "log"
         self.random = random.Random(seed)
-        self.stages = stages(epochs)
+        self.stages = stages(batch)
         self.tally = Tally()
         self.seconds: dict[str, float] = {}  # that each stage takes
         # Forked from a process that has imported everything, a run begins at once.
@@ -188,7 +191,9 @@ class Soak:
 
     def inject(self, stage: Stage, kind: str) -> bool:
         """Run a stage and let something happen at a random moment; whether it got to its end."""
-        limit = self.random.choice([300, 3000, 30_000, 300_000]) if kind == "full disk" else 0
+        limit = (
+            self.random.choice([30_000, 100_000, 300_000, 3_000_000]) if kind == "full disk" else 0
+        )
         process = self.start(stage, limit)
         self.wait(stage, process, self.random.uniform(0, 1.1 * self.seconds[stage.name]))
         hit, allowed = process.exitcode is None, {0}
@@ -221,8 +226,8 @@ class Soak:
         workers = interrupt.processes_below(process.pid or 0)
         os.kill(process.pid or 0, signal.SIGINT)
         end = time.monotonic() + SOON
-        while process.is_alive() or any(map(_runs, workers)):
-            if time.monotonic() > end:
+        while process.is_alive() or any(_state(worker) not in "Z" for worker in workers):
+            if time.monotonic() > end and _state(process.pid or 0) != "D":
                 self.tally.differences.append(f"{stage.name}: runs {SOON} s after Ctrl-C")
                 break
             time.sleep(0.01)
@@ -315,11 +320,12 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _runs(pid: int) -> bool:
+def _state(pid: int) -> str:
+    """Of a process: R for running, D for waiting for the disk, Z for ended ...; "" for gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
     except OSError:
-        return False
+        return ""
 
 
 def _rows(path: Path) -> bytes:
@@ -338,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with locked(work, "a soak"):
         for old in (work / "data", work / "undisturbed"):
             shutil.rmtree(old, ignore_errors=True)  # one that was stopped has left them
-        soak = Soak(config.DATASET_BASE, work, 1, config.SEED)
+        soak = Soak(config.DATASET_BASE, work, 32, config.SEED)
         soak.prepare()
         end = time.monotonic() + 60 * args.minutes
         for _ in soak.rounds(KINDS, faults=5):

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import signal
 import stat
 import sys
 import time
@@ -106,6 +107,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         reason = _of_workers(str(error))
         if not reason:
             raise
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise for the others, too
         print(f"{name}: {reason}. Run it again: it goes on where it was", file=sys.stderr)
         status = 2
     sys.exit(status)

@@ -228,6 +228,16 @@ def test_what_the_caller_ignores_stays_ignored(start: Callable, tmp_path: Path) 
     assert process.returncode == 0, (tmp_path / "err").read_text()
 
 
+def test_it_comes_through_though_the_caller_holds_it_back(start: Callable, tmp_path: Path) -> None:
+    """Guards `SIG_UNBLOCK` in the thread: processes of a shielded one may be scripts themselves."""
+    script = tmp_path / "script.py"
+    script.write_text(LOOP.format("import time; print('x', flush=True); time.sleep(99)"))
+    held = (signal.SIG_BLOCK, {signal.SIGINT})
+    process = start(script, preexec_fn=lambda: signal.pthread_sigmask(*held))
+    wait_for(process, lambda: (tmp_path / "out").read_text())
+    press(process, tmp_path, group=False)
+
+
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_a_kill_leaves_no_worker_for_long(
     method: str, start: Callable, measured: Path, tmp_path: Path
