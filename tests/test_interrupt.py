@@ -140,7 +140,7 @@ def has_printed(_: Running, folder: Path) -> bool:
         ("graph.py", (), has_mapped),
         ("evaluate.py", (), has_mapped),
         ("retrieval.py", ("{picture}",), has_mapped),
-        ("benchmark.py", ("--only", "network"), has_printed),
+        ("benchmark.py", ("--only", "inshop"), has_printed),
     ],
 )
 @pytest.mark.parametrize("group", [False, True])
