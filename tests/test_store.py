@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,7 @@ def test_who_reads_all_the_while_sees_the_old_or_the_new_one(tmp_path: Path) -> 
     for _ in range(15):
         for seed, count in reversed(counts.items()):
             write(tmp_path, count, seed)
+            time.sleep(0.1)  # without a pause it may, on a busy machine, never be whole
     stop.set()
     thread.join()
     assert wrong == []
