@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from config import Config
-from utils import UserError
+from utils import AwayError, UserError
 from web_collection import Living
 from web_explain import explain
 from web_guard import Guard, as_problem
@@ -44,6 +44,7 @@ STATUS: dict[type[UserError], int] = {
     UnknownError: 404,
     QueryError: 422,
     BusyError: 503,
+    AwayError: 503,
     UserError: 409,
 }
 TOLD = {
@@ -58,7 +59,7 @@ TOLD = {
     413: "more bytes than MAX_UPLOAD",
     415: "not multipart/form-data",
     422: "not as described here; the detail says what is wrong",
-    503: "too much at once; Retry-After says when to ask again",
+    503: "too much at once, or the engine's server is away; Retry-After says when to ask again",
 }
 
 

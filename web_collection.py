@@ -16,6 +16,7 @@ from config import Config
 from data import DETAIL, Transform, eval_transform
 from engines import ENGINES, NamedEngine, open_engine
 from index import INFO, FeatureDatabase, Signal, open_database, signals_of
+from milvus import TOLD
 from net import FeatureNet
 from query import load_models
 from stamps import Stamp, stamp_of
@@ -127,6 +128,9 @@ class Collection:
         """What there is to search in."""
         engines = []
         for name in ENGINES:
+            if name == "milvus":  # its server, which may be away, is asked once somebody is
+                engines.append(self._milvus_state())
+                continue
             try:
                 engine = self.engine(name, self.signals)
                 told = {"ready": True, "searched": engine.searched, "recall": engine.recall}
@@ -150,6 +154,12 @@ class Collection:
             weights={signal.name: signal.weight for signal in self.signals},
             distance=self.engine("exact", self.signals).searched.split(", ", 1)[1],
         )
+
+    def _milvus_state(self) -> EngineState:
+        """Whether the features have been pushed, as far as this machine knows."""
+        pushed = (self.database.base / TOLD).exists()
+        reason = "" if pushed else "not pushed; run: python index.py push"
+        return EngineState(name="milvus", ready=pushed, searched="", recall=None, reason=reason)
 
     def hide(self, text: str) -> str:
         """A message without the place of the collection on this machine."""
