@@ -18,7 +18,7 @@ from test_wrong_pictures import less_than_root
 
 from index import open_database
 from interrupt import processes_below
-from soak import NETWORK, Soak
+from soak import NETWORK, Soak, Tally
 from utils import sha256_of
 
 SMALL = (*NETWORK, "--train-batch-size=8")
@@ -26,20 +26,27 @@ KILLS = 4  # of each stage; `make soak` injects more
 
 
 @pytest.fixture(scope="module")
-def soak(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Soak:
+def prepared(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Soak:
     """The drawn collection, and what undisturbed runs make of it."""
     made = Soak(drawn, tmp_path_factory.mktemp("soak"), batch=8, seed=0)
     made.prepare()
     return made
 
 
+@pytest.fixture
+def soak(prepared: Soak) -> Soak:
+    """The same, with nothing found yet."""
+    prepared.tally = Tally()
+    return prepared
+
+
 @pytest.fixture(scope="module")
-def extracted(soak: Soak, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def extracted(prepared: Soak, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained, extracted and clustered collection, to be read only."""
     base = tmp_path_factory.mktemp("extracted") / "data"
-    shutil.copytree(soak.collection, base)
+    shutil.copytree(prepared.collection, base)
     for stage in ("train", "extract", "cluster"):
-        shutil.copytree(soak.kept / stage, base, dirs_exist_ok=True)
+        shutil.copytree(prepared.kept / stage, base, dirs_exist_ok=True)
     return base
 
 
