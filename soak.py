@@ -356,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 break
         shutil.rmtree(work)
     tally = soak.tally
-    for (stage, kind), count in sorted(tally.faults.items()):
+    for (stage, kind), count in sorted((+tally.faults).items()):
         print(f"{count:6,} x {stage}, {kind}")
     print(
         f"{sum(tally.faults.values()):,} faults injected, {tally.runs:,} runs to the end,"
