@@ -149,9 +149,7 @@ def write_database(
 
         def write(name: str, content: bytes) -> str:
             part = stack.enter_context(atomic_write(base / name))
-            with open(part, "wb") as file:
-                file.write(content)
-                _sync(file)
+            _write_whole(part, content)
             return sha256_of(part)
 
         hashes = {}
@@ -173,12 +171,18 @@ def write_database(
             "sha256": hashes,
             "sha256_others": others,
         }
-        info_part.write_text(json.dumps(info, indent=1), "utf-8")
+        _write_whole(info_part, json.dumps(info, indent=1).encode())
         (base / INFO).unlink(missing_ok=True)
         sync_folder(base)
         outdated = [*base.glob("all_feat_*.npy"), *base.glob("all_plain_feat_*"), base / PALETTE]
         for old in [*outdated, *base.glob("all_*.codes.npy"), *base.glob("all_*.bounds.npy")]:
             old.unlink(missing_ok=True)
+
+
+def _write_whole(part: Path, content: bytes) -> None:
+    with open(part, "wb") as file:
+        file.write(content)
+        _sync(file)
 
 
 def _write_rows(part: Path, source: np.ndarray, kept: np.ndarray) -> str:

@@ -164,21 +164,26 @@ def test_a_kill_at_any_step_leaves_the_old_the_new_or_none(
     assert seen == sorted(seen, key=["old", "none", "new"].index)
 
 
+@pytest.mark.parametrize("name", sorted(FILES))
 def test_a_disk_that_fills_at_the_last_moment_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Guards `_sync` in `write_database`: some systems say only then that space is short."""
+    """Guards each `_sync` in store.py: some systems say only then that space is short."""
     write(tmp_path, 9, 0.5)
     new = partial(tmp_path, 9, 3.5)
     before = {name: (tmp_path / name).read_bytes() for name in FILES}
+    sync = os.fsync
 
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
+    def full(descriptor: int) -> None:
+        inodes = [path.stat().st_ino for path in tmp_path.glob(f".{name}.*.part")]
+        if os.fstat(descriptor).st_ino in inodes:
+            raise OSError(28, "No space left on device")
+        sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
     facts = json.loads(before[INFO])
     head = np.ones((1, 4), np.float32), np.zeros(1, np.float32)
-    with pytest.raises(UserError, match=r"all_.*: cannot be written: No space left on device"):
+    with pytest.raises(UserError, match="all_.*: cannot be written: No space left on device"):
         write_database(tmp_path, pictures(tmp_path, 9), [new], (), head, facts)
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == before
 
