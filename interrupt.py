@@ -2,7 +2,8 @@
 
 There is nothing to tidy up, since every file survives a kill. So the process ends where it stands:
 no import, no library that computes for seconds or catches exceptions, and no pool of threads that
-waits for its work can hold it up.
+waits for its work can hold it up. It becomes this file, run as a program, which ends what is below:
+no thread of the script can begin another process meanwhile, or complain of those that end.
 """
 
 # A few milliseconds of imports: until `catch` is called, Ctrl-C gives a traceback.
@@ -10,9 +11,13 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 
+STATUS = 128 + signal.SIGINT
 SAY_SECONDS = 0.2  # at most, for what was printed; a full pipe may never take it
+END_SECONDS = 1.0  # at most, for what is below; a process that waits for the disk takes its time
 
 
 def catch() -> None:
@@ -52,25 +57,48 @@ def _end_on_signal(read: int) -> None:
     while signal.SIGINT not in os.read(read, 64):  # torch listens to the end of its workers
         pass
     try:
-        say = threading.Thread(target=_say, daemon=True)
-        say.start()
-        say.join(SAY_SECONDS)
-        for pid in processes_below(os.getpid()):
-            with suppress(OSError):  # it has ended by itself
-                os.kill(pid, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # who is in a hurry presses twice
+        _in_time(sys.stdout.flush if sys.stdout else int)
+        for pid in processes_below(os.getpid()):  # that they do not complain of our end
+            _send(pid, signal.SIGSTOP)
+        command = [sys.executable, "-I", "-S", __file__, sys.argv[0]]
+        os.execv(sys.executable, command)  # noqa: S606, this file
+    finally:  # Python's program is no longer there
+        _end(sys.argv[0])
+
+
+def _end(name: str) -> None:
+    """End all processes below this one, then itself."""
+    try:
+        end = time.monotonic() + END_SECONDS
+        while (below := processes_below(os.getpid())) and time.monotonic() < end:
+            for pid in below:
+                _send(pid, signal.SIGKILL)
+            time.sleep(0.001)
+        _in_time(lambda: os.write(2, f"\n{os.path.basename(name)}: stopped\n".encode()))
     finally:
-        os._exit(128 + signal.SIGINT)
+        os._exit(STATUS)
 
 
-def _say() -> None:
-    with suppress(OSError, ValueError):  # nobody listens
-        if sys.stdout:
-            sys.stdout.flush()
-        os.write(2, f"\n{os.path.basename(sys.argv[0])}: stopped\n".encode())
+def _in_time(say: Callable[[], object]) -> None:
+    """Print something, where somebody listens."""
+
+    def try_to() -> None:
+        with suppress(OSError, ValueError):
+            say()
+
+    thread = threading.Thread(target=try_to, daemon=True)
+    thread.start()
+    thread.join(SAY_SECONDS)
+
+
+def _send(pid: int, number: int) -> None:
+    with suppress(OSError):  # it has ended by itself
+        os.kill(pid, number)
 
 
 def processes_below(pid: int) -> list[int]:
-    """The processes that a process has begun, and those that they have."""
+    """The processes that a process has begun, and those that they have, as far as they run."""
     children: dict[int, list[int]] = {}
     for child, parent in _parents():
         children.setdefault(parent, []).append(child)
@@ -81,16 +109,26 @@ def processes_below(pid: int) -> list[int]:
 
 
 def _parents() -> list[tuple[int, int]]:
-    """Every process with its parent."""
+    """Every process that runs, with its parent."""
+    pairs = []
     if not os.path.exists("/proc/self/stat"):  # macOS
         import subprocess
 
-        told = subprocess.check_output(["/bin/ps", "-A", "-o", "pid=,ppid="])
-        pids = list(map(int, told.split()))
-        return list(zip(pids[::2], pids[1::2], strict=True))
-    pairs = []
+        command = ["/bin/ps", "-A", "-o", "pid=,ppid=,state="]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as listing:  # noqa: S603
+            for row in listing.communicate()[0].splitlines():
+                pid, parent, state = row.split()
+                if int(pid) != listing.pid and state[0] != "Z":
+                    pairs.append((int(pid), int(parent)))
+        return pairs
     for name in filter(str.isdecimal, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:  # else it has ended
             # A name in brackets comes before, which may hold anything.
-            pairs.append((int(name), int(file.read().rpartition(b")")[2].split()[1])))
+            state, parent, *_ = file.read().rpartition(b")")[2].split()
+            if state != b"Z":
+                pairs.append((int(name), int(parent)))
     return pairs
+
+
+if __name__ == "__main__":
+    _end(sys.argv[1])

@@ -23,7 +23,7 @@ SOON = 2.0  # s
 NETWORK = ("--backbone", "mobilenet_v3_small", "--pretrained", "none", "--img-size", "48",
            "--crop-size", "40", "--epoch", "1")  # fmt: skip
 SCRIPTS = sorted(
-    path.name for path in ROOT.glob("*.py") if '__name__ == "__main__"' in path.read_text("utf-8")
+    path.name for path in ROOT.glob("*.py") if "    interrupt.catch()" in path.read_text("utf-8")
 )
 Running = subprocess.Popen[str]
 
@@ -214,6 +214,38 @@ def test_nothing_holds_it_up(body: str, start: Callable, tmp_path: Path) -> None
     assert time.monotonic() - begun < SOON
     if pipe:
         process.stdout.close()
+
+
+def test_who_begins_processes_all_the_while_leaves_none(start: Callable, tmp_path: Path) -> None:
+    """Guards `execv`: until then the script could begin one more after all below were listed."""
+    script = tmp_path / "script.py"
+    script.write_text(LOOP.format("import subprocess; subprocess.Popen(['/bin/sleep', '99'])"))
+    process = start(script)
+    wait_for(process, lambda: len(processes_below(process.pid)) > 20)
+    press(process, tmp_path, group=False)
+
+
+def test_without_pythons_program_it_ends_too(start: Callable, tmp_path: Path) -> None:
+    """Guards the `finally` of `_end_on_signal`, after which nothing stopped may be left."""
+    script = tmp_path / "script.py"
+    body = "sys.executable = '/none'; import subprocess, time"
+    body += "; subprocess.Popen(['/bin/sleep', '99']); time.sleep(99)"
+    script.write_text(LOOP.format(body))
+    process = start(script)
+    wait_for(process, lambda: processes_below(process.pid))
+    press(process, tmp_path, group=False)
+
+
+def test_pressed_twice_is_pressed_once(start: Callable, tmp_path: Path) -> None:
+    """Guards `SIG_BLOCK` in `_end_on_signal`: the second one finds Python beginning anew."""
+    script = tmp_path / "script.py"
+    script.write_text(LOOP.format("import time; time.sleep(99)"))
+    process = start(script)
+    wait_for(process, lambda: is_ready(process))
+    for _ in range(20):
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.002)
+    press(process, tmp_path, group=False)
 
 
 def test_what_the_caller_ignores_stays_ignored(start: Callable, tmp_path: Path) -> None:
