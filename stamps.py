@@ -39,14 +39,20 @@ def first_wrong(
     -------
     Its name and what is wrong with it; None: all are right.
     """
-    now = {name: [*stamp_of(base / name), digest] for name, digest in hashes.items()}
+    try:
+        now = {name: [*stamp_of(base / name), digest] for name, digest in hashes.items()}
+    except OSError as error:  # another process may just be replacing it
+        return Path(error.filename).name, str(error.strerror)
     try:
         seen = parsed_json((base / STAMPS).read_bytes())
         unseen = [name for name in hashes if seen.get(name) != now[name]]
     except (OSError, ValueError, AttributeError):
         unseen = list(hashes)
     for name in unseen:
-        same = sha256_of(base / name) == hashes[name]
+        try:
+            same = sha256_of(base / name) == hashes[name]
+        except OSError as error:
+            return name, str(error.strerror)
         fault = fault_of(name) if same else "not the file that all_feat.json describes"
         if fault:
             return name, fault

@@ -51,6 +51,18 @@ def test_another_file_and_another_hash_are_found(tmp_path: Path, files: dict[str
     assert changed(tmp_path, files) == "a"
 
 
+def test_a_file_that_goes_meanwhile_is_named(tmp_path: Path, files: dict[str, str]) -> None:
+    """Guards both `except OSError`: an update removes files which a reader has just opened."""
+
+    def remove_b(_: str) -> str:
+        (tmp_path / "b").unlink()
+        return ""
+
+    gone = "b", "No such file or directory"
+    assert first_wrong(tmp_path, files, remove_b) == gone  # after its stamp was taken
+    assert first_wrong(tmp_path, files, lambda _: "") == gone  # before
+
+
 def test_what_was_read_once_is_not_read_again(tmp_path: Path, files: dict[str, str]) -> None:
     """Guards `unseen`, and that the stamps are written."""
     read: list[str] = []

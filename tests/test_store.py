@@ -183,7 +183,7 @@ def test_a_disk_that_fills_at_the_last_moment_leaves_the_old_one(
     monkeypatch.setattr(os, "fsync", full)
     facts = json.loads(before[INFO])
     head = np.ones((1, 4), np.float32), np.zeros(1, np.float32)
-    with pytest.raises(UserError, match="all_.*: cannot be written: No space left on device"):
+    with pytest.raises(UserError, match=r"all_.*: cannot be written: No space left on device"):
         write_database(tmp_path, pictures(tmp_path, 9), [new], (), head, facts)
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == before
 
