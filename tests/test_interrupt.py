@@ -285,8 +285,11 @@ def test_a_kill_leaves_no_worker_for_long(
         f"if __name__ == '__main__':\n    multiprocessing.set_start_method({method!r})\n"
         f"    runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
     )
-    process = start(script, "--dataset-base", measured, *NETWORK, "--num-workers", 2)
-    wait_for(process, lambda: len(processes_below(process.pid)) > 1)
+    network = *NETWORK, "--epoch", 99
+    process = start(script, "--dataset-base", measured, *network, "--num-workers", 2)
+    # A worker that is only just beginning has not yet looked who its parent is.
+    wait_for(process, lambda: re.search(r" [1-9]\d*/\d+ ", (tmp_path / "err").read_text()))
+    assert len(processes_below(process.pid)) > 1
     process.kill()
     end = time.monotonic() + 30
     while session(process.pid):
