@@ -257,10 +257,6 @@ def _add_errors(app: FastAPI, living: Living) -> None:
     async def not_valid(request: Request, error: RequestValidationError) -> JSONResponse:
         return as_problem(request, 422, _told(error.errors()))
 
-    @app.exception_handler(Exception)
-    async def fault(request: Request, error: Exception) -> JSONResponse:
-        return as_problem(request, 500, "a fault of the server; its log has more")
-
 
 def _add_schemas(app: FastAPI) -> None:
     """Describe errors, too; FastAPI knows the models of answers alone."""

@@ -83,12 +83,12 @@ class Guard:
             await self.app(scope, receive, send)
             return
         start = time.perf_counter()
-        status = 500
+        status, started = 500, False
 
         async def watched(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, started = message["status"], True
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
                 docs = scope["path"].startswith("/docs")
@@ -97,6 +97,11 @@ class Guard:
 
         try:
             await self._answer(scope, receive, watched)
+        except Exception:  # a bug: the answer is to have the headers, too
+            if not started:
+                fault = problem(500, "a fault of the server; its log has more", scope["path"])
+                await fault(scope, receive, watched)
+            raise
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.observe(scope["method"], route, status, time.perf_counter() - start)

@@ -219,7 +219,7 @@ def test_who_does_not_send_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
         return await asyncio.Event().wait()
 
     async def send(message: Message) -> None:
-        raise AssertionError(message)
+        pass  # outside an application, whose handler tells of the 408, it is a bug's answer
 
     guard = Guard(app, "localhost", "", "", "", 1000, lambda *_: None)
     scope = {"type": "http", "method": "POST", "path": "/api/search",
@@ -228,3 +228,24 @@ def test_who_does_not_send_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
         asyncio.run(guard(scope, receive, send))
     assert error.value.status_code == 408
     assert guard.searches == 0
+
+
+def test_a_bug_is_a_problem_with_the_headers_that_protect() -> None:
+    """Guards `except Exception` in `Guard`: Starlette's own answer would come from outside it."""
+
+    async def app(*_: object) -> None:
+        raise ZeroDivisionError("of the program")
+
+    seen = []
+    guard = Guard(app, "localhost", "", "", "", 1000, lambda *what: seen.append(what[2]))
+    transport = httpx.ASGITransport(guard, raise_app_exceptions=False)
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get("/api/health")
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, seen) == (500, [500])
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "of the program" not in answer.text
