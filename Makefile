@@ -37,7 +37,7 @@ setup-dev: .venv/ready-dev
 	@$(PY) -c 'import cv2' 2>/dev/null || { $(call APT,libgl1 libglib2.0-0); }
 	@touch $@
 
-.venv/ready-dev: .venv/ready requirements-dev.txt requirements-graph.txt requirements-milvus.txt requirements-web.txt
+.venv/ready-dev: .venv/ready requirements-dev.txt requirements-graph.txt requirements-milvus.txt requirements-watch.txt requirements-web.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@command -v chromium >/dev/null || ( $(call APT,chromium) ) \
 		|| echo "without chromium the tests of the page are skipped" >&2
@@ -74,8 +74,11 @@ demo: setup
 	@$(PY) evaluate.py $(DEMO) --against demo/untrained.json
 	@echo; echo "a picture of the answers: demo/results.jpg"
 
+# In two processes, each with whole files. Threads that wait for each other leave the cores to others.
+TEST := OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup-dev
-	$(PY) -m pytest
+	$(TEST)
 
 # Python 3.10 to 3.12: the oldest packages have no wheels for later ones.
 .venv-oldest/ready: $(REQUIREMENTS) | setup-dev
@@ -85,7 +88,7 @@ test: setup-dev
 	@touch $@
 
 test-oldest: .venv-oldest/ready
-	$(OLDEST) -m pytest
+	$(subst $(PY),$(OLDEST),$(TEST))
 
 # Without --strict pip-audit would say nothing of packages that it has no data on.
 AUDIT = $(PY) -m pip_audit --strict --progress-spinner off $(1) 2>.venv/audit; status=$$?; \

@@ -29,7 +29,7 @@ from color import ColorFeature, Palette
 from config import ENV_PREFIX, Config
 from data import DETAIL, PictureDataset, eval_transform, make_loader
 from device import amp_type, autocast, network_input, pick_device
-from feature_extractor import Readable
+from extraction import Readable
 from index import INFO
 from inference import CPU_BATCH, WORTH, faster
 from net import FeatureNet, Network, extract_features, initial_net, load_net, save_checkpoint
@@ -187,7 +187,7 @@ def eager(base: str) -> None:
     loader = make_loader(
         Readable(dataset, side), config.NUM_WORKERS, False, batch_size=config.EXTRACT_BATCH_SIZE
     )
-    found = [extract_features(features, images, device, amp) for images, _ in loader]
+    found = [extract_features(features, images, device, amp) for images, *_ in loader]
     for number, parts in enumerate(zip(*found, strict=True)):
         np.save(folder / f"eager_{number}.npy", np.concatenate(parts))
     print(json.dumps(len(pictures)))

@@ -22,6 +22,7 @@ FORMS = {  # of its arrays, see `read_archive`
     "normalised": ("b", 0),
     "distance": ("U", 0),
     "recall": ("f", 1),
+    "assigned": ("i", 0),
 }
 
 
@@ -37,6 +38,7 @@ class Clusters:
     normalised : features were scaled to length 1 first, as a cosine distance wants it
     distance : the distance that `recall` was measured with
     recall : K, float64; recall@10 against the exact engine with 1, 2 ... K clusters searched
+    assigned : pictures that came after the clusters were made
     """
 
     centroids: np.ndarray
@@ -45,6 +47,7 @@ class Clusters:
     normalised: bool
     distance: str
     recall: np.ndarray
+    assigned: int = 0
 
     @cached_property
     def by_cluster(self) -> np.ndarray:
@@ -66,8 +69,13 @@ def save_clusters(base: Path, clusters: Clusters) -> Path:
     return path
 
 
-def open_clusters(database: FeatureDatabase) -> Clusters:
+def open_clusters(database: FeatureDatabase, features: str = "") -> Clusters:
     """Read models/kmeans.m.
+
+    Parameters
+    ----------
+    database : beside which it lies
+    features : SHA-256 of the all_feat.npy that it is to belong to; "": of the database
 
     Raises
     ------
@@ -82,9 +90,10 @@ def open_clusters(database: FeatureDatabase) -> Clusters:
         clusters = Clusters(**{k: v if v.ndim else v.item() for k, v in found.items()})
     except ValueError as error:
         raise UserError(f"{path}: cannot be read ({error}); {again}") from None
-    if clusters.features != database.info["sha256"][DEEP]:
+    if clusters.features != (features or database.info["sha256"][DEEP]):
         raise UserError(f"{path}: clusters of other features than {DEEP}; {again}")
-    (count, dim), number = database.deep[0].shape, len(clusters.centroids)
+    count, dim = database.deep[0].shape
+    count, number = len(clusters.labels) if features else count, len(clusters.centroids)
     shapes = (clusters.centroids.shape, clusters.labels.shape, clusters.recall.shape)
     if shapes != ((number, dim), (count,), (number,)):
         raise UserError(f"{path}: not the clusters of {count:,} pictures x {dim}; {again}")

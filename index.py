@@ -31,6 +31,7 @@ from utils import UserError, run_script
 
 DEEP, COLOR, PALETTE = "all_feat.npy", "all_color_feat.npy", "all_palette_feat.npy"
 CATEGORY, ITEM = "all_category.npy", "all_item.npy"
+CONTENT = "all_content.npy"
 CLASSIFIER = "all_classifier.npz"
 CLASSIFIER_FORMS = {"weight": ("f", 2), "bias": ("f", 1)}
 LIST, INFO = "all_feat.list", "all_feat.json"
@@ -56,6 +57,7 @@ class FeatureDatabase:
     category_names : names of the categories
     items : N, str; the garment's id, "" where unknown
     info : all_feat.json: the models and the settings that made the features, counts, hashes
+    content : N x 32, uint8; what each was made of, see `changes.look`; None where that is not known
     """
 
     base: Path
@@ -68,6 +70,7 @@ class FeatureDatabase:
     category_names: list[str]
     items: np.ndarray
     info: dict[str, Any]
+    content: np.ndarray | None = None
 
     def category(self, row: int) -> str:
         """Name of a picture's category, "" where unknown."""
@@ -153,7 +156,8 @@ def _open_files(base: Path, described: bytes | None) -> FeatureDatabase:
     plain = [plain_file(number) for number in models] if info["settings"]["FLIP"] else []
     names = [*deep, *plain, COLOR, *([PALETTE] if info["settings"]["PALETTE"] else [])]
     columns: dict[str, Any] = {}
-    for name in (*names, *OTHERS):
+    content = [CONTENT] if CONTENT in info["sha256_others"] else []  # before, it was not written
+    for name in (*names, *OTHERS, *content):
         try:
             columns[name] = _open_column(base / name, count, again)
         except (OSError, ValueError) as error:
@@ -185,6 +189,7 @@ def _open_files(base: Path, described: bytes | None) -> FeatureDatabase:
         category_names=category_names,
         items=columns[ITEM],
         info=info,
+        content=columns.get(CONTENT),
     )
 
 
@@ -192,8 +197,8 @@ def _open_column(path: Path, count: int, again: str) -> Any:
     """A file of the database, of which each row is a picture's."""
     if path.name == LIST:
         return Lines(path, count, again)
-    form, dimensions = {CATEGORY: ("<i2", 1), ITEM: ("<U", 1)}.get(path.name, ("<f4", 2))
-    return map_array(path, form, dimensions)
+    forms = {CATEGORY: ("<i2", 1), CONTENT: ("|u1", 2), ITEM: ("<U", 1)}
+    return map_array(path, *forms.get(path.name, ("<f4", 2)))
 
 
 def _fault(column: Any) -> str:

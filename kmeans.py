@@ -11,21 +11,34 @@ if __name__ == "__main__":
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin
 
-from clusters import Clusters, nprobe_of, save_clusters
+from arrays import all_finite
+from clusters import CLUSTERS, Clusters, nprobe_of, open_clusters, save_clusters
 from codes import open_codes
 from command_line import parse_args
-from index import DEEP, Engine, Signal, describe_distance, open_database, signals_of, unit_rows
+from config import Config
+from index import (
+    DEEP,
+    Engine,
+    FeatureDatabase,
+    Signal,
+    describe_distance,
+    open_database,
+    signals_of,
+    unit_rows,
+)
 from scan import exact_engine
 from utils import UserError, run_script
 
 FITTED = 1000  # rows for each cluster: k-means gains next to nothing by more
 QUERIES = 200
 BLOCK = 8192  # rows at once
+STALE = 0.2  # share of pictures that clusters were not made of, from which on they are made anew
 
 
 def held_out(count: int, most: int = QUERIES) -> np.ndarray:
@@ -55,22 +68,30 @@ def cluster(
     UserError : fewer rows than clusters, or a value that is no number
     """
 
-    def read(rows: np.ndarray | slice) -> np.ndarray:
+    def read(rows: np.ndarray) -> np.ndarray:
         return unit_rows(features[rows]) if normalised else features[rows]
 
     count = len(features)
     if count < n_clusters:
         raise UserError(f"N_CLUSTERS is {n_clusters}, but there are {count} pictures")
-    blocks = [slice(start, start + BLOCK) for start in range(0, count, BLOCK)]
-    if not all(np.isfinite(features[block]).all() for block in blocks):
+    if not all_finite(features):
         raise UserError(f"{DEEP}: holds NaN or infinity; extract the features again")
     others = np.setdiff1d(np.arange(count), asked)
     rows = others if len(others) >= max(n_clusters, len(asked)) else np.arange(count)
     places = np.linspace(0, len(rows) - 1, min(len(rows), FITTED * n_clusters)).astype(np.int64)
     fitted = KMeans(n_clusters, n_init="auto", random_state=seed).fit(read(rows[places]))
     centroids = fitted.cluster_centers_.astype(np.float32)
-    labels = [pairwise_distances_argmin(read(block), centroids) for block in blocks]
-    return centroids, np.concatenate(labels).astype(np.int32)
+    return centroids, nearest(features, centroids, normalised)
+
+
+def nearest(features: np.ndarray, centroids: np.ndarray, normalised: bool) -> np.ndarray:
+    """The nearest of K centroids of each row: N x D, K x D -> N, int32."""
+    labels = [np.empty(0, np.int32)]
+    for start in range(0, len(features), BLOCK):
+        block = features[start : start + BLOCK]
+        block = unit_rows(block) if normalised else block
+        labels.append(pairwise_distances_argmin(block, centroids).astype(np.int32))
+    return np.concatenate(labels)
 
 
 def measure_recall(
@@ -108,6 +129,44 @@ def measure_recall(
         found += (ranks[:, None] <= np.arange(len(found))).sum(0)
         total += len(truth)
     return found / max(total, 1)
+
+
+def follow(config: Config, database: FeatureDatabase) -> None:
+    """Let the clusters follow an update of the database that they were made of, if there are any.
+
+    Every picture goes to its nearest centroid, and the recall is measured anew. A word says when
+    they should be made anew. Clusters of other features stay as they are: a query refuses them.
+
+    Parameters
+    ----------
+    config : the distance
+    database : the updated one
+    """
+    before = database.info.get("follows")
+    if not before or not (database.base / CLUSTERS).exists():
+        return
+    try:
+        old = open_clusters(database, before)
+    except UserError:  # they have followed already, or never belonged to it
+        return
+    signals = signals_of(database, **config.distance)
+    labels = nearest(database.deep[0], old.centroids, old.normalised)
+    moved = replace(
+        old,
+        labels=labels,
+        features=database.info["sha256"][DEEP],
+        distance=describe_distance(signals),
+        assigned=old.assigned + database.info["came"],
+    )
+    recall = measure_recall(signals, moved, exact_engine(database, signals), held_out(len(labels)))
+    path = save_clusters(database.base, replace(moved, recall=recall))
+    open_codes(database, signals, moved.by_cluster)
+    print(f"{path}: follows the update")
+    if moved.assigned > STALE * len(labels):
+        print(
+            f"{moved.assigned:,} of {len(labels):,} pictures came after the clusters were made;"
+            f" make them anew: python kmeans.py --dataset-base {database.base}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 from device import pick_device
 from utils import UserError
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)  # for the slowest rank; one that has died is noticed at once
 
@@ -44,6 +47,14 @@ class Ranks:
         """Wait until all ranks have come to this line."""
         if self.count > 1:
             dist.barrier()
+
+    def told(self, thing: T) -> T:
+        """What the first rank has for it, on all ranks."""
+        if self.count == 1:
+            return thing
+        held = [thing]
+        dist.broadcast_object_list(held)
+        return held[0]
 
     def joined(self, own: Tensor, total: int) -> Tensor:
         """The rows of all ranks in their order: n x ... of each -> total x ...

@@ -32,6 +32,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import extraction
 import inference
 import interrupt
 from clusters import CLUSTERS, open_clusters
@@ -115,7 +116,7 @@ def run_stage(script: str, argv: Sequence[str], log: Path, most_bytes: int) -> N
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     module = importlib.import_module(script)
     if script == "feature_extractor":
-        module.SAVE_SECONDS = SAVED
+        extraction.SAVE_SECONDS = SAVED
         inference.WORTH = sys.maxsize  # compiling would take most of the time
     if script == "train":  # beside other work, threads of small batches wait for each other
         module.torch.set_num_threads(1)

@@ -1,11 +1,12 @@
 """The feature database as it is written: unfinished features that survive a kill, then files."""
 
+import glob
 import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from operator import index
 from pathlib import Path
@@ -14,86 +15,73 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from annotations import Pictures
-from index import CATEGORY, CLASSIFIER, INFO, ITEM, LIST, PALETTE
+from index import CATEGORY, CLASSIFIER, CONTENT, DEEP, INFO, ITEM, LIST, PALETTE, FeatureDatabase
 from utils import atomic_write, parsed_json, sha256_of, sync_folder, writing
 
 BLOCK = 8192  # rows copied at once
 
+Columns = Mapping[str, tuple[int, str]]  # of each matrix its width and dtype, by its file's name
 
-def npy_header(shape: tuple[int, int]) -> bytes:
-    """The first bytes of a .npy file that holds a float32 matrix."""
+
+def npy_header(shape: tuple[int, int], dtype: str = "<f4") -> bytes:
+    """The first bytes of a .npy file that holds a matrix."""
     header = io.BytesIO()
-    facts = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    facts = {"descr": dtype, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, facts)
     return header.getvalue()
 
 
-def _place(count: int, width: int, row: int) -> int:
-    """Where a row begins in such a file."""
-    return len(npy_header((count, width))) + 4 * width * row
+class Shard:
+    """The features of consecutive pictures of an unfinished extraction; they survive a kill.
 
-
-class PartialFeatures:
-    """The features of one model's unfinished extraction, in a hidden folder; they survive a kill.
-
-    The matrices are written as files, not mapped: on a full disk a mapped page kills the process.
+    A process that extracts writes shards of its own, in hidden folders; what it leaves, others take
+    as it is. The matrices are written as files, not mapped: on a full disk a mapped page kills the
+    process.
 
     Parameters
     ----------
-    folder : where they lie
-    key : what the extraction depends on; features found there under another key are dropped
-    count : number of pictures N
-    widths : of each matrix, by its file's name
+    folder : where it lies
+    key : what the extraction depends on
+    planned : the pictures that it is for, by their numbers in the extraction
+    columns : its matrices
 
-    Raises
-    ------
-    UserError : the folder cannot be written to
+    Attributes
+    ----------
+    done : those of them that are in it
+    errors : why some of these could not be read, by their numbers
     """
 
-    def __init__(self, folder: Path, key: str, count: int, widths: dict[str, int]) -> None:
+    def __init__(self, folder: Path, key: str, planned: range, columns: Columns) -> None:
         self.folder = folder
         self.key = key
-        self.count = count
-        self.widths = widths
+        self.planned = planned
+        self.columns = columns
         self.done = 0
         self.errors: dict[int, str] = {}
-        state = self._read_state()
-        with writing(folder):
-            if state:
-                self.done, self.errors = state["done"], state["errors"]
-            else:
-                remove_partial(folder)
-                folder.mkdir(parents=True)
-                for name, width in widths.items():
-                    (folder / name).write_bytes(npy_header((count, width)))
-            self.files = {name: open(folder / name, "r+b") for name in widths}  # noqa: SIM115
+        self.files: dict[str, BinaryIO] = {}
 
-    def _read_state(self) -> dict[str, Any] | None:
-        """What a killed run left of the same extraction; None where its features are not there."""
-        try:
-            state = parsed_json((self.folder / "state.json").read_text("utf-8"))
-            if state["key"] != self.key or not 0 <= index(state["done"]) <= self.count:
-                return None
-            for name, width in self.widths.items():
-                header = npy_header((self.count, width))
-                with open(self.folder / name, "rb") as file:
-                    whole = (
-                        _place(self.count, width, state["done"]) <= os.fstat(file.fileno()).st_size
-                    )
-                    if not whole or file.read(len(header)) != header:
-                        return None
-            state["errors"] = {int(row): str(reason) for row, reason in state["errors"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-        return state
+    @property
+    def rows(self) -> range:
+        """The pictures that are in it."""
+        return self.planned[: self.done]
 
     def append(self, features: Sequence[np.ndarray], errors: Sequence[str]) -> None:
-        """Add the features of the next pictures, one array a matrix."""
-        for (name, width), feature in zip(self.widths.items(), features, strict=True):
+        """Add the features of the next pictures, one array a matrix, and why one has none.
+
+        Raises
+        ------
+        UserError : it cannot be written
+        """
+        if not self.files:
+            with writing(self.folder):
+                remove_partial(self.folder)
+                self.folder.mkdir(parents=True)
+                for name in self.columns:
+                    self.files[name] = open(self.folder / name, "wb")  # noqa: SIM115
+        for (name, (_, dtype)), feature in zip(self.columns.items(), features, strict=True):
             with writing(self.folder / name):
-                self.files[name].seek(_place(self.count, width, self.done))
-                self.files[name].write(np.ascontiguousarray(feature, "<f4").data)
-        self.errors |= {self.done + i: reason for i, reason in enumerate(errors) if reason}
+                self.files[name].write(np.ascontiguousarray(feature, dtype).data)
+        self.errors |= {self.rows.stop + i: reason for i, reason in enumerate(errors) if reason}
         self.done += len(errors)
 
     def save(self) -> None:
@@ -101,28 +89,141 @@ class PartialFeatures:
         for name, file in self.files.items():
             with writing(self.folder / name):
                 _sync(file)
-        state = {"key": self.key, "done": self.done, "errors": self.errors}
+        rows = {"start": self.rows.start, "done": self.done}
+        state = {"key": self.key, **rows, "errors": self.errors}
         with atomic_write(self.folder / "state.json") as part:
             part.write_text(json.dumps(state), "utf-8")
 
-    def matrices(self) -> dict[str, np.ndarray]:
-        """The finished features, mapped: N x width each, by the name of the file."""
-        return {name: np.load(self.folder / name, mmap_mode="r") for name in self.widths}
+    def matrix(self, name: str) -> np.ndarray:
+        """One of its matrices, mapped."""
+        width, dtype = self.columns[name]
+        return np.memmap(self.folder / name, dtype, "r", shape=(self.done, width))
+
+
+def read_shards(folder: Path, key: str, columns: Columns, total: int) -> list[Shard]:
+    """What other runs of an extraction have left, in order; everything else there is removed.
+
+    Parameters
+    ----------
+    folder : of the shards of one model
+    key, columns : see `Shard`
+    total : pictures of the extraction
+    """
+    found: list[Shard] = []
+    for place in sorted(folder.iterdir()) if folder.is_dir() else []:
+        shard = _read_shard(place, key, columns)
+        free = found[-1].rows.stop if found else 0
+        if shard and free <= shard.rows.start and shard.rows.stop <= total:
+            found.append(shard)
+        else:
+            remove_partial(place)
+    return found
+
+
+def _read_shard(folder: Path, key: str, columns: Columns) -> Shard | None:
+    """A shard that was saved; None where it is another extraction's, or was never whole."""
+    try:
+        state = parsed_json((folder / "state.json").read_text("utf-8"))
+        start, done = index(state["start"]), index(state["done"])
+        if state["key"] != key or folder.name != place_of(start):
+            return None
+        shard = Shard(folder, key, range(start, start + done), columns)
+        shard.done = done
+        for name, (width, dtype) in columns.items():
+            size = (folder / name).stat().st_size
+            if not 0 < done * width * np.dtype(dtype).itemsize <= size:
+                return None
+        shard.errors = {int(row): str(reason) for row, reason in state["errors"].items()}
+        if not all(row in shard.rows for row in shard.errors):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return shard
+
+
+def place_of(start: int) -> str:
+    """The name of a shard's folder; names in their order are the shards in theirs."""
+    return f"{start:012d}"
+
+
+def missing(shards: Sequence[Shard], total: int) -> list[range]:
+    """The pictures of an extraction that are in none of its shards, which are in order."""
+    ends = [0, *(shard.rows.stop for shard in shards)]
+    starts = [*(shard.rows.start for shard in shards), total]
+    return [range(a, b) for a, b in zip(ends, starts, strict=True) if a < b]
+
+
+def shared_out(gaps: Sequence[range], ranks: int, batch: int, total: int) -> list[list[range]]:
+    """What is missing of an extraction, in as many parts, which differ by at most one batch.
+
+    The batches are those of an undisturbed run of one process, and so the features are, too.
+
+    Parameters
+    ----------
+    gaps : what is missing; each begins with a whole batch
+    ranks : number of parts
+    batch : pictures of a batch
+    total : pictures of the extraction
+
+    Returns
+    -------
+    Of each rank consecutive pictures, in order.
+    """
+    starts = [np.arange(gap.start, gap.stop, batch) for gap in gaps]
+    parts = np.array_split(np.concatenate([np.empty(0, np.int64), *starts]), ranks)
+    return [
+        [
+            range(int(run[0]), min(int(run[-1]) + batch, total))
+            for run in np.split(part, np.flatnonzero(np.diff(part) != batch) + 1)
+            if len(run)
+        ]
+        for part in parts
+    ]
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete partial features: first the word that they are there, then the features."""
-    (folder / "state.json").unlink(missing_ok=True)
+    """Delete shards, or one: first the word that they are there, then the features."""
+    if not folder.is_dir():
+        folder.unlink(missing_ok=True)
+        return
+    for state in [folder / "state.json", *folder.glob("*/state.json")]:
+        state.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+class Stacked:
+    """Matrices of the same width, read as if one lay below the other.
+
+    Parameters
+    ----------
+    parts : n x D each
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = parts
+        self.ends = np.cumsum([len(part) for part in parts])
+        self.width = parts[0].shape[1]
+        self.dtype = parts[0].dtype
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Some of the rows, of any order."""
+        found = np.empty((len(rows), self.width), self.dtype)
+        place = np.searchsorted(self.ends, rows, side="right")
+        for number, part in enumerate(self.parts):
+            wanted = place == number
+            if wanted.any():
+                found[wanted] = part[rows[wanted] - (self.ends[number] - len(part))]
+        return found
 
 
 def write_database(
     base: Path,
     pictures: Pictures,
-    partials: Sequence[PartialFeatures],
-    unreadable: Sequence[int],
+    matrices: Mapping[str, Stacked],
+    places: np.ndarray,
     classifier: tuple[np.ndarray, np.ndarray],
     facts: dict[str, Any],
+    old: FeatureDatabase | None = None,
 ) -> None:
     """Write the files of the feature database, without the rows of unreadable pictures.
 
@@ -134,16 +235,17 @@ def write_database(
     ----------
     base : DATASET_BASE
     pictures : the table
-    partials : the finished extraction of each model
-    unreadable : rows of the pictures that are left out, ascending
+    matrices : by the names of their files
+    places : the row of each picture in them, N, int64; -1: it is left out
     classifier : of the first model, weight K x D and bias K
     facts : for all_feat.json
+    old : the database that this one comes of, if its rows are the first in the matrices
 
     Raises
     ------
     UserError : it cannot be written; the old one is as it was
     """
-    kept = np.setdiff1d(np.arange(len(pictures)), unreadable)
+    kept = np.flatnonzero(places >= 0)
     with ExitStack() as stack:
         info_part = stack.enter_context(atomic_write(base / INFO))  # entered first: renamed last
 
@@ -153,12 +255,12 @@ def write_database(
             return sha256_of(part)
 
         hashes = {}
-        for partial in partials:
-            for name, source in partial.matrices().items():
-                part = stack.enter_context(atomic_write(base / name))
-                hashes[name] = _write_rows(part, source, kept)
+        for name, source in matrices.items():
+            part = stack.enter_context(atomic_write(base / name))
+            hashes[name] = _write_rows(part, source, places[kept])
         arrays = {CATEGORY: pictures.categories[kept], ITEM: pictures.items[kept].astype(str)}
         others = {name: write(name, _bytes_of(np.save, array)) for name, array in arrays.items()}
+        others[CONTENT] = hashes.pop(CONTENT)
         weight, bias = classifier
         others[CLASSIFIER] = write(CLASSIFIER, _bytes_of(np.savez, weight=weight, bias=bias))
         lines = "".join(pictures.paths[row] + "\n" for row in kept)
@@ -166,10 +268,12 @@ def write_database(
         info = {
             **facts,
             "pictures": len(kept),
-            "skipped": [pictures.paths[row] for row in unreadable],
+            "skipped": [pictures.paths[row] for row in np.flatnonzero(places < 0)],
             "category_names": pictures.category_names,
             "sha256": hashes,
             "sha256_others": others,
+            "follows": old.info["sha256"][DEEP] if old else "",
+            "came": int((places >= len(old.categories)).sum()) if old else 0,
         }
         _write_whole(info_part, json.dumps(info, indent=1).encode())
         (base / INFO).unlink(missing_ok=True)
@@ -179,13 +283,37 @@ def write_database(
             old.unlink(missing_ok=True)
 
 
+def finish_writing(base: Path) -> None:
+    """Give the files of a new database their names, where `write_database` was killed meanwhile.
+
+    The old one is gone by then, and with it what an update would keep. Where the new one is not
+    whole, nothing is done.
+    """
+    infos = [] if (base / INFO).exists() else [*base.glob(f".{INFO}.*.part")]
+    for info_part in infos:
+        try:
+            info = parsed_json(info_part.read_bytes())
+            hashes = {**info["sha256"], **info["sha256_others"]}
+            found = {}
+            for name, digest in hashes.items():
+                candidates = [base / name, *base.glob(f".{glob.escape(name)}.*.part")]
+                found[name] = next(f for f in candidates if f.exists() and sha256_of(f) == digest)
+        except (OSError, ValueError, KeyError, TypeError, StopIteration):
+            continue
+        for name, file in found.items():
+            os.replace(file, base / name)
+        os.replace(info_part, base / INFO)
+        sync_folder(base)
+        return
+
+
 def _write_whole(part: Path, content: bytes) -> None:
     with open(part, "wb") as file:
         file.write(content)
         _sync(file)
 
 
-def _write_rows(part: Path, source: np.ndarray, kept: np.ndarray) -> str:
+def _write_rows(part: Path, source: Stacked, rows: np.ndarray) -> str:
     """Write some rows of a matrix as .npy; returns the file's SHA-256."""
     digest = hashlib.sha256()
     with open(part, "wb") as file:
@@ -194,9 +322,9 @@ def _write_rows(part: Path, source: np.ndarray, kept: np.ndarray) -> str:
             file.write(content)
             digest.update(content)
 
-        write(npy_header((len(kept), source.shape[1])))
-        for start in range(0, len(kept), BLOCK):
-            write(source[kept[start : start + BLOCK]].data)
+        write(npy_header((len(rows), source.width), source.dtype.str))
+        for start in range(0, len(rows), BLOCK):
+            write(source.take(rows[start : start + BLOCK]).data)
         _sync(file)
     return digest.hexdigest()
 

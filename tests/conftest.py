@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import train
 from annotations import inshop_list
 from collection import read_collection
 from synthetic import make_collection
@@ -18,6 +19,16 @@ from utils import sha256_of
 ROOT = Path(__file__).parent.parent
 
 pytest.register_assert_rewrite("web_base")
+
+
+# Files that take minutes. Two processes that each take the next file are to end together.
+SLOW = ("faults", "train", "milvus", "pipeline", "ranks", "soak", "interrupt", "ablation")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first."""
+    slow = [f"test_{name}.py" for name in SLOW]
+    items.sort(key=lambda item: slow.index(item.path.name) if item.path.name in slow else 99)
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +60,20 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drawn collection, to be read only: 60 items in 2 views and 20 in-shop items."""
     base = tmp_path_factory.mktemp("drawn")
     make_collection(base, items=60, views=2, inshop_items=20, seed=0)
+    return base
+
+
+@pytest.fixture(scope="session")
+def few_photos(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 real photos of three categories, and an untrained ResNet18 for 64 px."""
+    base = tmp_path_factory.mktemp("few_photos")
+    for name in ("dress", "hat", "shoes"):
+        (base / name).mkdir()
+        for path in sorted((shared / "photos" / "train" / name).iterdir())[:8]:
+            shutil.copyfile(path, base / name / path.name)
+    sizes = ("--img-size", "72", "--crop-size", "64", "--inter-dim", "32")
+    train.main(["--dataset-base", str(base), "--epoch", "0", "--backbone", "resnet18",
+                "--pretrained", "none", "--recipe", "original", *sizes])  # fmt: skip
     return base
 
 

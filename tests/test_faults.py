@@ -68,7 +68,7 @@ def files_of(base: Path) -> dict[str, str]:
 def test_a_stage_that_was_ended_at_random_moments_ends_as_if_it_had_not(
     soak: Soak, name: str, kind: str
 ) -> None:
-    """Guards atomic_write, the resume point and its generators, PartialFeatures, write_database.
+    """Guards atomic_write, the resume point and its generators, Shard, write_database.
 
     Also that an update is seen as the old database or the new one by who reads all the while.
     """

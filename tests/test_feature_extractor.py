@@ -16,7 +16,6 @@ from torch.nn.functional import linear
 from torchvision import models
 
 import feature_extractor
-import train
 from utils import run_script
 
 ROOT = Path(__file__).parent.parent
@@ -27,24 +26,10 @@ FLAGS = ("--amp", "off", "--device", "cpu", "--num-workers", "0", "--color-top-n
 NAMES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
 
-@pytest.fixture(scope="module")
-def photos(shared: Path, tmp_path_factory) -> Path:
-    """24 real photos of three categories, and an untrained ResNet18 for 64 px."""
-    base = tmp_path_factory.mktemp("photos")
-    for name in ("dress", "hat", "shoes"):
-        (base / name).mkdir()
-        for path in sorted((shared / "photos" / "train" / name).iterdir())[:8]:
-            shutil.copyfile(path, base / name / path.name)
-    sizes = ("--img-size", "72", "--crop-size", "64", "--inter-dim", "32")
-    train.main(["--dataset-base", str(base), "--epoch", "0", "--backbone", "resnet18",
-                "--pretrained", "none", "--recipe", "original", *sizes])  # fmt: skip
-    return base
-
-
 @pytest.fixture
-def base(photos: Path, tmp_path: Path) -> Path:
+def base(few_photos: Path, tmp_path: Path) -> Path:
     """A copy of them for one test."""
-    return Path(shutil.copytree(photos, tmp_path / "data"))
+    return Path(shutil.copytree(few_photos, tmp_path / "data"))
 
 
 def extract(base: Path, *flags: str) -> int:
@@ -205,17 +190,18 @@ def test_no_readable_picture_at_all_leaves_the_old_database(base: Path, capsys) 
     assert files_of(base) == before
 
 
+SHARD = ".extract_1/000000000000"
 KILL = """
 import os, signal, sys
-import feature_extractor as fe
-fe.SAVE_SECONDS = 0.0
-append = fe.PartialFeatures.append
+import extraction, feature_extractor, store
+extraction.SAVE_SECONDS = 0.0
+append = store.Shard.append
 def append_and_die(self, *features):
     append(self, *features)
     if self.done >= 15:
         os.kill(os.getpid(), signal.SIGKILL)
-fe.PartialFeatures.append = append_and_die
-fe.main(sys.argv[1:])
+store.Shard.append = append_and_die
+feature_extractor.main(sys.argv[1:])
 """
 
 
@@ -224,12 +210,12 @@ def kill_midway(base: Path) -> None:
     command = [sys.executable, "-c", KILL, "--dataset-base", base, *FLAGS]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert json.loads((base / ".extract_1" / "state.json").read_text())["done"] == 10
+    assert json.loads((base / SHARD / "state.json").read_text())["done"] == 10
 
 
 @pytest.fixture(scope="module")
-def killed(photos: Path, tmp_path_factory) -> Path:
-    base = Path(shutil.copytree(photos, tmp_path_factory.mktemp("killed") / "data"))
+def killed(few_photos: Path, tmp_path_factory) -> Path:
+    base = Path(shutil.copytree(few_photos, tmp_path_factory.mktemp("killed") / "data"))
     kill_midway(base)
     return base
 
@@ -259,8 +245,8 @@ CHANGES = {
     "other arithmetic": (lambda base: None, ("--amp", "bf16")),
     "a picture less": (lambda base: next(base.glob("hat/*.jpg")).unlink(), ()),
     "other model": (_other_model, ()),
-    "damaged state": (lambda base: (base / ".extract_1/state.json").write_text('{"key": '), ()),
-    "killed while it was removed": (lambda base: (base / ".extract_1/all_feat.npy").unlink(), ()),
+    "damaged state": (lambda base: (base / SHARD / "state.json").write_text('{"key": '), ()),
+    "killed while it was removed": (lambda base: (base / SHARD / "all_feat.npy").unlink(), ()),
 }
 
 

@@ -11,7 +11,7 @@ from conftest import ROOT
 FILES = {path.name: path for path in sorted(ROOT.glob("requirements*.txt"))}
 SCRIPTS = sorted(ROOT.glob("*.py"))
 LINE = re.compile(r"([a-z][a-z0-9-]*)>=(\d+(?:\.\d+)*),<(\d+(?:\.\d+)*)")
-COMMANDS = {"schemathesis"}  # packages that a test runs and does not import
+COMMANDS = {"pytest-xdist", "schemathesis"}  # packages that a test runs and does not import
 # Packages that are imported by another name than their own.
 PACKAGES = {
     "PIL": "pillow",

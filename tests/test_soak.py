@@ -60,6 +60,6 @@ def test_it_finds_a_fault_that_is_planted(drawn: Path, tmp_path: Path, fault: st
     source = (project / name).read_text("utf-8")
     assert right in source
     (project / name).write_text(source.replace(right, wrong), "utf-8")
-    done = soak(project, drawn, tmp_path / "soaked", 0.5)
+    done = soak(project, drawn, tmp_path / "soaked", 0.3)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "differences found: 0" not in done.stdout

@@ -11,12 +11,21 @@ import pytest
 
 import store
 from collection import read_folder
-from index import CATEGORY, CLASSIFIER, COLOR, DEEP, INFO, ITEM, LIST, open_database
-from store import PartialFeatures, remove_partial, write_database
+from index import CATEGORY, CLASSIFIER, COLOR, CONTENT, DEEP, INFO, ITEM, LIST, open_database
+from store import (
+    Shard,
+    Stacked,
+    missing,
+    place_of,
+    read_shards,
+    remove_partial,
+    shared_out,
+    write_database,
+)
 from utils import UserError
 
-WIDTHS = {DEEP: 4, COLOR: 3}
-FILES = {CATEGORY, CLASSIFIER, COLOR, DEEP, INFO, ITEM, LIST}
+COLUMNS = {DEEP: (4, "<f4"), COLOR: (3, "<f4"), CONTENT: (32, "|u1")}
+FILES = {CATEGORY, CLASSIFIER, COLOR, CONTENT, DEEP, INFO, ITEM, LIST}
 
 
 def pictures(base: Path, count: int):
@@ -29,15 +38,20 @@ def pictures(base: Path, count: int):
 
 def features(count: int, seed: float) -> list[np.ndarray]:
     rows = np.arange(count)[:, None] + seed
-    return [(rows + np.arange(width)).astype(np.float32) for width in WIDTHS.values()]
+    return [(rows + np.arange(width)).astype(dtype) for width, dtype in COLUMNS.values()]
 
 
-def partial(base: Path, count: int, seed: float) -> PartialFeatures:
-    """A finished extraction."""
-    found = PartialFeatures(base / ".extract_1", f"key {seed}", count, WIDTHS)
-    found.append(features(count, seed), [""] * count)
+def shard(base: Path, planned: range, seed: float, key: str = "k") -> Shard:
+    """A finished one."""
+    found = Shard(base / ".extract_1" / place_of(planned.start), key, planned, COLUMNS)
+    rows = features(planned.stop, seed)
+    found.append([feature[planned.start :] for feature in rows], [""] * len(planned))
     found.save()
     return found
+
+
+def stacked(shards: list[Shard]) -> dict[str, Stacked]:
+    return {name: Stacked([shard.matrix(name) for shard in shards]) for name in COLUMNS}
 
 
 def write(base: Path, count: int, seed: float, unreadable: tuple[int, ...] = ()) -> None:
@@ -45,56 +59,92 @@ def write(base: Path, count: int, seed: float, unreadable: tuple[int, ...] = ())
              "settings": {"PALETTE": False, "FLIP": False, "AMP": "float32", "COLOR_TOP_N": 1,
                           "CROP_TO_BBOX": True}}  # fmt: skip
     head = np.full((1, 4), seed, np.float32), np.zeros(1, np.float32)
-    table = pictures(base, count)
-    write_database(base, table, [partial(base, count, seed)], unreadable, head, facts)
+    places = np.arange(count)
+    places[list(unreadable)] = -1
+    matrices = stacked([shard(base, range(count), seed)])
+    write_database(base, pictures(base, count), matrices, places, head, facts)
+
+
+def read(base: Path, key: str = "k", total: int = 9, columns=None) -> list[Shard]:
+    return read_shards(base / ".extract_1", key, columns or COLUMNS, total)
 
 
 def test_what_was_saved_is_taken_up_and_nothing_else(tmp_path: Path) -> None:
-    """Guards `save` and `_read_state`: what was added later is not believed."""
-    folder = tmp_path / ".extract_1"
-    first = PartialFeatures(folder, "k", 9, WIDTHS)
+    """Guards `save` and `_read_shard`: what was added later is not believed."""
+    first = Shard(tmp_path / ".extract_1" / place_of(0), "k", range(9), COLUMNS)
     first.append([a[:4] for a in features(9, 0)], ["", "torn", "", ""])
     first.save()
     first.append([a[4:6] for a in features(9, 7)], ["", "lost"])
-    second = PartialFeatures(folder, "k", 9, WIDTHS)
-    assert (second.done, second.errors) == (4, {1: "torn"})
-    second.append([a[4:] for a in features(9, 0)], [""] * 5)
-    second.save()
-    for found, expected in zip(second.matrices().values(), features(9, 0), strict=True):
-        assert found.dtype == np.float32
-        assert np.array_equal(found, expected)
+    (found,) = read(tmp_path)
+    assert (found.rows, found.errors) == (range(4), {1: "torn"})
+    assert missing([found], 9) == [range(4, 9)]
+    shard(tmp_path, range(4, 9), 0)
+    both = read(tmp_path)
+    assert missing(both, 9) == []
+    for matrix, expected in zip(stacked(both).values(), features(9, 0), strict=True):
+        assert np.array_equal(matrix.take(np.arange(9)), expected)
+        assert np.array_equal(matrix.take(np.array([8, 0, 4, 3, 3])), expected[[8, 0, 4, 3, 3]])
+        assert matrix.dtype == expected.dtype
 
 
-@pytest.mark.parametrize(
-    ("key", "count", "widths"), [("other", 9, WIDTHS), ("k", 8, WIDTHS), ("k", 9, {DEEP: 4})]
-)
-def test_those_of_another_extraction_are_dropped(
-    tmp_path: Path, key: str, count: int, widths: dict[str, int]
-) -> None:
-    """Guards the key, and the header and size of each file, in `_read_state`."""
-    folder = tmp_path / ".extract_1"
-    old = PartialFeatures(folder, "k", 9, {DEEP: 4, COLOR: 5} if len(widths) == 1 else WIDTHS)
-    old.append([np.ones((9, w), np.float32) for w in old.widths.values()], [""] * 9)
-    old.save()
-    if len(widths) == 1:
-        (folder / DEEP).write_bytes((folder / DEEP).read_bytes()[:-1])
-    found = PartialFeatures(folder, key, count, widths)
-    assert found.done == 0
-    assert sorted(path.name for path in folder.iterdir()) == sorted(widths)
+OTHERS = {
+    "another key": ({"key": "other"}, lambda folder: None),
+    "fewer pictures": ({"total": 8}, lambda folder: None),
+    "another matrix": ({"columns": {**COLUMNS, "x": (1, "<f4")}}, lambda folder: None),
+    "a torn matrix": ({}, lambda f: (f / DEEP).write_bytes((f / DEEP).read_bytes()[:-1])),
+    "another place": ({}, lambda folder: folder.rename(folder.with_name(place_of(1)))),
+    "a file": ({}, lambda f: (remove_partial(f), f.write_text("x"))),
+}
+
+
+@pytest.mark.parametrize(("asked", "change"), OTHERS.values(), ids=OTHERS)
+def test_those_of_another_extraction_are_dropped(tmp_path: Path, asked: dict, change) -> None:
+    """Guards the key, the name of the folder, the rows, and the size of each file."""
+    change(shard(tmp_path, range(9), 0).folder)
+    assert read(tmp_path, **asked) == []
+    assert list((tmp_path / ".extract_1").iterdir()) == []
+
+
+def test_of_two_with_the_same_pictures_one_is_dropped(tmp_path: Path) -> None:
+    """Guards `free` in `read_shards`: the gaps would be wrong."""
+    shard(tmp_path, range(6), 0)
+    shard(tmp_path, range(4, 9), 0)
+    shard(tmp_path, range(6, 8), 0)
+    found = read(tmp_path)
+    assert [each.rows for each in found] == [range(6), range(6, 8)]
+    assert missing(found, 9) == [range(8, 9)]
 
 
 @pytest.mark.parametrize(
     "state",
-    ["", "[]", "5", '{"key": "k"}', '{"key": "k", "done": -1, "errors": {}}',
-     '{"key": "k", "done": 10, "errors": {}}', '{"key": "k", "done": 2.0, "errors": {}}',
-     '{"key": "k", "done": 2, "errors": []}', '{"key": "k", "done": 2, "errors": {"x": "y"}}'],
+    ["", "[]", "5", '{"key": "k"}', '{"key": "k", "start": 0, "done": -1, "errors": {}}',
+     '{"key": "k", "start": 0, "done": 10, "errors": {}}',
+     '{"key": "k", "start": 0, "done": 0, "errors": {}}',
+     '{"key": "k", "start": 0, "done": 2.0, "errors": {}}',
+     '{"key": "k", "start": "0", "done": 2, "errors": {}}',
+     '{"key": "k", "start": 0, "done": 2, "errors": []}',
+     '{"key": "k", "start": 0, "done": 2, "errors": {"x": "y"}}',
+     '{"key": "k", "start": 0, "done": 2, "errors": {"2": "y"}}'],
 )  # fmt: skip
 def test_a_state_that_makes_no_sense_is_as_none(tmp_path: Path, state: str) -> None:
-    """Guards the checks and the `except` in `_read_state`."""
-    folder = tmp_path / ".extract_1"
-    PartialFeatures(folder, "k", 9, WIDTHS).append(features(9, 0), [""] * 9)
-    (folder / "state.json").write_text(state)
-    assert PartialFeatures(folder, "k", 9, WIDTHS).done == 0
+    """Guards the checks and the `except` in `_read_shard`."""
+    (shard(tmp_path, range(9), 0).folder / "state.json").write_text(state)
+    assert read(tmp_path) == []
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 40])
+@pytest.mark.parametrize("gaps", [[range(97)], [range(16, 48), range(64, 97)], []])
+def test_what_is_missing_is_shared_out_by_whole_batches(gaps: list[range], ranks: int) -> None:
+    """By hand: each picture once, in order, no batch torn, nobody with two batches more."""
+    parts = shared_out(gaps, ranks, 16, 97)
+    assert len(parts) == ranks
+    rows = [row for part in parts for planned in part for row in planned]
+    assert rows == [row for gap in gaps for row in gap]
+    runs = [planned for part in parts for planned in part]
+    assert all(len(run) and run.start % 16 == 0 for run in runs)
+    assert all(run.stop % 16 == 0 or run.stop == 97 for run in runs)
+    batches = [sum(-(-len(run) // 16) for run in part) for part in parts]
+    assert max(batches) - min(batches) <= 1
 
 
 def test_the_database_is_what_was_extracted_without_what_could_not_be_read(tmp_path: Path) -> None:
@@ -170,7 +220,7 @@ def test_a_disk_that_fills_at_the_last_moment_leaves_the_old_one(
 ) -> None:
     """Guards each `_sync` in store.py: some systems say only then that space is short."""
     write(tmp_path, 9, 0.5)
-    new = partial(tmp_path, 9, 3.5)
+    matrices = stacked([shard(tmp_path, range(9), 3.5)])
     before = {name: (tmp_path / name).read_bytes() for name in FILES}
     sync = os.fsync
 
@@ -184,7 +234,7 @@ def test_a_disk_that_fills_at_the_last_moment_leaves_the_old_one(
     facts = json.loads(before[INFO])
     head = np.ones((1, 4), np.float32), np.zeros(1, np.float32)
     with pytest.raises(UserError, match=r"all_.*: cannot be written: No space left on device"):
-        write_database(tmp_path, pictures(tmp_path, 9), [new], (), head, facts)
+        write_database(tmp_path, pictures(tmp_path, 9), matrices, np.arange(9), head, facts)
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == before
 
 
@@ -223,7 +273,7 @@ def test_who_reads_all_the_while_sees_the_old_or_the_new_one(tmp_path: Path) -> 
 
 def test_partial_features_go_word_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the order in `remove_partial`: killed in between, no half of them is believed."""
-    partial(tmp_path, 9, 0.5)
+    shard(tmp_path, range(9), 0.5)
 
     def killed(*_: object, **__: object) -> None:
         raise Killed
@@ -232,4 +282,4 @@ def test_partial_features_go_word_first(tmp_path: Path, monkeypatch: pytest.Monk
         patch.setattr(store.shutil, "rmtree", killed)
         with pytest.raises(Killed):
             remove_partial(tmp_path / ".extract_1")
-    assert PartialFeatures(tmp_path / ".extract_1", "key 0.5", 9, WIDTHS).done == 0
+    assert read(tmp_path) == []
