@@ -21,11 +21,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from changes import all_new, database_to_update, find_changes, is_same, save_stamps
+from annotations import Pictures
+from changes import STAMP, Changes, all_new, database_to_update, find_changes, is_same, save_stamps
 from codes import open_codes
 from collection import read_collection
 from command_line import parse_args
@@ -33,6 +35,7 @@ from config import Config
 from device import amp_type
 from extraction import (
     STAMPS,
+    Model,
     columns_of,
     dataset_of,
     extract,
@@ -42,7 +45,7 @@ from extraction import (
     settings_of,
 )
 from hnsw import GRAPH
-from index import DEEP, open_database, signals_of
+from index import DEEP, FeatureDatabase, open_database, signals_of
 from inference import CPU_BATCH
 from kmeans import follow
 from lock import locked
@@ -87,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with together(config.DEVICE) as (ranks, device):
         if not args.watch:
             return run(config, args.update, ranks, device)
+        if ranks.count > 1:
+            raise UserError("--watch takes one process; --update may have several")
         for _ in below(config.DATASET_BASE):
             try:
                 run(config, True, ranks, device)
@@ -138,10 +143,10 @@ def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int
 
         shards, seconds, fresh = [], 0.0, 0
         for number, (model, dataset) in enumerate(zip(models, datasets, strict=True)):
-            folder = base / f".extract_{number + 1}"
             key = key_of({**settings, **model.record}, dataset.dataset.pictures)
             if key != ranks.told(key):
                 raise UserError(f"{base}: rank {ranks.rank} finds other pictures or models there")
+            folder = base / f".extract_{number + 1}"
             read = partial(read_shards, folder, key, columns[number], len(job))
             gaps = ranks.told(missing(read(), len(job)) if ranks.first else [])
             left = sum(map(len, gaps))
@@ -166,42 +171,59 @@ def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int
         places = changes.origin.copy()
         places[job] = np.arange(len(job)) + (len(old.categories) if old else 0)
         places[job[sorted(errors)]] = -1
-        if (places >= 0).any():
+        readable = bool((places >= 0).any())
+        if readable:
             facts = {"models": [model.record for model in models], "settings": settings}
-            head = models[0].net.net.classifier()
-            classifier = head[0].cpu().numpy(), head[1].cpu().numpy()
-            if not (old and is_same(old, pictures, places)):
-                matrices = _stacked(base if old else None, shards, columns)
-                write_database(base, pictures, matrices, places, classifier, facts, old)
+            _write(pictures, places, shards, columns, models[0], facts, base, old)
             stamps = changes.stamps
-            if len(job):
-                fresh_stamps = Stacked([shard.matrix(STAMPS) for shard in shards[0]])
-                stamps[job] = fresh_stamps.take(np.arange(len(job))).view(np.int64)
+            stamps[job] = _stamps_of(shards[0], len(job))
             save_stamps(open_database(base), stamps[places >= 0])
         for folder in base.glob(".extract_*"):  # also of models that are no longer extracted
             remove_partial(folder)
-        if not (places >= 0).any():
+        if not readable:
             raise UserError(f"{base}: no picture can be read: {errors[0]}")
         database = open_database(base)
         # So that no query has to make them.
         open_codes(database, signals_of(database, **config.distance | {"model_weights": ()}))
         follow(config, database)
 
-    count = int((places >= 0).sum())
     speed = fresh / seconds if seconds else 0.0
+    count = len(database.categories)
     print(f"{count:,} pictures in {base / DEEP}: {seconds:.1f} s, {speed:.1f} pictures/s")
     if old:
-        gone = len(np.setdiff1d(np.arange(len(old.categories)), changes.origin))
-        for file, command in FOLLOWERS.items():
-            if (base / file).exists() and database.info["sha256"] != old.info["sha256"]:
-                print(f"{base / file}: of the older features; run: python {command}")
-        print(f"{(changes.origin >= 0).sum():,} kept, {len(job):,} extracted, {gone:,} dropped")
+        _tell_of_update(old, database, changes, len(job))
     if not errors:
         return 0
     print(f"{len(errors):,} pictures were skipped:", file=sys.stderr)
     for _, reason in sorted(errors.items()):
         print(f"  {reason}", file=sys.stderr)
     return 1
+
+
+def _stamps_of(shards: Sequence[Shard], count: int) -> np.ndarray:
+    """The stamps of all pictures of an extraction, count x 7, int64."""
+    if not count:
+        return np.empty((0, STAMP), np.int64)
+    stacked = Stacked([shard.matrix(STAMPS) for shard in shards])
+    return stacked.take(np.arange(count)).view(np.int64)
+
+
+def _write(
+    pictures: Pictures,
+    places: np.ndarray,
+    shards: Sequence[Sequence[Shard]],
+    columns: Sequence[Columns],
+    first: Model,
+    facts: dict[str, Any],
+    base: Path,
+    old: FeatureDatabase | None,
+) -> None:
+    """Write the database, where it is another one than there is."""
+    if old and is_same(old, pictures, places):
+        return
+    weight, bias = (tensor.cpu().numpy() for tensor in first.net.net.classifier())
+    matrices = _stacked(base if old else None, shards, columns)
+    write_database(base, pictures, matrices, places, (weight, bias), facts, old)
 
 
 def _stacked(
@@ -214,6 +236,17 @@ def _stacked(
             kept = [np.load(old / name, mmap_mode="r")] if old else []
             stacked[name] = Stacked([*kept, *(shard.matrix(name) for shard in own)])
     return stacked
+
+
+def _tell_of_update(
+    old: FeatureDatabase, database: FeatureDatabase, changes: Changes, extracted: int
+) -> None:
+    kept = int((changes.origin >= 0).sum())
+    gone = len(np.setdiff1d(np.arange(len(old.categories)), changes.origin))
+    print(f"{kept:,} kept, {extracted:,} extracted, {gone:,} dropped")
+    for file, command in FOLLOWERS.items():
+        if (old.base / file).exists() and database.info["sha256"] != old.info["sha256"]:
+            print(f"{old.base / file}: of the older features; run: python {command}")
 
 
 if __name__ == "__main__":
