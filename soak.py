@@ -192,9 +192,7 @@ class Soak:
 
     def inject(self, stage: Stage, kind: str) -> bool:
         """Run a stage and let something happen at a random moment; whether it got to its end."""
-        limit = (
-            self.random.choice([30_000, 100_000, 300_000, 3_000_000]) if kind == "full disk" else 0
-        )
+        limit = self.random.choice(ROOM) if kind == "full disk" else 0
         process = self.start(stage, limit)
         self.wait(stage, process, self.random.uniform(0, 1.1 * self.seconds[stage.name]))
         hit, allowed = process.exitcode is None, {0}
@@ -225,7 +223,8 @@ class Soak:
     def interrupt(self, stage: Stage, process: BaseProcess) -> None:
         """Press Ctrl-C; the process and its workers must end soon."""
         workers = interrupt.processes_below(process.pid or 0)
-        os.kill(process.pid or 0, signal.SIGINT)
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(process.pid or 0, signal.SIGINT)
         end = time.monotonic() + SOON
         while process.is_alive() or any(_state(worker) not in "Z" for worker in workers):
             if time.monotonic() > end and _state(process.pid or 0) != "D":
