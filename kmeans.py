@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.metrics import pairwise_distances_argmin
 
 from arrays import all_finite
 from clusters import CLUSTERS, Clusters, nprobe_of, open_clusters, save_clusters
@@ -68,6 +66,8 @@ def cluster(
     UserError : fewer rows than clusters, or a value that is no number
     """
 
+    from sklearn.cluster import KMeans  # 2 s, which an extraction seldom needs
+
     def read(rows: np.ndarray) -> np.ndarray:
         return unit_rows(features[rows]) if normalised else features[rows]
 
@@ -86,6 +86,8 @@ def cluster(
 
 def nearest(features: np.ndarray, centroids: np.ndarray, normalised: bool) -> np.ndarray:
     """The nearest of K centroids of each row: N x D, K x D -> N, int32."""
+    from sklearn.metrics import pairwise_distances_argmin
+
     labels = [np.empty(0, np.int32)]
     for start in range(0, len(features), BLOCK):
         block = features[start : start + BLOCK]
