@@ -1,6 +1,7 @@
 """Random faults on a real collection, for minutes: nothing may be lost, mixed or half read.
 
     python soak.py --dataset-base data/demo --minutes 10
+    python soak.py --dataset-base data/demo --kills 50
 
 Trains, extracts, clusters and updates the feature database, again and again, in processes that are
 killed, stopped by Ctrl-C, have the disk full, lose a worker, or are run twice at once, at random
@@ -24,7 +25,7 @@ import shutil
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ SAVED = 0.05  # s between saves of an extraction, so that a short one is resumed
 ROOM = (30_000, 100_000, 300_000, 3_000_000)  # bytes of a file, until the disk is full
 SOON = 2.0  # s, in which Ctrl-C ends a run
 MOST = 20  # times as long as undisturbed, a run may take
+REPLACED = {"update": "extract", "grow": "update"}  # whose database these stages replace
 LEFT_OUT = shutil.ignore_patterns("models", "all_*", ".*")
 
 
@@ -84,7 +86,10 @@ class Tally:
 
 
 def stages(batch: int) -> list[Stage]:
-    """Train, extract, cluster, and an update to fewer pictures: those without the in-shop part."""
+    """Train, extract, cluster, and two updates: to fewer pictures, and by --update to all of them.
+
+    Fewer are those without the in-shop part.
+    """
     database = ("all_*",)
     inshop = "--enable-inshop-dataset"
     train = (*NETWORK, f"--train-batch-size={batch}", inshop, "--resume")
@@ -94,6 +99,7 @@ def stages(batch: int) -> list[Stage]:
         Stage("extract", "feature_extractor", (*extract, inshop), database),
         Stage("cluster", "kmeans", ("--n-clusters=8",), (CLUSTERS,)),
         Stage("update", "feature_extractor", extract, database),
+        Stage("grow", "feature_extractor", (*extract, inshop, "--update"), database),
     ]
 
 
@@ -237,7 +243,7 @@ class Soak:
         most = time.monotonic() + MOST * max(self.seconds[stage.name], 3.0)
         until = most if seconds is None else time.monotonic() + seconds
         while process.exitcode is None and time.monotonic() < until:
-            if stage.name == "update":
+            if stage.name in REPLACED:
                 self.read_database(stage)
             process.join(0.01)
         if seconds is None and process.exitcode is None:
@@ -251,7 +257,7 @@ class Soak:
             database = open_database(self.base)
             found = "".join(path + "\n" for path in database.paths), database.deep[0].tobytes()
             self.tally.reads += 1
-            wanted = [self.kept / name for name in ("extract", "update")]
+            wanted = [self.kept / name for name in (REPLACED[stage.name], stage.name)]
             if found not in [
                 ((folder / LIST).read_text(), _rows(folder / "all_feat.npy")) for folder in wanted
             ]:
@@ -302,18 +308,18 @@ class Soak:
         for file in [*self.base.rglob("*.part"), *self.base.glob(".extract_*")]:
             self.tally.differences.append(f"{stage.name}: {file.name} is left over")
 
-    def rounds(self, kinds: Sequence[str], faults: int) -> Iterator[None]:
-        """Go through the stages, each with some faults, for ever."""
-        while True:
-            for stage in self.stages:
-                self.set_back(stage)
-                for _ in range(faults):
-                    if self.inject(stage, self.random.choice(kinds)):
-                        self.compare(stage)
-                        self.set_back(stage)
-                    yield
-                self.finish(stage)
+    def one_round(self, kinds: Sequence[str], faults: int) -> Iterator[None]:
+        """Go through the stages, each with some faults and then to its end."""
+        for stage in self.stages:
+            self.set_back(stage)
+            before = self.tally.faults.total()
+            while self.tally.faults.total() < before + faults:
+                if self.inject(stage, self.random.choice(kinds)):
+                    self.compare(stage)
+                    self.set_back(stage)
                 yield
+            self.finish(stage)
+            yield
 
 
 def _link(source: str, target: str) -> None:
@@ -340,6 +346,9 @@ def _rows(path: Path) -> bytes:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: 10)")
+    parser.add_argument(
+        "--kills", type=int, default=0, help="instead, so many kills of each stage and nothing else"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -351,9 +360,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         soak = Soak(config.DATASET_BASE, work, 32, config.SEED)
         soak.prepare()
         end = time.monotonic() + 60 * args.minutes
-        for _ in soak.rounds(KINDS, faults=5):
-            if time.monotonic() > end:
-                break
+        if args.kills:
+            deque(soak.one_round(("kill",), args.kills), maxlen=0)
+        while not args.kills and time.monotonic() < end:
+            for _ in soak.one_round(KINDS, faults=5):
+                if time.monotonic() > end:
+                    break
         shutil.rmtree(work)
     tally = soak.tally
     for (stage, kind), count in sorted((+tally.faults).items()):

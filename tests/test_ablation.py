@@ -55,7 +55,7 @@ def test_a_row_is_trained_measured_and_kept(
     weights = shared / "weights/mobilenet_v2-imagenet-features.pth"
     flags = ["--photos", photos, "--items", items, "--runs", 1, "--dataset-base", tmp_path / "work"]
     flags += ["--backbone", "mobilenet_v2", "--pretrained", weights, "--epoch", 1]
-    flags += ["--img-size", 64, "--crop-size", 64]
+    flags += ["--img-size", 128, "--crop-size", 128]
     ablation.main([str(flag) for flag in flags])
     out = capsys.readouterr().out
     rows = [line.split("|")[1].strip() for line in out.splitlines()[2:]]

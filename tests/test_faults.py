@@ -63,7 +63,7 @@ def files_of(base: Path) -> dict[str, str]:
     return {n: sha256_of(path) for n, path in names.items() if "/." not in f"/{n}"}
 
 
-@pytest.mark.parametrize("name", ["train", "extract", "cluster", "update"])
+@pytest.mark.parametrize("name", ["train", "extract", "cluster", "update", "grow"])
 @pytest.mark.parametrize("kind", ["kill", "ctrl-c"])
 def test_a_stage_that_was_ended_at_random_moments_ends_as_if_it_had_not(
     soak: Soak, name: str, kind: str
@@ -217,6 +217,14 @@ def closed(base: Path) -> None:
 def opened(base: Path) -> None:
     for folder in [base, base / "models"]:
         folder.chmod(0o755)
+
+
+def command_of(pid: int) -> str:
+    """What a process runs: workers are forks of the script, others are of no interest."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 @pytest.mark.parametrize(("script", "flags"), [
