@@ -142,7 +142,8 @@ def find_changes(database: FeatureDatabase, pictures: Pictures, crop: bool) -> C
         for row in rest.tolist():
             seen = look(base, paths[row], boxes[row], crop)
             now[row] = seen[:STAMP_BYTES].view(np.int64)
-            origin[row] = row_of.get(seen[STAMP_BYTES:].tobytes(), -1)
+            if seen.any():  # else it cannot be read
+                origin[row] = row_of.get(seen[STAMP_BYTES:].tobytes(), -1)
             bar.update()
     now[origin < 0] = 0
     return Changes(origin, now)

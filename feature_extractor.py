@@ -129,7 +129,7 @@ def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int
         job = ranks.told(np.flatnonzero(changes.origin < 0))
         if old:
             print(f"{len(pictures):,} pictures, {len(job):,} of them new or changed")
-            follow(config, old)
+            follow(config, old)  # where the last update was killed before its clusters had
         datasets = [dataset_of(base, pictures.select(job), crop, model) for model in models]
         if old and old.info["settings"]["AMP"] == "float32":
             amp = None
@@ -177,12 +177,12 @@ def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int
             _write(pictures, places, shards, columns, models[0], facts, base, old)
             stamps = changes.stamps
             stamps[job] = _stamps_of(shards[0], len(job))
-            save_stamps(open_database(base), stamps[places >= 0])
+            database = open_database(base)
+            save_stamps(database, stamps[places >= 0])
         for folder in base.glob(".extract_*"):  # also of models that are no longer extracted
             remove_partial(folder)
         if not readable:
             raise UserError(f"{base}: no picture can be read: {errors[0]}")
-        database = open_database(base)
         # So that no query has to make them.
         open_codes(database, signals_of(database, **config.distance | {"model_weights": ()}))
         follow(config, database)

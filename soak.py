@@ -25,7 +25,7 @@ import shutil
 import signal
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -361,7 +361,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         soak.prepare()
         end = time.monotonic() + 60 * args.minutes
         if args.kills:
-            deque(soak.one_round(("kill",), args.kills), maxlen=0)
+            for _ in soak.one_round(("kill",), args.kills):
+                pass
         while not args.kills and time.monotonic() < end:
             for _ in soak.one_round(KINDS, faults=5):
                 if time.monotonic() > end:

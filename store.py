@@ -279,8 +279,8 @@ def write_database(
         (base / INFO).unlink(missing_ok=True)
         sync_folder(base)
         outdated = [*base.glob("all_feat_*.npy"), *base.glob("all_plain_feat_*"), base / PALETTE]
-        for old in [*outdated, *base.glob("all_*.codes.npy"), *base.glob("all_*.bounds.npy")]:
-            old.unlink(missing_ok=True)
+        for file in [*outdated, *base.glob("all_*.codes.npy"), *base.glob("all_*.bounds.npy")]:
+            file.unlink(missing_ok=True)
 
 
 def finish_writing(base: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,30 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def rng() -> np.random.Generator:
     """A source of randomness, the same in every run."""
     return np.random.default_rng(0)
+
+
+class Killed(BaseException):
+    """Instead of a kill, which would end the test, too."""
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many calls that change a folder are `left`, until each raises `Killed`."""
+    calls = {"left": 99_999}
+
+    def cut(function: Callable) -> Callable:
+        def called(*arguments: object, **named: object) -> object:
+            if not calls["left"]:
+                raise Killed
+            calls["left"] -= 1
+            return function(*arguments, **named)
+
+        return called
+
+    monkeypatch.setattr(os, "fsync", cut(os.fsync))
+    monkeypatch.setattr(os, "replace", cut(os.replace))
+    monkeypatch.setattr(Path, "unlink", cut(Path.unlink))
+    return calls
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, Killed
 from test_feature_extractor import FLAGS, extract
 
 import changes
@@ -21,10 +21,6 @@ import kmeans
 from clusters import CLUSTERS, open_clusters
 from index import CONTENT, DEEP, INFO, open_database
 from utils import UserError
-
-
-class Killed(BaseException):
-    """Instead of a kill, which would end the test, too."""
 
 
 def by_path(base: Path) -> dict[str, bytes]:
@@ -247,7 +243,7 @@ def test_clusters_of_other_features_are_left_alone(living: Path) -> None:
 
 
 def test_an_update_killed_anywhere_ends_as_if_it_had_not(
-    living: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    living: Path, tmp_path: Path, calls: dict[str, int]
 ) -> None:
     """Guards `finish_writing`, and the order: database, then stamps, then clusters.
 
@@ -259,20 +255,6 @@ def test_an_update_killed_anywhere_ends_as_if_it_had_not(
     assert extract(undisturbed, "--update") == 0
     kept = [DEEP, CONTENT, "all_feat.list", INFO, CLUSTERS]
     wanted = {name: (undisturbed / name).read_bytes() for name in kept}
-    calls = {"left": 0}
-
-    def cut(function):
-        def called(*arguments, **named):
-            if not calls["left"]:
-                raise Killed
-            calls["left"] -= 1
-            return function(*arguments, **named)
-
-        return called
-
-    monkeypatch.setattr(os, "fsync", cut(os.fsync))
-    monkeypatch.setattr(os, "replace", cut(os.replace))
-    monkeypatch.setattr(Path, "unlink", cut(Path.unlink))
     gone = 0
     for steps in range(0, 400, 7):
         again = Path(shutil.copytree(living, tmp_path / "killed"))

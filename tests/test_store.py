@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Killed
 
 import store
 from collection import read_folder
@@ -159,34 +160,16 @@ def test_the_database_is_what_was_extracted_without_what_could_not_be_read(tmp_p
     assert set(database.info["sha256"]) | set(database.info["sha256_others"]) == FILES - {INFO}
 
 
-class Killed(BaseException):
-    """Instead of a kill, which would end the test, too."""
-
-
 def test_a_kill_at_any_step_leaves_the_old_the_new_or_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: dict[str, int]
 ) -> None:
     """Guards that all is written before all_feat.json goes, and that it comes back last.
 
     The writing is cut off at each call that changes the folder, with nothing tidied up.
     """
     monkeypatch.setattr("index.PAUSE", 0)
-    calls = {"left": 0}
-
-    def cut(function):
-        def called(*arguments, **named):
-            if not calls["left"]:
-                raise Killed
-            calls["left"] -= 1
-            return function(*arguments, **named)
-
-        return called
-
     write(tmp_path, 9, 0.5)
     old = open_database(tmp_path).deep[0].copy()
-    monkeypatch.setattr(os, "replace", cut(os.replace))
-    monkeypatch.setattr(Path, "unlink", cut(Path.unlink))
-    monkeypatch.setattr(os, "fsync", cut(os.fsync))
     seen = []
     for step in range(200):
         calls["left"] = 9999
