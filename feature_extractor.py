@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
+import kmeans
+import milvus_push
 from annotations import Pictures
 from changes import STAMP, Changes, all_new, database_to_update, find_changes, is_same, save_stamps
 from codes import open_codes
@@ -47,9 +49,7 @@ from extraction import (
 from hnsw import GRAPH
 from index import DEEP, FeatureDatabase, open_database, signals_of
 from inference import CPU_BATCH
-from kmeans import follow
 from lock import locked
-from milvus import TOLD
 from ranks import Ranks, share_of_machine, together
 from store import (
     Columns,
@@ -65,9 +65,6 @@ from store import (
 )
 from utils import UserError, run_script
 from watch import below
-
-# What is made of a feature database and does not follow it by itself, and what makes it anew.
-FOLLOWERS = {GRAPH: "graph.py", TOLD: "index.py push"}
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +126,7 @@ def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int
         job = ranks.told(np.flatnonzero(changes.origin < 0))
         if old:
             print(f"{len(pictures):,} pictures, {len(job):,} of them new or changed")
-            follow(config, old)  # where the last update was killed before its clusters had
+            kmeans.follow(config, old)  # where the last update was killed before its clusters had
         datasets = [dataset_of(base, pictures.select(job), crop, model) for model in models]
         if old and old.info["settings"]["AMP"] == "float32":
             amp = None
@@ -185,19 +182,20 @@ def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int
             raise UserError(f"{base}: no picture can be read: {errors[0]}")
         # So that no query has to make them.
         open_codes(database, signals_of(database, **config.distance | {"model_weights": ()}))
-        follow(config, database)
+        kmeans.follow(config, database)
 
     speed = fresh / seconds if seconds else 0.0
     count = len(database.categories)
     print(f"{count:,} pictures in {base / DEEP}: {seconds:.1f} s, {speed:.1f} pictures/s")
     if old:
         _tell_of_update(old, database, changes, len(job))
-    if not errors:
-        return 0
-    print(f"{len(errors):,} pictures were skipped:", file=sys.stderr)
+    if errors:
+        print(f"{len(errors):,} pictures were skipped:", file=sys.stderr)
     for _, reason in sorted(errors.items()):
         print(f"  {reason}", file=sys.stderr)
-    return 1
+    if update:
+        milvus_push.follow(config, database)
+    return 1 if errors else 0
 
 
 def _stamps_of(shards: Sequence[Shard], count: int) -> np.ndarray:
@@ -244,9 +242,9 @@ def _tell_of_update(
     kept = int((changes.origin >= 0).sum())
     gone = len(np.setdiff1d(np.arange(len(old.categories)), changes.origin))
     print(f"{kept:,} kept, {extracted:,} extracted, {gone:,} dropped")
-    for file, command in FOLLOWERS.items():
-        if (old.base / file).exists() and database.info["sha256"] != old.info["sha256"]:
-            print(f"{old.base / file}: of the older features; run: python {command}")
+    graph = old.base / GRAPH
+    if graph.exists() and database.info["sha256"] != old.info["sha256"]:
+        print(f"{graph}: of the older features; run: python graph.py")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pydantic import FiniteFloat, PositiveInt, TypeAdapter
 from typing_extensions import TypedDict
 
 from index import Answer, Engine, ExactEngine, FeatureDatabase, Signal
+from milvus_numbers import Numbers, open_numbers
 from milvus_server import Place, Server, older
 from utils import AwayError, UserError, parsed_json
 
@@ -91,6 +92,7 @@ class MilvusEngine:
     server : has them
     name : of the collection
     candidates : of each signal, for `K` answers; in proportion for more
+    numbers : of its pictures
     exact : answers where a signal's candidates would be as many as the pictures, where Milvus has
         no more of them, and where a query is NaN
     database : names the categories
@@ -102,6 +104,7 @@ class MilvusEngine:
         server: Server,
         name: str,
         candidates: int,
+        numbers: Numbers,
         exact: Engine,
         database: FeatureDatabase,
     ) -> None:
@@ -109,6 +112,7 @@ class MilvusEngine:
         self.server = server
         self.name = name
         self.candidates = candidates
+        self.numbers = numbers
         self.exact = exact
         self.rank = ExactEngine(signals)
         self.database = database
@@ -173,7 +177,7 @@ class MilvusEngine:
                     list(queries[i][asked].astype(np.float32)),
                     filter=condition,
                     limit=wanted,
-                    output_fields=["row"],
+                    output_fields=["number"],
                     anns_field=self.signals[i].name,
                     search_params={
                         "metric_type": self.metrics[i],
@@ -181,7 +185,7 @@ class MilvusEngine:
                     },
                 )
                 for query, hits in zip(asked, found, strict=True):
-                    near[query].append(np.array(hits.ids, np.int64))
+                    near[query].append(self.numbers.rows(np.array(hits.ids, np.int64)))
         return [np.unique(np.concatenate([np.empty(0, np.int64), *own])) for own in near]
 
     def _filters(self, rows: np.ndarray) -> list[str]:
@@ -191,8 +195,9 @@ class MilvusEngine:
         if number >= 0 and np.array_equal(own, rows):
             name = self.database.category_names[number]
             return [f"category == {json.dumps(name, ensure_ascii=False)}"]
-        parts = np.split(rows, range(NAMED, len(rows), NAMED))
-        return [f"row in [{','.join(map(str, part.tolist()))}]" for part in parts]
+        numbers = self.numbers.of_rows[rows]
+        parts = np.split(numbers, range(NAMED, len(rows), NAMED))
+        return [f"number in [{','.join(map(str, part.tolist()))}]" for part in parts]
 
 
 def lists_of(count: int) -> int:
@@ -215,14 +220,12 @@ def push_again(base: Path) -> str:
     return f"run: python index.py push --dataset-base {base}"
 
 
-def open_told(database: FeatureDatabase, name: str) -> Told | None:
-    """What a push from this machine has measured of a collection; None where it has not."""
+def read_told(base: Path) -> Told | None:
+    """What the last push from this machine has measured; None where there was none."""
     try:
-        content = (database.base / TOLD).read_bytes()
-        told = _TOLD.validate_python(parsed_json(content))
+        return _TOLD.validate_python(parsed_json((base / TOLD).read_bytes()))
     except (OSError, ValueError):
         return None
-    return told if told["collection"] == name else None
 
 
 def open_milvus(
@@ -241,6 +244,8 @@ def open_milvus(
     name = place.collection(database)
     count = len(database.categories)
     server = open_whole(place, name, count, push_again(database.base))
-    told = open_told(database, name)
+    told = read_told(database.base)
+    told = told if told and told["collection"] == name else None
     candidates = told["candidates"] if told else CANDIDATES
-    return MilvusEngine(signals, server, name, candidates, exact, database), told
+    numbers = open_numbers(database, name)
+    return MilvusEngine(signals, server, name, candidates, numbers, exact, database), told

@@ -9,7 +9,8 @@ import numpy as np
 
 from config import Config
 from index import Engine, FeatureDatabase, Signal, describe_distance, open_database, signals_of
-from milvus import MOST, TOLD, K, MilvusEngine, Told, lists_of, milvus_metric
+from milvus import MOST, TOLD, K, MilvusEngine, Told, lists_of, milvus_metric, read_told
+from milvus_numbers import Numbers, make_numbers, save_numbers, versions_of
 from milvus_server import Place, Server, library, older
 from scan import exact_engine
 from utils import AwayError, UserError, atomic_write, progress_bar
@@ -18,11 +19,12 @@ SENT = 4 << 20  # bytes of features at once; Milvus takes 64 MB
 TEXT = 65_535  # bytes of a path, a category or an item: Milvus's most
 QUERIES = 100
 LEAST = 64  # candidates
+BATCH = 8192  # pictures dropped at once
 PAUSE = 1.0  # s between looks how far the indexes are
 
 
 def batch_of(signals: Sequence[Signal]) -> int:
-    """Pictures sent at once: the same in each push of a database, which goes on by them."""
+    """Pictures sent at once."""
     return max(1, SENT // sum(4 * signal.features.shape[1] for signal in signals))
 
 
@@ -39,7 +41,8 @@ def make_collection(server: Server, name: str, signals: Sequence[Signal], count:
         raise UserError(f"MILVUS_INDEX {kind}: Milvus Lite has no such index")
     if not server.ask("has_collection", name):
         form = milvus.MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
-        form.add_field("row", milvus.DataType.INT64, is_primary=True)
+        form.add_field("number", milvus.DataType.INT64, is_primary=True)
+        form.add_field("version", milvus.DataType.INT64)
         for signal in signals:
             width = signal.features.shape[1]
             form.add_field(signal.name, milvus.DataType.FLOAT_VECTOR, dim=width)
@@ -75,50 +78,106 @@ def _index_of(server: Server, name: str, field: str) -> tuple[str, str] | None:
     return index["index_type"], index["metric_type"]
 
 
-def send(server: Server, name: str, database: FeatureDatabase, signals: Sequence[Signal]) -> int:
-    """Send the pictures that a collection does not hold yet, in order of their rows.
+class Wanted:
+    """What a collection is to hold.
+
+    Parameters
+    ----------
+    database : the feature database
+    signals : of it
+    """
+
+    def __init__(self, database: FeatureDatabase, signals: Sequence[Signal]) -> None:
+        self.table = make_numbers(database)
+        self.numbers = Numbers(self.table)
+        self.versions = versions_of(database, signals)
+
+    def compared(self, server: Server, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of all pictures that a collection holds, and the rows that are in it."""
+        held, versions = server.columns(name, ("number", "version"))
+        known = np.isin(held, self.numbers.of_rows)
+        rows = self.numbers.rows(held[known])
+        return held, rows[self.versions[rows] == versions[known]]
+
+
+def to_take_over(
+    server: Server, name: str, signals: Sequence[Signal], wanted: Wanted
+) -> str | None:
+    """A collection of older features of the data set, if at least half of it may stay as it is.
+
+    Parameters
+    ----------
+    server : has it
+    name : that it is to have
+    signals : that it has to have
+    wanted : what it is to hold
+
+    Raises
+    ------
+    AwayError : the server is away, or slow
+    """
+    widths = {signal.name: signal.features.shape[1] for signal in signals}
+    for other in older(name, server.ask("list_collections")):
+        fields = server.ask("describe_collection", other)["fields"]
+        found = {field["name"]: field.get("params", {}).get("dim") for field in fields}
+        vectors = {field: int(width) for field, width in found.items() if width}
+        if vectors != widths or not {"number", "version"} <= found.keys():
+            continue
+        server.ask("load_collection", other, patient=True)
+        held, same = wanted.compared(server, other)
+        if 2 * len(same) >= max(len(held), len(wanted.versions)):
+            return other
+    return None
+
+
+def send(
+    server: Server, name: str, database: FeatureDatabase, signals: Sequence[Signal], wanted: Wanted
+) -> tuple[int, int]:
+    """Make a collection hold what it is to: send what is new or has changed, drop what is gone.
 
     Returns
     -------
-    Pictures sent.
+    Pictures sent, and dropped.
 
     Raises
     ------
     AwayError : the server is away, or slow, or holds another number of pictures in the end
     """
-    count, batch = len(database.categories), batch_of(signals)
-    # Batches are sent one after the other, so but for the last one those that began are whole.
-    held = server.count(name)
-    first = count if held == count else min(held // batch * batch, count)
-    with progress_bar(count, "push", "picture", first) as bar:
-        for start in range(first, count, batch):
-            rows = range(start, min(start + batch, count))
+    count = len(database.categories)
+    held, same = wanted.compared(server, name)
+    gone = np.setdiff1d(held, wanted.numbers.of_rows)
+    for start in range(0, len(gone), BATCH):
+        server.ask("delete", name, ids=gone[start : start + BATCH].tolist(), patient=True)
+    rest, batch = np.setdiff1d(np.arange(count), same), batch_of(signals)
+    with progress_bar(count, "push", "picture", count - len(rest)) as bar:
+        for start in range(0, len(rest), batch):
+            rows = rest[start : start + batch]
             # An upsert, for what is sent twice is to be there once.
-            server.ask("upsert", name, _records(database, signals, rows), patient=True)
+            server.ask("upsert", name, _records(database, signals, rows, wanted), patient=True)
             bar.update(len(rows))
     server.ask("flush", name, patient=True)
-    held = server.count(name)
-    if held != count:
+    now = server.count(name)
+    if now != count:
         raise AwayError(
-            f"{server.place.shown}: {name} holds {held:,} of {count:,} pictures; run it again"
+            f"{server.place.shown}: {name} holds {now:,} of {count:,} pictures; run it again"
         )
-    return count - first
+    return len(rest), len(gone)
 
 
 def _records(
-    database: FeatureDatabase, signals: Sequence[Signal], rows: range
+    database: FeatureDatabase, signals: Sequence[Signal], rows: np.ndarray, wanted: Wanted
 ) -> list[dict[str, Any]]:
-    block = slice(rows.start, rows.stop)
-    features = {signal.name: np.asarray(signal.features[block]) for signal in signals}
+    features = {signal.name: np.asarray(signal.features[rows]) for signal in signals}
     return [
         {
-            "row": row,
+            "number": int(wanted.numbers.of_rows[row]),
+            "version": int(wanted.versions[row]),
             **{name: values[i] for name, values in features.items()},
             "path": database.paths[row],
             "category": database.category(row),
             "item": str(database.items[row]),
         }
-        for i, row in enumerate(rows)
+        for i, row in enumerate(rows.tolist())
     ]
 
 
@@ -165,8 +224,16 @@ def measure(engine: MilvusEngine, exact: Engine, target: float) -> tuple[int, fl
         engine.candidates *= 2
 
 
-def push(config: Config) -> None:
-    """Load the feature database of the settings into Milvus, and drop older ones of the data set.
+def push(config: Config, told: Told | None = None) -> None:
+    """Make Milvus hold the feature database of the settings.
+
+    A collection of older features is changed to these where that is less work, and else dropped in
+    the end.
+
+    Parameters
+    ----------
+    config : the settings
+    told : what was measured before an update; None to measure it now
 
     Raises
     ------
@@ -181,26 +248,51 @@ def push(config: Config) -> None:
     name, count = place.collection(database), len(database.categories)
     start = time.perf_counter()
     server = Server(place)
-    make_collection(server, name, signals, count)
-    sent = send(server, name, database, signals)
+    wanted = Wanted(database, signals)
+    old = None
+    if not server.ask("has_collection", name):
+        old = to_take_over(server, name, signals, wanted)
+    current = old or name
+    make_collection(server, current, signals, count)
+    sent, dropped = send(server, current, database, signals, wanted)
+    if old:  # only now is it that of these features
+        server.ask("rename_collection", old, name, patient=True)
+        server.ask("load_collection", name, patient=True)
     wait_for_indexes(server, name, signals)
     seconds = time.perf_counter() - start
-    exact = exact_engine(database, signals)
-    engine = MilvusEngine(signals, server, name, LEAST, exact, database)
-    candidates, recall = measure(engine, exact, config.TARGET_RECALL)
+    distance = describe_distance(signals)
+    if told and (told["index"], told["distance"]) == (place.index, distance):
+        candidates, recall = told["candidates"], told["recall"]
+    else:
+        exact = exact_engine(database, signals)
+        engine = MilvusEngine(signals, server, name, LEAST, wanted.numbers, exact, database)
+        candidates, recall = measure(engine, exact, config.TARGET_RECALL)
     told = Told(
         collection=name,
         index=place.index,
-        distance=describe_distance(signals),
+        distance=distance,
         candidates=candidates,
         recall=recall,
     )
+    save_numbers(database.base, name, wanted.table)
     with atomic_write(database.base / TOLD) as part:
         part.write_text(json.dumps(told, indent=1), "utf-8")
     for other in older(name, server.ask("list_collections")):
         server.ask("drop_collection", other, patient=True)
         print(f"dropped {other}, of older features")
     print(f"{place.shown}: {name}, {place.index}")
-    print(f"{count:,} pictures, {sent:,} of them sent: {seconds:.1f} s")
-    print(f"distance: {told['distance']}")
+    print(f"{count:,} pictures, {sent:,} of them sent, {dropped:,} dropped: {seconds:.1f} s")
+    print(f"distance: {distance}")
     print(f"recall@10 {recall:.3f} with {candidates:,} candidates of each signal")
+
+
+def follow(config: Config, database: FeatureDatabase) -> None:
+    """Let Milvus follow an update of a feature database that was pushed; else nothing is done.
+
+    Raises
+    ------
+    UserError, AwayError : see `push`
+    """
+    told = read_told(database.base)
+    if told and told["collection"] != Place(**config.milvus).collection(database):
+        push(config, told)

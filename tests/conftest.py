@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +81,43 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     monkeypatch.setattr(os, "replace", cut(os.replace))
     monkeypatch.setattr(Path, "unlink", cut(Path.unlink))
     return calls
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def serving(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Milvus Lite's server in a process of its own until the block ends."""
+    command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(folder / "data"),
+               "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    with open(folder / "out", "a") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    try:
+        end = time.monotonic() + 120
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "out").read_text()
+                assert time.monotonic() < end
+                time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Milvus Lite server."""
+    port = free_port()
+    with serving(tmp_path_factory.mktemp("server"), port):
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="session")
