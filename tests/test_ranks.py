@@ -25,7 +25,8 @@ FLAGS = (
     "--backbone resnet18 --pretrained none --img-size 40 --crop-size 32 --log-interval 1".split()
 )
 FLAGS += "--train-batch-size 15 --triplet-batch-size 8 --test-interval 3 --dump-interval 2".split()
-FLAGS += "--epoch 2 --log-interval 1 --num-workers 1 --enable-inshop-dataset".split()
+# In 16 bits, batches of another size are rounded otherwise.
+FLAGS += "--amp off --epoch 2 --log-interval 1 --num-workers 1 --enable-inshop-dataset".split()
 
 
 def train(base: Path, *flags: str, processes: int = 1, check: int = 0) -> str:
@@ -84,7 +85,7 @@ def test_two_processes_train_what_one_trains(alone: Path, drawn: Path, tmp_path:
     for name in ("train/loss", "train/metric", "validation/cross entropy"):
         one, two = curve(alone, name), curve(base, name)
         assert len(one) == len(two) > 2
-        np.testing.assert_allclose(two, one, rtol=1e-3)
+        np.testing.assert_allclose(two, one, rtol=2e-4)
     np.testing.assert_allclose(curve(base, "train/loss")[:4], curve(alone, "train/loss")[:4],
                                rtol=1e-5)  # fmt: skip
     assert said.count("2 processes") == 1
@@ -106,7 +107,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     theirs = read_checkpoint(alone / "models/model_2_final.pth.tar")["state_dict"]
     assert mine.keys() == theirs.keys()
     for key in mine:
-        torch.testing.assert_close(mine[key], theirs[key], rtol=0.02, atol=0.02)
+        torch.testing.assert_close(mine[key], theirs[key], rtol=2e-3, atol=2e-3)
 
 
 def test_a_wrong_setting_ends_all_of_them(drawn: Path, tmp_path: Path) -> None:
