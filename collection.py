@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+import tars
 from annotations import (
     Pictures,
     align,
@@ -26,11 +27,22 @@ SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "t
 MADE_FOLDERS = frozenset({"models"})  # what this project itself writes below DATASET_BASE
 
 
-def find_pictures(folder: Path, leave_out: frozenset[str] = frozenset()) -> list[str]:
+def find_pictures(
+    folder: Path, leave_out: frozenset[str] = frozenset(), kept: Path | None = None
+) -> list[str]:
     """Paths of all pictures below a folder, relative to it, sorted.
 
     Linked folders are entered, each folder once; hidden ones are left out, and so are the
     `leave_out` at the top. One that cannot be read is named on standard error.
+
+    Parameters
+    ----------
+    folder, leave_out : where to look, and where not
+    kept : see `tars.members_of`
+
+    Raises
+    ------
+    UserError : a tar file is damaged
     """
     found, seen = [], set()
     for place, folders, files in os.walk(folder, onerror=_say_left_out, followlinks=True):
@@ -42,11 +54,13 @@ def find_pictures(folder: Path, leave_out: frozenset[str] = frozenset()) -> list
         skipped = leave_out if Path(place) == folder else frozenset()
         folders[:] = sorted(f for f in folders if f[0] != "." and f not in skipped)
         relative = Path(place).relative_to(folder)
-        found += [
-            (relative / file).as_posix()
-            for file in files
-            if file[0] != "." and os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES
-        ]
+        for file in files:
+            suffix, path = os.path.splitext(file)[1].lower(), (relative / file).as_posix()
+            if suffix == tars.SUFFIX and file[0] != ".":
+                members = tars.members_of(Path(place) / file, kept)
+                found += [f"{path}/{name}" for name in members.names.tolist()]
+            elif suffix in PICTURE_SUFFIXES and file[0] != ".":
+                found.append(path)
     return sorted(found)
 
 
@@ -73,7 +87,7 @@ def picture_file(base: Path, path: str) -> Path:
     Parameters
     ----------
     base : DATASET_BASE
-    path : relative to it, as in a table of pictures
+    path : relative to it, as in a table of pictures; see also `tars.split`
 
     Raises
     ------
@@ -164,7 +178,7 @@ def held_out_of_each(categories: np.ndarray, groups: np.ndarray, share: float) -
 
 
 def read_folder(base: Path, val_share: float) -> Pictures:
-    """Read a plain folder of photos: one folder per category, or none.
+    """Read a plain folder of photos: one folder per category, or none, in tar files or not.
 
     A split in train/, val/ or validation/, and test/ folders is kept; else `val_share` of each
     category's pictures are held out. Pictures that cannot be read, for their names too, are in it:
@@ -174,14 +188,19 @@ def read_folder(base: Path, val_share: float) -> Pictures:
     ------
     UserError : no such folder, no picture in it, or too many folders
     """
-    paths = find_pictures(base, MADE_FOLDERS) if base.is_dir() else []
+    kept = base / tars.KEPT
+    paths = find_pictures(base, MADE_FOLDERS, kept) if base.is_dir() else []
     if not paths:
         state = "no pictures below it" if base.is_dir() else "no such folder"
         raise UserError(f"{base}: {state}; set DATASET_BASE (--dataset-base) to a data set")
-    parts = [path.split("/") for path in paths]
+    parts = [tars.parts_of(path) for path in paths]
     split = is_split(parts)
     folders = [part[1:-1] if split else part[:-1] for part in parts]
-    category = [folder[0] if folder else "all" for folder in folders]
+    told, items = tars.labels_of(base, paths, kept)
+    category = [
+        of_label or (folder[0] if folder else "all")
+        for of_label, folder in zip(told, folders, strict=True)
+    ]
     names, label = by_name(base, category)
     if split:
         partitions = np.array([SPLIT_FOLDERS[part[0]] for part in parts], "<U7")
@@ -194,7 +213,7 @@ def read_folder(base: Path, val_share: float) -> Pictures:
         category_names=names,
         partitions=partitions,
         boxes=np.zeros((len(paths), 4), np.int32),
-        items=blank(len(paths)),
+        items=np.array(items, object) if any(items) else blank(len(paths)),
         colors=blank(len(paths)),
         types=np.zeros(len(paths), np.int8),
     )

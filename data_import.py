@@ -15,6 +15,8 @@ from annotations import (
     write_list,
 )
 from collection import SPLIT_FOLDERS, can_be_listed, find_pictures, held_out_of_each, is_split
+from picture_list import SUFFIX, read_picture_list
+from tars import labels_of, parts_of
 from utils import UserError, shown
 
 IMG = "img"  # the link to the photos
@@ -70,7 +72,9 @@ def import_folder(
 
     Parameters
     ----------
-    folder : photos in category folders; with `item_level` in item folders below those
+    folder : photos in category folders; with `item_level` in item folders below those. Or a list
+        of photos, see `picture_list`, whose folder is linked. What the list or the labels of tar
+        files tell goes before what folders are called
     base : DATASET_BASE, where the annotation files go
     categories : the CATEGORIES setting, for a word where the folder has more
     val_share : share held out, 0 to 1
@@ -91,19 +95,28 @@ def import_folder(
     """
     if item_level and item_pattern:
         raise UserError("--item-level and --item-pattern exclude each other")
+    if folder.suffix.lower() == SUFFIX and folder.is_file():
+        told = read_picture_list(folder)
+        folder, paths = folder.parent, told["path"].tolist()
+    else:
+        paths = _usable_paths(folder)
+        told = dict(zip(("category", "item"), map(np.array, labels_of(folder, paths)), strict=True))
+    with_items = item_level or item_pattern or (told["item"] != "").any()
     for option, given in (("--in-shop", inshop), ("--gallery", gallery is not None)):
-        if given and not (item_level or item_pattern):
+        if given and not with_items:
             raise UserError(f"{option} is about items: add --item-level or --item-pattern REGEX")
     wanted = None if gallery is None else _expression("--gallery", gallery)
 
-    paths = _usable_paths(folder)
-    parts = [path.split("/") for path in paths]
-    split = is_split(parts)
+    parts = [parts_of(path) for path in paths]
+    partitions = told.get("partition", np.array([""]))
+    split = not (partitions != "").any() and is_split(parts)
     inner = [part[1:] if split else part for part in parts]
     if item_level:
         category, item, color = _labels_of_folders(paths, inner, inshop)
     else:
         category, item, color = _labels_of_pattern(paths, inner, item_pattern)
+    category, item = _known(told["category"], category), _known(told["item"], item)
+    color = _known(told.get("color", np.array([""])), color)
     if test:
         partition = np.full(len(paths), "test")
     elif split:
@@ -111,21 +124,28 @@ def import_folder(
     else:
         group = np.where(item == "", np.array(paths), item)
         partition = np.where(held_out_of_each(category, group, val_share), "val", "train")
+    if not test:
+        partition = _known(partitions, partition)
     status = _statuses(paths, item, color, partition, wanted)
-    listed = np.array([f"{IMG}/{path}" for path in paths])
-    photos = Photos(listed, category, item, color, partition, status)
+    path = np.array([f"{IMG}/{path}" for path in paths])
+    photos = Photos(path, category, item, color, partition, status)
     if inshop:
         if not (item != "").all():
             print(f"{(item == '').sum()} pictures without an item are left out")
         photos = photos.select(item != "")
         _link(base, base / "in_shop", folder, (*OFFICIAL, ITEM_LIST))
         _remove_old(base / "in_shop")
-        if item_pattern:  # no path tells them
+        if not item_level:  # no path tells them
             _write_categories(base / "in_shop", photos)
         _write_items(base / "in_shop", photos)
     else:
         _write_both_parts(base, folder, photos)
     _report(base, folder, photos, inshop, categories)
+
+
+def _known(told: np.ndarray, guessed: np.ndarray) -> np.ndarray:
+    """What a list or a label tells, and the rest as guessed, N str."""
+    return np.where(told == "", guessed, told)
 
 
 def _usable_paths(folder: Path) -> list[str]:

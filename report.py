@@ -14,10 +14,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from charts import category_name, draw_confusion, draw_curve, in_order, scrolled
+from collection import picture_file
 from index import FeatureDatabase
 from measures import Figure
 from protocols import Outcome
-from utils import PictureError, atomic_write, read_picture
+from tars import read_photo
+from utils import PictureError, atomic_write
 
 HARDEST = 12  # queries shown as pictures
 ANSWERS = 5  # of each of those
@@ -207,7 +209,8 @@ def _hardest(outcome: Outcome, database: FeatureDatabase) -> str:
 def _tile(database: FeatureDatabase, row: int, kind: str, caption: str) -> str:
     path = database.paths[row]
     try:
-        photo = f'<img src="{_thumbnail(database.base / path)}" alt="{escape(path)}">'
+        thumbnail = _thumbnail(picture_file(database.base, path), database.base)
+        photo = f'<img src="{thumbnail}" alt="{escape(path)}">'
     except PictureError:
         photo = '<span class="gone">no photo</span>'
     category = escape(category_name(int(database.categories[row]), database))
@@ -216,9 +219,9 @@ def _tile(database: FeatureDatabase, row: int, kind: str, caption: str) -> str:
     return f'<figure class="{kind}">{photo}{below}</figure>'
 
 
-def _thumbnail(path: Path) -> str:
+def _thumbnail(path: Path, base: Path) -> str:
     """A small JPEG of a photo, as a data URI."""
-    picture = read_picture(path)
+    picture = read_photo(path, base)
     picture.thumbnail((THUMB, THUMB))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)

@@ -17,7 +17,6 @@ from milvus_numbers import Numbers, file_of, make_numbers, open_numbers, version
 from milvus_server import Place, Server
 from utils import UserError
 
-
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 

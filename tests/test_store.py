@@ -11,6 +11,7 @@ import pytest
 from conftest import Killed
 
 import store
+from arrays import map_array
 from collection import read_folder
 from index import CATEGORY, CLASSIFIER, COLOR, CONTENT, DEEP, INFO, ITEM, LIST, open_database
 from store import (
@@ -266,3 +267,14 @@ def test_partial_features_go_word_first(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(Killed):
             remove_partial(tmp_path / ".extract_1")
     assert read(tmp_path) == []
+
+
+def test_rows_are_counted_in_64_bits(tmp_path: Path) -> None:
+    """A sparse file of more rows than 32 bits count; guards `Stacked` and `map_array`."""
+    rows = 2**31 + 5
+    made = np.lib.format.open_memmap(tmp_path / "long.npy", "w+", np.int8, (rows, 1))
+    made[-1], made[3] = 7, 5
+    made.flush()
+    part = map_array(tmp_path / "long.npy", "|i1", 2)
+    wanted = np.array([rows - 1, 3, 2 * rows - 1, rows + 3, rows])
+    assert Stacked([part, part]).take(wanted)[:, 0].tolist() == [7, 5, 7, 5, 0]

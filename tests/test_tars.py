@@ -1,0 +1,269 @@
+"""Pictures in tar files, as WebDataset's own writer makes them."""
+
+import io
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_changes import by_path, counts
+from test_feature_extractor import extract
+
+import data
+import retrieval
+import tars
+from annotations import attribute_list
+from collection import find_pictures, read_collection, read_folder
+from index import open_database
+from tars import members_of, open_photo, parts_of, read_photo, split
+from utils import MissingPictureError, PictureError, UserError
+
+
+def write_shards(folder: Path, photos: Path, labels: bool = False) -> dict[str, bytes]:
+    """The photos of category folders in two shards; their content by path.
+
+    With labels, what the paths in the shards tell is wrong.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = sorted(photos.glob("*/*.jpg"))
+    content = {}
+    for number, own in enumerate((files[::2], files[1::2])):
+        name = f"photos-{number:03d}.tar"
+        with webdataset.TarWriter(str(folder / name)) as shard:
+            for i, path in enumerate(own):
+                category = path.parent.name
+                key = f"{'wrong' if labels else category}/{path.stem}"
+                told = {}
+                if labels:
+                    told = {"json": {"item": f"{category} {i // 2}"}, "cls": category.encode()}
+                shard.write({"__key__": key, "jpg": path.read_bytes(), **told})
+                content[f"{name}/{key}.jpg"] = path.read_bytes()
+    return content
+
+
+@pytest.fixture
+def shards(few_photos: Path, tmp_path: Path) -> Path:
+    """The few photos in shards, with their model."""
+    base = tmp_path / "shards"
+    write_shards(base, few_photos)
+    shutil.copytree(few_photos / "models", base / "models")
+    return base
+
+
+def test_members_are_what_webdataset_reads(few_photos: Path, tmp_path: Path) -> None:
+    """Guards `_scan`: the same names, bytes and labels as by its own reader."""
+    content = write_shards(tmp_path, few_photos, labels=True)
+    assert find_pictures(tmp_path) == sorted(content)
+    for tar in sorted(tmp_path.glob("*.tar")):
+        members = members_of(tar)
+        samples = {
+            each["__key__"]: each
+            for each in webdataset.WebDataset(str(tar), shardshuffle=False, empty_check=False)
+        }
+        assert [f"{key}.jpg" for key in sorted(samples)] == members.names.tolist()
+        for row, name in enumerate(members.names):
+            sample = samples[name.removesuffix(".jpg")]
+            with open_photo(tar / name, tmp_path) as file:
+                assert file.read() == sample["jpg"]
+            assert members.categories[row] == sample["cls"].decode()
+            assert members.items[row] == json.loads(sample["json"])["item"]
+
+
+def test_features_are_those_of_the_same_files(
+    shards: Path, few_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole way: extraction by the folders in the shards, a query from a shard, an update."""
+    folder = Path(shutil.copytree(few_photos, tmp_path / "folder"))
+    assert extract(folder) == extract(shards) == 0
+    plain, packed = by_path(folder), by_path(shards)
+    assert {"/".join(parts_of(path)): features for path, features in packed.items()} == plain
+    assert read_folder(shards, 0.1).category_names == ["dress", "hat", "shoes"]
+
+    path = open_database(shards).paths[5]
+    for name in (path, str(shards / path)):
+        capsys.readouterr()
+        retrieval.main([name, "--dataset-base", str(shards), "--engine", "exact", "--json"])
+        best = json.loads(capsys.readouterr().out)[0]["results"][0]
+        assert (best["path"], best["distance"]) == (path, pytest.approx(0, abs=1e-3))
+
+    first = shards / "photos-000.tar"
+    with tarfile.open(first, "a") as archive:  # one more, and the stamps of all are others
+        extra = Image.effect_noise((90, 90), 60).convert("RGB")
+        buffer = io.BytesIO()
+        extra.save(buffer, "PNG")
+        member = tarfile.TarInfo("hat/new.png")
+        member.size = buffer.tell()
+        buffer.seek(0)
+        archive.addfile(member, buffer)
+    (shards / "photos-001.tar").rename(shards / "renamed.tar")
+    assert extract(shards, "--update") == 0
+    assert counts(capsys.readouterr().out) == [24, 1, 0]
+    assert "photos-000.tar/hat/new.png" in open_database(shards).paths
+
+
+def test_what_was_found_is_kept_until_the_file_changes(shards: Path, monkeypatch) -> None:
+    """Guards the stamp, and what is damaged of it; a folder without the right to write will do."""
+    tar, kept = shards / "photos-000.tar", shards / tars.KEPT
+    scans = []
+    scan = tars._scan
+    monkeypatch.setattr(tars, "_scan", lambda tar: scans.append(tar) or scan(tar))
+
+    def names() -> list[str]:
+        tars._members_of.cache_clear()
+        return members_of(tar, kept).names.tolist()
+
+    before = names()
+    assert names() == before
+    assert len(scans) == 1
+    (file,) = kept.iterdir()
+    file.write_bytes(file.read_bytes()[:-40])
+    assert names() == before
+    assert len(scans) == 2
+    with tarfile.open(tar, "a") as archive:
+        archive.addfile(tarfile.TarInfo("z.jpg"), io.BytesIO())
+    assert names() == [*before, "z.jpg"]
+    shutil.rmtree(kept)
+    kept.write_text("no folder")
+    assert names() == [*before, "z.jpg"]
+
+
+def test_labels_go_before_folders(few_photos: Path, tmp_path: Path) -> None:
+    """Of a plain folder, and of an import, which finds items to measure with."""
+    photos = tmp_path / "photos"
+    content = write_shards(photos, few_photos, labels=True)
+    pictures = read_folder(photos, 0.1)
+    of = {path: Image.open(io.BytesIO(data)).size for path, data in content.items()}
+    assert pictures.category_names == ["dress", "hat", "shoes"]
+    category_of = {path.stem: path.parent.name for path in few_photos.glob("*/*.jpg")}
+    for row, path in enumerate(pictures.paths):
+        category = category_of[Path(path).stem]
+        assert pictures.category_names[pictures.categories[row]] == category
+        assert pictures.items[row].startswith(category)
+    base = tmp_path / "data"
+    data.main(["import", str(photos), "--dataset-base", str(base), "--val-share", "0.3"])
+    table = read_collection(base, 50, True, 0.1)
+    assert attribute_list(base) is not None
+    assert len(table) == 24
+    assert table.category_names == ["dress", "hat", "shoes"]
+    assert len(set(table.items.tolist())) == len(set(pictures.items.tolist()))
+    for path in table.paths:
+        assert read_photo(base / path, base).size == of[path.removeprefix("img/")]
+    data.main(["check", "--dataset-base", str(base), "--num-workers", "1"])
+
+
+@pytest.mark.parametrize(
+    ("path", "parts", "inside"),
+    [
+        ("a/x.tar/b/1.jpg", ["a", "b", "1.jpg"], ("a/x.tar", "b/1.jpg")),
+        ("X.TAR/1.jpg", ["1.jpg"], ("X.TAR", "1.jpg")),
+        ("a.tar.jpg", ["a.tar.jpg"], None),
+        ("a/1.jpg", ["a", "1.jpg"], None),
+    ],
+)
+def test_paths_lead_into_tar_files(path: str, parts: list[str], inside: tuple | None) -> None:
+    assert parts_of(path) == parts
+    assert split(path) == inside
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes = b"", kind: bytes = b"0") -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.type, member.linkname = len(content), kind, "/etc/passwd"
+    archive.addfile(member, io.BytesIO(content))
+
+
+def test_only_pictures_are_members(tmp_path: Path) -> None:
+    """No links, no devices, nothing hidden, nothing above; the last of equal names, as tar does."""
+    tar = tmp_path / "odd.tar"
+    with tarfile.open(tar, "w") as archive:
+        add(archive, "./a/1.jpg", b"first")
+        add(archive, "a/1.jpg", b"second")
+        add(archive, "/b/2.PNG", b"from the root")
+        add(archive, "n" * 300 + ".jpg", b"a long name")
+        add(archive, "größe 1.webp", b"no ASCII")
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
+            add(archive, f"of kind {kind.decode()}.jpg", kind=kind)
+        for name in ("../c.jpg", "a/.hidden.jpg", "text.txt"):
+            add(archive, name, b"no")
+    names = members_of(tar).names.tolist()
+    assert names == ["a/1.jpg", "b/2.PNG", "größe 1.webp", "n" * 300 + ".jpg"]
+    with open_photo(tar / "a/1.jpg", tmp_path) as file:
+        assert file.read() == b"second"
+    for name in ("of kind 2.jpg", "../c.jpg", "a/1.jp", ""):
+        with pytest.raises((MissingPictureError, IsADirectoryError, FileNotFoundError)):
+            open_photo(tar / name if name else tar / "none.jpg", tmp_path)
+
+
+def test_damaged_tar_files_are_named(shards: Path) -> None:
+    """Cut off anywhere, with a header that is wrong, compressed, or empty: one line."""
+    tar = shards / "photos-000.tar"
+    whole = tar.read_bytes()
+    member = members_of(tar).places[members_of(tar).places[:, 0].argsort()][3]
+    header = int(member[0]) - tarfile.BLOCKSIZE
+    wrong = {
+        "cut off in a picture": whole[: int(member[0]) + 99],
+        "cut off in a header": whole[: header + 99],
+        "a header": whole[: header + 20] + b"\xff" * 200 + whole[header + 220 :],
+        "no tar": b"x" * 5000,
+        "empty": b"",
+    }
+    for content in wrong.values():
+        tar.write_bytes(content)
+        with pytest.raises(UserError, match=r"photos-000\.tar: cannot be read as a tar file") as e:
+            read_folder(shards, 0.1)
+        assert "\n" not in str(e.value)
+    tar.unlink()
+    with tarfile.open(tar, "w:gz") as archive:
+        add(archive, "a.jpg", b"no")
+    with pytest.raises(UserError, match="not compressed"):
+        read_folder(shards, 0.1)
+
+
+def test_a_tar_file_that_is_cut_off_after_it_was_listed(shards: Path) -> None:
+    """Pictures that are no longer there are skipped and named; the others are extracted."""
+    tars._members_of.cache_clear()
+    tar = shards / "photos-000.tar"
+    members = members_of(tar, shards / tars.KEPT)
+    status = os.stat(tar)
+    with open(tar, "r+b") as file:
+        file.truncate(int(members.places[:, 0].max()) + 10)
+        file.seek(0, 2)
+    os.utime(tar, ns=(status.st_atime_ns, status.st_mtime_ns))
+    last = str(members.names[members.places[:, 0].argmax()])
+    (file,) = (shards / tars.KEPT).iterdir()
+    found = dict(np.load(file))
+    found["stamp"] = np.array([os.stat(tar).st_size, status.st_ino, status.st_mtime_ns])
+    np.savez(file.open("wb"), **found)
+    tars._members_of.cache_clear()
+    with pytest.raises(PictureError, match="the tar file ends in it"):
+        read_photo(tar / last, shards)
+    assert extract(shards) == 1
+    assert open_database(shards).info["skipped"] == [f"photos-000.tar/{last}"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.integers(0, 6000), content=st.binary(max_size=30))
+def test_whatever_a_tar_file_holds_is_an_error_or_pictures(
+    tmp_path_factory: pytest.TempPathFactory, place: int, content: bytes
+) -> None:
+    """Only the project's own error type comes out, of listing and of reading."""
+    tar = tmp_path_factory.mktemp("spoilt") / "x.tar"
+    with tarfile.open(tar, "w") as archive:
+        add(archive, "a/1.jpg", b"x" * 600)
+        add(archive, "a/1.json", b'{"category": "c"}')
+        add(archive, "ü" * 120 + ".png", b"y")
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:place] + content + whole[place + len(content) :])
+    said = ""
+    try:
+        for name in members_of(tar).names.tolist():
+            read_photo(tar / name, tar.parent)
+    except UserError as error:
+        said = str(error)
+    assert "\n" not in said
