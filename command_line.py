@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Literal, NoReturn, get_args, get_origin
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from config import ENV_OF_TESTS, ENV_PREFIX, GROUPS, ORIGINAL, Config
+from config import ENV_CODING, ENV_FILE, ENV_OF_TESTS, ENV_PREFIX, GROUPS, ORIGINAL, Config
+from utils import one_line
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse, but an error is one line instead of the usage of some forty settings."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} (see --help)", file=sys.stderr)
+        print(f"{self.prog}: {one_line(message)} (see --help)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -78,10 +80,25 @@ def _bare_flags(argv: Sequence[str]) -> list[str]:
     ]
 
 
+def _spoilt_line() -> str | None:
+    """Name the first line of .env that is meant for us and gives no value."""
+    if not Path(ENV_FILE).is_file():
+        return None
+    with open(ENV_FILE, encoding=ENV_CODING) as file:
+        for line in parse_stream(file):
+            text = line.original.string.strip()
+            ours = text.removeprefix("export").strip().upper().startswith(ENV_PREFIX)
+            if ours and line.value is None:
+                begin = line.original.string.partition(text)[0]
+                place = line.original.line + begin.count("\n")
+                return f"{ENV_FILE}:{place}: {text.splitlines()[0]!r} is not of the form NAME=VALUE"
+    return None
+
+
 def _unknown_variable() -> str | None:
     """Name the first FASHION_ variable that is no setting, so that no misspelling is ignored."""
     known = {ENV_PREFIX + name for name in Config.model_fields} | {ENV_OF_TESTS}
-    for name in [*os.environ, *dotenv_values(".env")]:
+    for name in [*os.environ, *dotenv_values(ENV_FILE, encoding=ENV_CODING)]:
         if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
             near = difflib.get_close_matches(name.upper(), known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -134,11 +151,13 @@ def parse_args(
     for name in given:
         delattr(arguments, name)
     try:
-        unknown = _unknown_variable()
+        fault = _spoilt_line() or _unknown_variable()
     except UnicodeDecodeError as error:
-        parser.error(f".env: not UTF-8 text: {error}")
-    if unknown:
-        parser.error(unknown)
+        parser.error(f"{ENV_FILE}: not UTF-8 text: {error}")
+    except OSError as error:
+        parser.error(f"{ENV_FILE}: cannot be read: {error.strerror}")
+    if fault:
+        parser.error(fault)
     try:
         return Config(**given), arguments
     except ValidationError as error:

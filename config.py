@@ -36,6 +36,7 @@ GROUPS = (
 )
 MOST_PIXELS = 4096  # of a side of the network's input, which has to fit into the memory
 ENV_PREFIX = "FASHION_"
+ENV_FILE, ENV_CODING = ".env", "utf-8-sig"  # Windows editors write a byte-order mark
 ENV_OF_TESTS = "FASHION_TEST_DATA"
 
 
@@ -71,7 +72,11 @@ class Config(BaseSettings):
     """The settings of one run. Frozen: made once in a script's `main`, then passed on by value."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_file=".env", frozen=True, extra="ignore"
+        env_prefix=ENV_PREFIX,
+        env_file=ENV_FILE,
+        env_file_encoding=ENV_CODING,
+        frozen=True,
+        extra="ignore",
     )
 
     # --- data set

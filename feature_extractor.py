@@ -82,7 +82,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    uses = ("data set", "feature database", "network", "machine")
+    uses = ("data set", "feature database", "network", "ranking", "milvus", "machine")
     config, args = parse_args(argv, __doc__ or "", uses, _arguments)
     with together(config.DEVICE) as (ranks, device):
         if not args.watch:

@@ -32,7 +32,7 @@ from index import Answer, FeatureDatabase, Signal, open_database, signals_of
 from query import extract_queries, find_query, load_models, read_query
 from rerank import CollapsedEngine, improved, join_queries
 from sheet import SheetRow, draw_sheet
-from utils import Stopwatch, UserError, atomic_write, run_script
+from utils import Stopwatch, UserError, atomic_write, one_line, run_script
 
 
 def as_records(
@@ -63,7 +63,8 @@ def print_answer(title: str, signals: Sequence[Signal], records: Sequence[dict[s
     print(f"{'rank':>5}{heads}  {'category':<{width}}  path")
     for record in records:
         values = "".join(f"{record[name]:>12.5f}" for name in names)
-        print(f"{record['rank']:>5}{values}  {record['category']:<{width}}  {record['path']}")
+        line = f"{record['rank']:>5}{values}  {record['category']:<{width}}  {record['path']}"
+        print(one_line(line))
 
 
 def save_sheet(picture: Image.Image, path: Path) -> None:
@@ -212,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sheet: list[SheetRow] = []
     for i, query in enumerate(queries):
         if not args.json:
-            print(f"\nquery: {query.name}" if i else f"query: {query.name}")
+            print("\n" if i else "", f"query: {one_line(query.name)}", sep="")
         for named in engines:
             title, step = _title(named, args.category), f"{ENGINES[named.name]} query"
             engine = improved(named.engine, signals, args.expand, args.rerank)

@@ -93,7 +93,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         status = main() or 0
         sys.stdout.flush()
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {one_line(str(error))}", file=sys.stderr)
         status = error.status
     except BrokenPipeError:  # the reader of our output, say `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -101,7 +101,8 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     except OSError as error:  # of the disk or of a name, not of the program
         if isinstance(error, FileNotFoundError) or not (error.filename or error.errno in NO_SPACE):
             raise
-        print(f"{name}: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        where = one_line(str(error.filename or "output"))
+        print(f"{name}: {where}: {error.strerror}", file=sys.stderr)
         status = 2
     except RuntimeError as error:  # torch has no type of its own for it
         reason = _of_workers(str(error))
@@ -213,6 +214,11 @@ def parsed_json(content: str | bytes) -> Any:
         return json.loads(content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def one_line(text: str) -> str:
+    """A text without what would break the line or the terminal: it may quote anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shown(path: Path | str) -> str:

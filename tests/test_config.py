@@ -164,6 +164,28 @@ def test_bad_variable_is_refused_as_a_bad_flag_is(
     assert [part for part in said if part not in error] == []
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("A=1\n\n  FASHION_EPOCH\n", ".env:3: 'FASHION_EPOCH' is not of the form NAME=VALUE"),
+        ('export FASHION_EPOCH="3\n', ".env:1: 'export FASHION_EPOCH=\"3' is not of the form"),
+        (b"FASHION_EPOCH=\xe9\n", ".env: not UTF-8 text"),
+        ("FASHION_EPOCH=3\0\n", "EPOCH (--epoch): '3\\x00' is not allowed"),
+        ("\ufeffFASHION_EPOCH=many", "EPOCH (--epoch): 'many' is not allowed"),
+        ("=====\nPATH\nFASHION_SEED=x\n", "SEED (--seed): 'x' is not allowed"),
+    ],
+)
+def test_a_spoilt_env_file_is_named(
+    content: str | bytes, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lines that are for others are passed over; a byte-order mark hides no setting."""
+    Path(".env").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SystemExit) as leaving:
+        parse()
+    assert leaving.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_the_original_recipe_changes_defaults_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """2018's values, but what is set anywhere stays as it is set."""
     modern, original = parse(), parse("--recipe", "original")

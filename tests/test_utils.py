@@ -232,6 +232,8 @@ HEAD = f"import os, signal, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom utils i
         ("return None", 0, ""),
         ("return 3", 3, ""),
         ("raise UserError('x.txt:3: wrong')", 2, "script.py: x.txt:3: wrong\n"),
+        (r"raise UserError('größe\n\x1b[31m\udcff: wrong')", 2,
+         "script.py: größe\\n\\x1b[31m\\udcff: wrong\n"),
         ("raise PictureError('x.jpg: torn')", 2, "script.py: x.jpg: torn\n"),
         ("raise OSError(28, 'No space left on device', 'a.npy')", 2,
          "script.py: a.npy: No space left on device\n"),
