@@ -1,5 +1,6 @@
 // What is searched by: uploaded pictures, pictures of the collection, a box, a colour.
 import { image } from "./api.js";
+import { Camera } from "./camera.js";
 import { Crop } from "./crop.js";
 import { find, make } from "./dom.js";
 
@@ -23,6 +24,7 @@ export class Asked {
     this.unlike = [];
     this.version = "";
     this.crop = new Crop(() => this.renew());
+    this.camera = new Camera((photograph) => this.add([photograph]), complain);
     this.listen();
     this.swatches();
   }
@@ -32,13 +34,12 @@ export class Asked {
   }
 
   listen() {
-    const file = find("file"), camera = find("camera"), drop = find("drop");
+    const file = find("file"), capture = find("capture"), drop = find("drop");
     find("choose").onclick = () => file.click();
     find("add").onclick = () => file.click();
-    find("photograph").onclick = () => camera.click();
     find("clear").onclick = () => this.clear();
     find("whole").onclick = () => { this.crop.set(null); this.renew(); };
-    for (const input of [file, camera]) {
+    for (const input of [file, capture]) {
       input.onchange = () => { this.add([...input.files]); input.value = ""; };
     }
     for (const kind of ["dragenter", "dragover"]) {

@@ -22,7 +22,7 @@ from utils import sha256_of
 
 ROOT = Path(__file__).parent.parent
 
-pytest.register_assert_rewrite("web_base")
+pytest.register_assert_rewrite("web_base", "web_browser")
 
 
 # Files that take minutes. Two processes that each take the next file are to end together.
