@@ -115,6 +115,7 @@ def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int
     pictures = read_collection(
         base, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE
     )
+    _agree(ranks, len(pictures), base)
     models = load_models(config, pictures.category_names, device)
     settings, amp = settings_of(config, device), amp_type(device, config.AMP)
     with locked(base, "an extraction") if ranks.first else nullcontext():
@@ -141,8 +142,7 @@ def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int
         shards, seconds, fresh = [], 0.0, 0
         for number, (model, dataset) in enumerate(zip(models, datasets, strict=True)):
             key = key_of({**settings, **model.record}, dataset.dataset.pictures)
-            if key != ranks.told(key):
-                raise UserError(f"{base}: rank {ranks.rank} finds other pictures or models there")
+            _agree(ranks, key, base)
             folder = base / f".extract_{number + 1}"
             read = partial(read_shards, folder, key, columns[number], len(job))
             gaps = ranks.told(missing(read(), len(job)) if ranks.first else [])
@@ -196,6 +196,12 @@ def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int
     if update:
         milvus_push.follow(config, database)
     return 1 if errors else 0
+
+
+def _agree(ranks: Ranks, value: object, base: Path) -> None:
+    """See to it that all ranks have the same value."""
+    if value != ranks.told(value):
+        raise UserError(f"{base}: rank {ranks.rank} finds other pictures or models there")
 
 
 def _stamps_of(shards: Sequence[Shard], count: int) -> np.ndarray:

@@ -99,3 +99,24 @@ def test_an_update_by_two_processes_is_one_by_one(base: Path, alone: Path) -> No
     assert status == 1, err
     assert "17 kept, 7 extracted, 6 dropped" in out
     assert files_of(base) == files_of(alone)
+
+
+@pytest.mark.parametrize("other", ["fewer", "renamed"])
+def test_ranks_that_find_other_pictures_are_named(
+    base: Path, few_photos: Path, tmp_path: Path, other: str
+) -> None:
+    """Machines whose folders differ: none waits for the others, nothing is written."""
+    second = Path(shutil.copytree(few_photos, tmp_path / "second"))
+    picture = min((second / "shoes").iterdir())
+    picture.unlink() if other == "fewer" else picture.rename(second / "shoes" / "0.jpg")
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "import feature_extractor\nfrom utils import run_script\n"
+        f"base = [{str(base)!r}, {str(second)!r}][int(os.environ['RANK'])]\n"
+        "run_script(lambda: feature_extractor.main([*sys.argv[1:], '--dataset-base', base]))\n"
+    )
+    status, _, err = torchrun(base, script=script)
+    assert status != 0
+    assert f"{second}: rank 1 finds other pictures or models there" in err
+    assert not (base / "all_feat.json").exists()
