@@ -197,6 +197,10 @@ class Trainer:
             self.net.load_state_dict(content["state_dict"])
             self.metric.load_state_dict(content["metric"])
             self.optimizer.load_state_dict(content["optimizer"])
+            for parameter, state in self.optimizer.state.items():  # torch would see it in a step
+                memory = [x for x in state.values() if isinstance(x, Tensor) and x.ndim]
+                if any(x.shape != parameter.shape for x in memory):
+                    raise ValueError("the optimizer's state is of another network")
             self.scaler.load_state_dict(content["scaler"])
             torch.set_rng_state(content["rng"])
             if content["cuda_rng"]:

@@ -463,6 +463,11 @@ def test_weights_of_nan_are_no_start(base: Path, refused) -> None:
         train.main(["--dataset-base", str(base), "--pretrained", str(base / MODEL)])
 
 
+def misshape(state: dict) -> None:
+    """Let the optimizer's memory of a parameter be of another shape."""
+    state[0]["momentum_buffer"] = torch.zeros(7)
+
+
 RESUME: dict[str, Callable[[Path], object]] = {
     "a pickle": lambda path: path.write_bytes(PICKLE),
     "cut": lambda path: os.truncate(path, 5000),
@@ -472,6 +477,7 @@ RESUME: dict[str, Callable[[Path], object]] = {
     "an identity that is a number": saved(lambda c: c.update(identity=1)),
     "weights of another network": saved(lambda c: c["state_dict"].pop("fc.weight")),
     "an optimizer of nothing": saved(lambda c: c.update(optimizer={})),
+    "an optimizer of other shapes": saved(lambda c: misshape(c["optimizer"]["state"])),
     "a generator of words": saved(lambda c: c.update(rng="x")),
 }
 
