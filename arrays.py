@@ -1,8 +1,10 @@
 """Arrays from files that may be damaged, or made to do harm: plain ones, checked, or none."""
 
+import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +35,16 @@ def map_array(path: Path, form: str, dimensions: int, mode: str = "r") -> np.nda
         raise ValueError(f"holds {array.dtype.str} of {array.ndim} dimensions, not {form} of"
                          f" {dimensions}")  # fmt: skip
     return array
+
+
+def archive(**arrays: Any) -> bytes:
+    """The content of a .npz file, made in memory.
+
+    Where a disk is full, `np.savez` leaves a zip file behind that complains when it is dropped.
+    """
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
 
 
 def read_archive(path: Path, forms: Mapping[str, tuple[str, int]]) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from annotations import Pictures, align
-from arrays import read_archive
+from arrays import archive, read_archive
 from collection import picture_file
 from index import CONTENT, INFO, LIST, FeatureDatabase, open_database
 from tars import open_photo, split
@@ -60,7 +60,7 @@ def look(base: Path, path: str, box: np.ndarray, crop: bool) -> np.ndarray:
 
 def _stamp_of(file: Path | str, box: np.ndarray) -> np.ndarray:
     """Size in bytes, inode, time of the last change in ns, and box of a picture, int64."""
-    inside = split(str(file))  # of a tar file, all pictures change with it
+    inside = split(file)  # of a tar file, all pictures change with it
     status = os.stat(inside[0] if inside else file)
     if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for its writer
         raise FileNotFoundError(file)
@@ -163,8 +163,8 @@ def _read_stamps(database: FeatureDatabase) -> np.ndarray:
 
 def save_stamps(database: FeatureDatabase, stamps: np.ndarray) -> None:
     """Keep the stamps of the pictures of a database, N x 7, int64."""
-    with suppress(UserError), atomic_write(database.base / KNOWN) as part, open(part, "wb") as file:
-        np.savez(file, stamps=stamps, made_of=np.array(_made_of(database)))
+    with suppress(UserError), atomic_write(database.base / KNOWN) as part:
+        part.write_bytes(archive(stamps=stamps, made_of=_made_of(database)))
 
 
 def _made_of(database: FeatureDatabase) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from arrays import read_archive
+from arrays import archive, read_archive
 from codes import Codes
 from index import DEEP, Answer, ExactEngine, FeatureDatabase, Signal, unit_rows
 from scan import LEAST, ScanEngine
@@ -64,8 +64,8 @@ class Clusters:
 def save_clusters(base: Path, clusters: Clusters) -> Path:
     """Write models/kmeans.m: an .npz archive of plain arrays."""
     path = base / CLUSTERS
-    with atomic_write(path) as part, open(part, "wb") as file:
-        np.savez(file, **{f.name: np.asarray(getattr(clusters, f.name)) for f in fields(clusters)})
+    with atomic_write(path) as part:
+        part.write_bytes(archive(**{f.name: getattr(clusters, f.name) for f in fields(clusters)}))
     return path
 
 

@@ -21,7 +21,7 @@ from annotations import (
     read_attribute,
     read_inshop,
 )
-from utils import PICTURE_SUFFIXES, PictureError, UserError, shown
+from utils import PICTURE_SUFFIXES, PictureError, UserError, can_be_listed, shown
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 MADE_FOLDERS = frozenset({"models"})  # what this project itself writes below DATASET_BASE
@@ -56,9 +56,12 @@ def find_pictures(
         relative = Path(place).relative_to(folder)
         for file in files:
             suffix, path = os.path.splitext(file)[1].lower(), (relative / file).as_posix()
-            if suffix == tars.SUFFIX and file[0] != ".":
-                members = tars.members_of(Path(place) / file, kept)
-                found += [f"{path}/{name}" for name in members.names.tolist()]
+            if tars.is_tar(file) and file[0] != ".":
+                if os.path.isfile(Path(place) / file):  # to open a pipe would wait for its writer
+                    members = tars.members_of(Path(place) / file, kept)
+                    found += [f"{path}/{name}" for name in members.names]
+                else:
+                    _say_once(f"{shown(Path(place) / file)}: left out, as it is no file")
             elif suffix in PICTURE_SUFFIXES and file[0] != ".":
                 found.append(path)
     return sorted(found)
@@ -71,11 +74,6 @@ def _say_left_out(error: OSError) -> None:
 @cache
 def _say_once(line: str) -> None:  # a script may well read a folder more than once
     print(line, file=sys.stderr)
-
-
-def can_be_listed(path: str) -> bool:
-    """Whether a path can stand in a list: one line of UTF-8."""
-    return not any(character in "\n\r" or "\ud800" <= character <= "\udfff" for character in path)
 
 
 def picture_file(base: Path, path: str) -> Path:
@@ -193,7 +191,7 @@ def read_folder(base: Path, val_share: float) -> Pictures:
     if not paths:
         state = "no pictures below it" if base.is_dir() else "no such folder"
         raise UserError(f"{base}: {state}; set DATASET_BASE (--dataset-base) to a data set")
-    parts = [tars.parts_of(path) for path in paths]
+    parts = [tars.parts_of(base, path) for path in paths]
     split = is_split(parts)
     folders = [part[1:-1] if split else part[:-1] for part in parts]
     told, items = tars.labels_of(base, paths, kept)

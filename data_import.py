@@ -14,10 +14,10 @@ from annotations import (
     UNKNOWN,
     write_list,
 )
-from collection import SPLIT_FOLDERS, can_be_listed, find_pictures, held_out_of_each, is_split
+from collection import SPLIT_FOLDERS, find_pictures, held_out_of_each, is_split
 from picture_list import SUFFIX, read_picture_list
 from tars import labels_of, parts_of
-from utils import UserError, shown
+from utils import UserError, can_be_listed, shown
 
 IMG = "img"  # the link to the photos
 OFFICIAL = (*ANNO_FOLDERS, "Eval", "Img")  # what a part of somebody else's data set consists of
@@ -107,9 +107,9 @@ def import_folder(
             raise UserError(f"{option} is about items: add --item-level or --item-pattern REGEX")
     wanted = None if gallery is None else _expression("--gallery", gallery)
 
-    parts = [parts_of(path) for path in paths]
-    partitions = told.get("partition", np.array([""]))
-    split = not (partitions != "").any() and is_split(parts)
+    parts = [parts_of(folder, path) for path in paths]
+    partitions = told.get("partition", np.full(len(paths), ""))
+    split = _is_split(parts, partitions)
     inner = [part[1:] if split else part for part in parts]
     if item_level:
         category, item, color = _labels_of_folders(paths, inner, inshop)
@@ -117,15 +117,18 @@ def import_folder(
         category, item, color = _labels_of_pattern(paths, inner, item_pattern)
     category, item = _known(told["category"], category), _known(told["item"], item)
     color = _known(told.get("color", np.array([""])), color)
+    group = np.where(item == "", np.array(paths), item)
     if test:
         partition = np.full(len(paths), "test")
     elif split:
         partition = np.array([SPLIT_FOLDERS[part[0]] for part in parts])
     else:
-        group = np.where(item == "", np.array(paths), item)
         partition = np.where(held_out_of_each(category, group, val_share), "val", "train")
-    if not test:
-        partition = _known(partitions, partition)
+    if not test:  # what is told of a picture holds for all of its item
+        pairs = list(zip(group, partitions, strict=True))
+        of_group = {each: told for each, told in pairs if told}
+        known = np.array([told or of_group.get(each, "") for each, told in pairs])
+        partition = _known(known, partition)
     status = _statuses(paths, item, color, partition, wanted)
     path = np.array([f"{IMG}/{path}" for path in paths])
     photos = Photos(path, category, item, color, partition, status)
@@ -141,6 +144,15 @@ def import_folder(
     else:
         _write_both_parts(base, folder, photos)
     _report(base, folder, photos, inshop, categories)
+
+
+def _is_split(parts: list[list[str]], partitions: np.ndarray) -> bool:
+    try:
+        return is_split(parts)
+    except UserError:
+        if (partitions == "").any():
+            raise
+        return False  # the list tells of all
 
 
 def _known(told: np.ndarray, guessed: np.ndarray) -> np.ndarray:

@@ -28,8 +28,9 @@ NAMED = 4096  # pictures that a filter names one by one
 
 
 class Told(TypedDict):
-    """What a push has measured: in which collection, with which distance, of which candidates."""
+    """What a push has measured: where, with which distance, of which candidates."""
 
+    at: str
     collection: str
     index: str
     distance: str

@@ -233,7 +233,8 @@ def push(config: Config, told: Told | None = None) -> None:
     Parameters
     ----------
     config : the settings
-    told : what was measured before an update; None to measure it now
+    told : what was measured before an update, and holds where little has changed; None to measure
+        it now
 
     Raises
     ------
@@ -261,13 +262,14 @@ def push(config: Config, told: Told | None = None) -> None:
     wait_for_indexes(server, name, signals)
     seconds = time.perf_counter() - start
     distance = describe_distance(signals)
-    if told and (told["index"], told["distance"]) == (place.index, distance):
+    if old and told and (told["index"], told["distance"]) == (place.index, distance):
         candidates, recall = told["candidates"], told["recall"]
     else:
         exact = exact_engine(database, signals)
         engine = MilvusEngine(signals, server, name, LEAST, wanted.numbers, exact, database)
         candidates, recall = measure(engine, exact, config.TARGET_RECALL)
     told = Told(
+        at=place.shown,
         collection=name,
         index=place.index,
         distance=distance,
@@ -293,6 +295,14 @@ def follow(config: Config, database: FeatureDatabase) -> None:
     ------
     UserError, AwayError : see `push`
     """
-    told = read_told(database.base)
-    if told and told["collection"] != Place(**config.milvus).collection(database):
-        push(config, told)
+    told, place = read_told(database.base), Place(**config.milvus)
+    name = place.collection(database)
+    if told is None or told["collection"] == name:
+        return
+    if (told["at"], [told["collection"]]) != (place.shown, older(name, [told["collection"]])):
+        print(
+            f"{database.base / TOLD}: the last push was to {told['collection']} at {told['at']},"
+            " which the settings MILVUS_... do not name; it was not updated"
+        )
+        return
+    push(config, told)

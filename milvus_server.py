@@ -19,6 +19,7 @@ from utils import AwayError, UserError
 INPUT_ERROR = 1100  # Milvus's code of what it will never do
 NOT_LOADED = 101
 UNREACHED = 2
+FORM = 2  # of a collection's fields; another one is another collection
 DIGITS = 16  # of the features' SHA-256 in a collection's name
 PATIENCE = 10  # times MILVUS_TIMEOUT, for what a server has to work for
 OPTIONS = {
@@ -65,7 +66,8 @@ class Place:
     def collection(self, database: FeatureDatabase) -> str:
         """Name of the collection of a feature database: other features have another one."""
         info = database.info
-        told = [sorted((info["sha256"] | info["sha256_others"]).items()), database.category_names]
+        hashes = sorted((info["sha256"] | info["sha256_others"]).items())
+        told = [FORM, hashes, database.category_names]
         digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
         return f"{self.family(database.base)}_{digest[:DIGITS]}"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from collection import SPLIT_FOLDERS, can_be_listed
-from utils import UserError, shown
+from collection import SPLIT_FOLDERS
+from utils import UserError, can_be_listed, shown
 
 SUFFIX = ".csv"
 COLUMNS = ("path", "category", "item", "color", "partition")

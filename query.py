@@ -61,7 +61,7 @@ def find_query(base: Path, name: str) -> Path:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.is_file() or is_member(str(path))
+    return path.is_file() or is_member(path)
 
 
 def read_query(

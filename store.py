@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from annotations import Pictures
+from arrays import archive
 from index import CATEGORY, CLASSIFIER, CONTENT, DEEP, INFO, ITEM, LIST, PALETTE, FeatureDatabase
 from utils import atomic_write, parsed_json, sha256_of, sync_folder, writing
 
@@ -259,10 +260,10 @@ def write_database(
             part = stack.enter_context(atomic_write(base / name))
             hashes[name] = _write_rows(part, source, places[kept])
         arrays = {CATEGORY: pictures.categories[kept], ITEM: pictures.items[kept].astype(str)}
-        others = {name: write(name, _bytes_of(np.save, array)) for name, array in arrays.items()}
+        others = {name: write(name, _npy(array)) for name, array in arrays.items()}
         others[CONTENT] = hashes.pop(CONTENT)
         weight, bias = classifier
-        others[CLASSIFIER] = write(CLASSIFIER, _bytes_of(np.savez, weight=weight, bias=bias))
+        others[CLASSIFIER] = write(CLASSIFIER, archive(weight=weight, bias=bias))
         lines = "".join(pictures.paths[row] + "\n" for row in kept)
         others[LIST] = write(LIST, lines.encode())
         info = {
@@ -335,7 +336,7 @@ def _sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _bytes_of(save: Any, *arrays: np.ndarray, **named: np.ndarray) -> bytes:
+def _npy(array: np.ndarray) -> bytes:
     content = io.BytesIO()
-    save(content, *arrays, **named)
+    np.save(content, array)
     return content.getvalue()

@@ -8,8 +8,11 @@ import hashlib
 import io
 import os
 import posixpath
+import re
+import sys
 import tarfile
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,25 +22,28 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from arrays import read_archive
+from arrays import archive, read_archive
 from utils import (
     PICTURE_SUFFIXES,
     MissingPictureError,
     PictureError,
     UserError,
     atomic_write,
+    can_be_listed,
     parsed_json,
     read_picture,
     shown,
 )
 
-SUFFIX = ".tar"
-MOST = 1 << 30  # bytes of a picture
-LABEL = 1 << 16  # bytes of a label
+CHECKPOINT = ".pth.tar"  # what PyTorch's users call their models, tar files or not
+MOST = 1 << 28  # bytes of a picture
+LABEL = 1 << 16  # bytes of a label, and of what tar has to say of a member
+WORDS = 255  # characters of a category or an item
 KEPT = "models/tars"  # below DATASET_BASE: where pictures lie in tar files
 OPENED = 256  # tar files whose members are kept in memory
-FORMS = {"names": ("U", 1), "places": ("i", 2), "categories": ("U", 1), "items": ("U", 1),
+FORMS = {"names": ("U", 0), "places": ("i", 2), "categories": ("U", 0), "items": ("U", 0),
          "stamp": ("i", 1)}  # fmt: skip
+INSIDE = re.compile(r"(?<=[^/]\.tar)/", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -46,32 +52,46 @@ class Members:
 
     Attributes
     ----------
-    names : n, str, unique
+    names : n, unique
     places : n x 2, int64; where each begins, and its length in bytes
-    categories, items : n, str; "" where no label tells
+    categories, items : n; "" where no label tells
     """
 
-    names: np.ndarray
+    names: list[str]
     places: np.ndarray
-    categories: np.ndarray
-    items: np.ndarray
+    categories: list[str]
+    items: list[str]
 
     def row(self, name: str) -> int | None:
         """The row of a name; None where there is none."""
-        row = int(np.searchsorted(self.names, name))
+        row = bisect_left(self.names, name)
         return row if row < len(self.names) and self.names[row] == name else None
 
 
-def split(path: str) -> tuple[str, str] | None:
+def is_tar(file: str) -> bool:
+    """Whether a file is to be looked into, by its name."""
+    return file.lower().endswith(".tar") and not file.lower().endswith(CHECKPOINT)
+
+
+def split(path: Path | str) -> tuple[str, str] | None:
     """The tar file and the member that a path leads to; None where it leads to a file."""
-    at = path.lower().find(SUFFIX + "/")
-    return None if at < 0 else (path[: at + len(SUFFIX)], path[at + len(SUFFIX) + 1 :])
+    text = str(path)
+    for slash in INSIDE.finditer(text):
+        if os.path.isfile(text[: slash.start()]):  # a folder may be called so, too
+            return text[: slash.start()], text[slash.end() :]
+    return None
 
 
-def parts_of(path: str) -> list[str]:
-    """A picture's path, divided at "/", without tar files: their names tell nothing of it."""
-    *folders, file = path.split("/")
-    return [*(folder for folder in folders if not folder.lower().endswith(SUFFIX)), file]
+def parts_of(folder: Path, path: str) -> list[str]:
+    """The path of a picture below a folder, divided at "/".
+
+    Without a tar file, whose name tells nothing of a picture.
+    """
+    inside = split(f"{folder}/{path}")
+    if inside is None:
+        return path.split("/")
+    above = os.path.relpath(inside[0], folder).split(os.sep)[:-1]
+    return [*above, *inside[1].split("/")]
 
 
 def members_of(tar: Path, kept: Path | None = None) -> Members:
@@ -84,11 +104,13 @@ def members_of(tar: Path, kept: Path | None = None) -> Members:
 
     Raises
     ------
-    OSError : it cannot be read
-    UserError : it is no tar file, or damaged
+    UserError : it is no tar file, damaged, or cannot be read
     """
-    status = os.stat(tar)
-    return _members_of(tar, kept, status.st_size, status.st_ino, status.st_mtime_ns)
+    try:
+        status = os.stat(tar)
+    except OSError as error:
+        raise UserError(f"{shown(tar)}: cannot be read: {error.strerror}") from None
+    return _members_of(tar, kept, status.st_size, status.st_ino, status.st_ctime_ns)
 
 
 @lru_cache(maxsize=OPENED)
@@ -99,12 +121,48 @@ def _members_of(tar: Path, kept: Path | None, *stamp: int) -> Members:
     place = kept / f"{digest[:32]}.npz"
     with suppress(ValueError):
         found = read_archive(place, FORMS)
-        if found.pop("stamp").tolist() == [*stamp]:
-            return Members(**found)
+        names, *labels = (
+            str(found[name]).split("\n")[:-1] for name in ("names", "categories", "items")
+        )
+        shapes = {(len(column), 2) for column in (names, *labels)}
+        if found["stamp"].tolist() == [*stamp] and shapes == {found["places"].shape}:
+            return Members(names, found["places"], *labels)
     members = _scan(tar)
-    with suppress(UserError), atomic_write(place) as part, open(part, "wb") as file:
-        np.savez(file, stamp=np.array(stamp, np.int64), **vars(members))
+    columns = {
+        name: "".join(each + "\n" for each in getattr(members, name))
+        for name in ("names", "categories", "items")
+    }
+    with suppress(UserError), atomic_write(place) as part:
+        part.write_bytes(archive(stamp=np.array(stamp), places=members.places, **columns))
     return members
+
+
+class _Headers:
+    """A tar file of which no more than headers and labels are read at once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > LABEL:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self.file.read(size)
+
+
+def _headers(file: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """The members of a tar file; raises many types where it is damaged, but does end."""
+    with tarfile.open(fileobj=_Headers(file), mode="r:") as content:  # type: ignore[call-overload]
+        before = -1
+        while (member := content.next()) is not None:
+            content.members.clear()  # or it keeps all
+            if member.size < 0 or content.offset <= before:
+                raise tarfile.ReadError(f"a wrong size at byte {member.offset:,}")
+            before = content.offset
+            yield member, content
+        file.seek(content.offset)  # tarfile takes a damaged header for the end
+        if file.read(1 << 20).strip(b"\0"):
+            raise tarfile.ReadError(f"it goes on after its end at byte {content.offset:,}")
 
 
 def _scan(tar: Path) -> Members:
@@ -112,37 +170,37 @@ def _scan(tar: Path) -> Members:
     found: dict[str, tuple[int, int]] = {}
     labels: dict[str, dict[str, str]] = {}
     try:
-        with tarfile.open(tar, "r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # or it keeps all
+        with open(tar, "rb") as file:
+            for member, content in _headers(file):
                 name = posixpath.normpath(member.name).lstrip("/")
-                file = posixpath.basename(name)
-                if not member.isreg() or file.startswith(".") or name.startswith("../"):
+                suffix = posixpath.splitext(name)[1].lower()
+                hidden = any(part.startswith(".") for part in name.split("/"))
+                if hidden or not member.isreg():
                     continue
-                suffix = posixpath.splitext(file)[1].lower()
                 if suffix in PICTURE_SUFFIXES:
+                    if member.issparse():
+                        raise tarfile.ReadError(f"{shown(name)} is sparse")
+                    if not can_be_listed(name):
+                        print(f"{shown(f'{tar}/{name}')}: left out for its name", file=sys.stderr)
+                        continue
                     found[name] = (member.offset_data, member.size)
                 elif suffix in (".cls", ".json") and member.size <= LABEL:
-                    content = archive.extractfile(member)
-                    told = _labels(suffix, content.read() if content else b"")
-                    labels.setdefault(_sample(name), {}).update(told)
-            end = archive.offset
-        with open(tar, "rb") as content:  # tarfile takes a damaged header for the end
-            content.seek(end)
-            if content.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError(f"damaged at byte {end:,}")
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+                    told = content.extractfile(member)
+                    words = _words(suffix, told.read() if told else b"")
+                    labels.setdefault(_sample(name), {}).update(words)
+    except Exception as error:  # a damaged file leads to many types
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(
-            f"{shown(tar)}: cannot be read as a tar file: {error}; it must be whole, and not"
-            " compressed"
+            f"{shown(tar)}: cannot be read as a tar file: {shown(reason)}; it must be whole, and"
+            " not compressed"
         ) from None
     names = sorted(found)
     told = [labels.get(_sample(name), {}) for name in names]
     return Members(
-        names=np.array(names, str),
+        names=names,
         places=np.array([found[name] for name in names], np.int64).reshape(-1, 2),
-        categories=np.array([each.get("category", "") for each in told], str),
-        items=np.array([each.get("item", "") for each in told], str),
+        categories=[each.get("category", "") for each in told],
+        items=[each.get("item", "") for each in told],
     )
 
 
@@ -152,7 +210,7 @@ def _sample(name: str) -> str:
     return posixpath.join(folder, file.split(".")[0])
 
 
-def _labels(suffix: str, content: bytes) -> dict[str, str]:
+def _words(suffix: str, content: bytes) -> dict[str, str]:
     """What a label tells: .cls a category by name or number, .json category and item."""
     told: object = {"category": content.decode("utf-8", "replace")}
     if suffix == ".json":
@@ -160,8 +218,13 @@ def _labels(suffix: str, content: bytes) -> dict[str, str]:
             told = parsed_json(content)
         except ValueError:
             return {}
-    known = told if isinstance(told, dict) else {}
-    return {key: " ".join(str(known[key]).split()) for key in ("category", "item") if key in known}
+    words = {}
+    for key, value in told.items() if isinstance(told, dict) else ():
+        if key in ("category", "item") and type(value) in (str, int, float):
+            word = " ".join(str(value).split())
+            if word.isprintable() and len(word) <= WORDS:
+                words[key] = word
+    return words
 
 
 def labels_of(
@@ -176,52 +239,20 @@ def labels_of(
     """
     categories, items = [""] * len(paths), [""] * len(paths)
     for i, path in enumerate(paths):
-        parts = split(path)
-        if parts:
-            members = members_of(folder / parts[0], kept)
-            row = members.row(parts[1])
+        inside = split(f"{folder}/{path}")
+        if inside:
+            members = members_of(Path(inside[0]), kept)
+            row = members.row(inside[1])
             if row is not None:
-                categories[i], items[i] = str(members.categories[row]), str(members.items[row])
+                categories[i], items[i] = members.categories[row], members.items[row]
     return categories, items
 
 
-def open_member(tar: Path, name: str, kept: Path | None) -> BinaryIO:
-    """The content of a picture in a tar file.
-
-    Raises
-    ------
-    PictureError : there is no such picture, it is cut off or too large, or the tar file is damaged
-    """
-    path = f"{tar}/{name}"
-    try:
-        members = members_of(tar, kept)
-        row = members.row(name)
-        if row is None:
-            raise FileNotFoundError
-        start, size = members.places[row].tolist()
-        with open(tar, "rb") as file:
-            file.seek(start)
-            content = file.read(min(size, MOST))
-    except FileNotFoundError:
-        raise MissingPictureError(f"{shown(path)}: no such file") from None
-    except OSError as error:
-        raise PictureError(f"{shown(path)}: cannot be read: {error.strerror or error}") from None
-    except UserError as error:  # damaged since it was listed
-        raise PictureError(str(error)) from None
-    if size > MOST:
-        raise PictureError(f"{shown(path)}: {size:,} bytes are too many for a picture")
-    if len(content) < size:
-        raise PictureError(f"{shown(path)}: the tar file ends in it")
-    return io.BytesIO(content)
-
-
-def is_member(path: str) -> bool:
-    """Whether a path leads to a picture in a tar file that is there."""
+def is_member(path: Path) -> bool:
+    """Whether a path leads to a picture in a tar file."""
     inside = split(path)
-    if inside is None or not os.path.isfile(inside[0]):
-        return False
-    with suppress(OSError, UserError):
-        return members_of(Path(inside[0])).row(inside[1]) is not None
+    with suppress(UserError):
+        return inside is not None and members_of(Path(inside[0])).row(inside[1]) is not None
     return False
 
 
@@ -236,12 +267,27 @@ def open_photo(file: Path, base: Path) -> BinaryIO:
     Raises
     ------
     OSError : it cannot be opened
-    PictureError : see `open_member`
+    PictureError : it is not in the tar file, is cut off or too large, or the tar file is damaged
     """
-    inside = split(str(file))
-    if inside and os.path.isfile(inside[0]):
-        return open_member(Path(inside[0]), inside[1], base / KEPT)
-    return open(file, "rb")
+    inside = split(file)
+    if inside is None:
+        return open(file, "rb")
+    try:
+        members = members_of(Path(inside[0]), base / KEPT)
+    except UserError as error:  # damaged since it was listed
+        raise PictureError(str(error)) from None
+    row = members.row(inside[1])
+    if row is None:
+        raise MissingPictureError(f"{shown(file)}: no such file")
+    start, size = members.places[row].tolist()
+    if not 0 <= size <= MOST:
+        raise PictureError(f"{shown(file)}: {size:,} bytes are too many for a picture")
+    with open(inside[0], "rb") as tar:
+        tar.seek(start)
+        content = tar.read(size)
+    if len(content) < size:
+        raise PictureError(f"{shown(file)}: the tar file ends in it")
+    return io.BytesIO(content)
 
 
 def read_photo(
@@ -258,11 +304,11 @@ def read_photo(
     ------
     PictureError : it cannot be read as a picture
     """
-    if split(str(file)) is None:
+    if split(file) is None:
         return read_picture(file, box, least)
     try:
         content = open_photo(file, base)
-    except OSError as error:  # of a folder called .tar
+    except OSError as error:
         raise PictureError(f"{shown(file)}: cannot be read: {error.strerror or error}") from None
     with content:
         return read_picture(content, box, least, str(file))

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from collection import MADE_FOLDERS
-from tars import SUFFIX
 from utils import PICTURE_SUFFIXES, UserError
 
 QUIET, LONGEST = 2.0, 60.0  # s without a change after which a copy is over; the most it may take
@@ -33,7 +32,7 @@ def below(base: Path) -> Iterator[None]:
         parts = Path(path).relative_to(top).parts if Path(path).is_relative_to(top) else (path,)
         hidden = any(part.startswith(".") for part in parts)
         ours = hidden or parts[0] in MADE_FOLDERS
-        return not ours and Path(path).suffix.lower() in {*PICTURE_SUFFIXES, SUFFIX, ".txt", ""}
+        return not ours and Path(path).suffix.lower() in {*PICTURE_SUFFIXES, ".tar", ".txt", ""}
 
     first, wait = True, {"step": int(1000 * QUIET), "debounce": int(1000 * LONGEST)}
     for changes in watch(top, watch_filter=counts, yield_on_timeout=True, rust_timeout=500, **wait):

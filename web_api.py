@@ -251,6 +251,8 @@ def _add_errors(app: FastAPI, living: Living) -> None:
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
         answer = as_problem(request, error.status_code, error.detail)
         answer.headers.update(error.headers or {})
+        if error.status_code == 405:  # Starlette's static files may not tell
+            answer.headers.setdefault("Allow", "GET, HEAD")
         return answer
 
     @app.exception_handler(RequestValidationError)

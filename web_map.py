@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from arrays import archive
 from clusters import open_clusters
 from index import DEEP, FeatureDatabase, unit_rows
 from utils import UserError, atomic_write
@@ -101,9 +102,9 @@ def _read(database: FeatureDatabase, count: int) -> np.ndarray | None:
 def _write(database: FeatureDatabase, places: np.ndarray) -> Path | None:
     path = database.base / MAP
     try:
-        with atomic_write(path) as part, open(part, "wb") as file:
-            features = np.asarray(database.info["sha256"][DEEP])
-            np.savez(file, places=places.astype(np.float32), features=features)
+        with atomic_write(path) as part:
+            features = database.info["sha256"][DEEP]
+            part.write_bytes(archive(places=places.astype(np.float32), features=features))
     except UserError:  # a read-only folder: then it is made anew next time
         return None
     return path

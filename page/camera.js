@@ -26,27 +26,30 @@ export class Camera {
       return;
     }
     this.complain("");
+    find("photograph").disabled = true; // a second click would switch on a second camera
     try {
       const video = { facingMode: "environment", width: { ideal: WIDEST } };
       this.video.srcObject = await navigator.mediaDevices.getUserMedia({ video });
+      find("camera").showModal();
+      await this.video.play();
+      find("shoot").disabled = false;
+      find("shoot").focus();
     } catch (error) {
-      this.complain(REFUSALS[error.name] ?? `The camera cannot be used: ${error.message}`);
-      return;
+      // The dialog may be closed before there is a picture.
+      if (error.name !== "AbortError") this.complain(REFUSALS[error.name] ?? `The camera cannot be used: ${error.message}`);
     }
-    find("camera").showModal();
-    await this.video.play();
-    find("shoot").disabled = false;
-    find("shoot").focus();
+    find("photograph").disabled = false;
   }
 
   shoot() {
+    find("shoot").disabled = true;
     const { videoWidth: width, videoHeight: height } = this.video;
     const canvas = document.createElement("canvas");
     Object.assign(canvas, { width, height });
     canvas.getContext("2d").drawImage(this.video, 0, 0);
     canvas.toBlob((blob) => {
-      this.taken(new File([blob], "photograph.jpg", { type: blob.type }));
       find("camera").close();
+      if (blob) this.taken(new File([blob], "photograph.jpg", { type: blob.type }));
     }, "image/jpeg", 0.92);
   }
 

@@ -83,6 +83,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return calls
 
 
+def first(code: str) -> list[str]:
+    """The begin of a command whose process runs some Python first.
+
+    Not by `preexec_fn`: it takes a real fork, in which the threads of gRPC, where a test before has
+    used Milvus, print errors.
+    """
+    return [sys.executable, "-c", f"import os, sys; {code}; os.execvp(sys.argv[1], sys.argv[1:])"]
+
+
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))

@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
 from PIL import Image
-from test_wrong_pictures import less_than_root
+from test_wrong_pictures import LESS_THAN_ROOT
 
 from index import open_database
 from interrupt import processes_below
@@ -112,10 +112,10 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     subprocess.run(["umount", place], capture_output=True)
 
 
-def refused(base: Path, script: str, *flags: object, reason: str, **options: object) -> str:
+def refused(base: Path, script: str, *flags: object, reason: str, begin: Sequence[str] = ()) -> str:
     """Run a script that cannot write: it must say so in one line, which is returned."""
-    command = [sys.executable, str(ROOT / script), "--dataset-base", str(base), *map(str, flags)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    command = [*begin, sys.executable, ROOT / script, "--dataset-base", base, *flags]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stdout + done.stderr
     last = done.stderr.strip().split("\n")[-1]
     assert last.startswith(f"{script}: "), done.stderr
@@ -181,7 +181,7 @@ def test_a_base_that_may_not_be_written_to_is_one_line(
     try:
         said = refused(
             base, script, *flags, "--num-workers=0", reason="Permission denied",
-            preexec_fn=less_than_root,
+            begin=LESS_THAN_ROOT,
         )  # fmt: skip
     finally:
         opened(base)
@@ -192,11 +192,11 @@ def test_a_base_that_may_not_be_written_to_is_one_line(
 def test_a_query_needs_no_right_to_write(base: Path) -> None:
     """Guards `suppress` in stamps.py and the `except` in `open_codes`."""
     picture = min((base / "img").rglob("*.jpg"))
-    command = [sys.executable, str(ROOT / "retrieval.py"), picture, "--json", "--dataset-base"]
+    command = [*LESS_THAN_ROOT, sys.executable, ROOT / "retrieval.py", picture, "--json"]
     closed(base)
     try:
-        done = subprocess.run([*map(str, command), str(base)], capture_output=True, text=True,
-                              preexec_fn=less_than_root, timeout=300)  # fmt: skip
+        done = subprocess.run([*map(str, command), "--dataset-base", str(base)],
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
     finally:
         opened(base)
     assert done.returncode == 0, done.stderr
@@ -208,8 +208,8 @@ def closed(base: Path) -> None:
     """Nobody may write there any more; a test that cannot be kept from it is skipped."""
     for folder in [base, base / "models"]:
         folder.chmod(0o555)
-    command = [sys.executable, "-c", f"open({str(base / 'x')!r}, 'w')"]
-    if not subprocess.run(command, capture_output=True, preexec_fn=less_than_root).returncode:
+    command = [*LESS_THAN_ROOT, sys.executable, "-c", f"open({str(base / 'x')!r}, 'w')"]
+    if not subprocess.run(command, capture_output=True).returncode:
         opened(base)
         pytest.skip("this process may write everywhere, and cannot be kept from it")
 

@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, first
 from PIL import Image
 
 from interrupt import processes_below
@@ -38,8 +38,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Begins a script in a session of its own, its output in a file each; none of it is left."""
     begun: list[Running] = []
 
-    def begin(script: Path | str, *arguments: object, **options: object) -> Running:
-        command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    def begin(
+        script: Path | str, *arguments: object, before: Sequence[str] = (), **options: object
+    ) -> Running:
+        command = [*before, sys.executable, str(ROOT / script), *map(str, arguments)]
         with open(tmp_path / "out", "w") as out, open(tmp_path / "err", "w") as err:
             options = {"stdout": out, "stderr": err, **options}
             begun.append(Running(command, start_new_session=True, text=True, **options))
@@ -262,8 +264,10 @@ def test_what_the_caller_ignores_stays_ignored(start: Callable, tmp_path: Path) 
     """Guards the first lines of `catch`: a shell lets no Ctrl-C stop a job in the background."""
     process = start(
         "synthetic.py", "--dataset-base", tmp_path / "new", "--items", 3, "--inshop-items", 0,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        before=first("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"),
     )  # fmt: skip
+    command = Path(f"/proc/{process.pid}/cmdline")
+    wait_for(process, lambda: b"-c" not in command.read_bytes().split(b"\0"))
     while process.poll() is None:
         os.kill(process.pid, signal.SIGINT)
         time.sleep(0.02)
@@ -274,8 +278,8 @@ def test_it_comes_through_though_the_caller_holds_it_back(start: Callable, tmp_p
     """Guards `SIG_UNBLOCK` in the thread: processes of a shielded one may be scripts themselves."""
     script = tmp_path / "script.py"
     script.write_text(LOOP.format("import time; print('x', flush=True); time.sleep(99)"))
-    held = (signal.SIG_BLOCK, {signal.SIGINT})
-    process = start(script, preexec_fn=lambda: signal.pthread_sigmask(*held))
+    held = first("import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})")
+    process = start(script, before=held)
     wait_for(process, lambda: (tmp_path / "out").read_text())
     press(process, tmp_path, group=False)
 

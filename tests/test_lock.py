@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_wrong_pictures import less_than_root
+from test_wrong_pictures import LESS_THAN_ROOT
 
 from lock import LOCK, locked
 from utils import UserError
@@ -91,8 +91,8 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
         "from pathlib import Path\nfrom utils import run_script\n"
         f"def main():\n    with locked(Path({str(tmp_path)!r}), 'a'): pass\nrun_script(main)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          preexec_fn=less_than_root)  # fmt: skip
+    command = [*LESS_THAN_ROOT, sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True)
     tmp_path.chmod(0o755)
     if (tmp_path / LOCK).exists():
         pytest.skip("this process may write everywhere, and cannot be kept from it")

@@ -1,5 +1,6 @@
 """What a push sends to a Milvus that holds something already: the difference."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -82,11 +83,48 @@ def test_an_update_sends_the_difference(pushed: Path, uri: str, capsys) -> None:
     assert len([*(pushed / "models").glob("*.numbers.npy")]) == 1
 
 
+def test_an_update_does_not_push_to_another_place(pushed: Path, uri: str, capsys) -> None:
+    """Settings that name another server, or another collection, than the last push had."""
+    change(pushed)
+    told = (pushed / "models/milvus.json").read_text()
+    capsys.readouterr()
+    assert extract(pushed, "--update", *WAITS) == 0
+    assert "the last push was to test_an_update_does_not_push_to_another_place_" in (
+        said := capsys.readouterr().out
+    )
+    assert f"at {uri}, which the settings MILVUS_... do not name" in said
+    assert not (pushed / "models/milvus.db").exists()
+    assert extract(pushed, "--update", *WAITS, *flags(uri), "--milvus-collection", "x") == 0
+    assert "do not name" in capsys.readouterr().out
+    assert (pushed / "models/milvus.json").read_text() == told
+
+
+def test_what_was_measured_is_kept_where_little_has_changed(
+    pushed: Path, uri: str, rng: np.random.Generator, capsys
+) -> None:
+    """Of an update; not of features of another model."""
+    file = pushed / "models/milvus.json"
+    planted = {**json.loads(file.read_text()), "recall": 0.25}
+    file.write_text(json.dumps(planted))
+    change(pushed)
+    assert extract(pushed, "--update", *WAITS, *flags(uri)) == 0
+    assert json.loads(file.read_text())["recall"] == 0.25
+    deep = open_database(pushed).deep[0]
+    replace_features(pushed, "all_feat.npy", rng.normal(size=deep.shape).astype(np.float32))
+    milvus_push.follow(settings(pushed, uri, MILVUS_INDEX="FLAT"), open_database(pushed))
+    assert json.loads(file.read_text())["recall"] == 1.0
+    assert_holds_the_database(pushed, uri)
+
+
 def test_a_server_that_is_away_in_an_update(pushed: Path, uri: str, capsys) -> None:
     """The files are updated; status 3; the next update, of nothing, lets Milvus catch up."""
     change(pushed)
-    away = ("--milvus-uri", "http://127.0.0.1:1", "--milvus-timeout", "1")
-    assert extract(pushed, "--update", *away, "--milvus-index", "FLAT") == 3
+    told = pushed / "models/milvus.json"
+    away = "http://127.0.0.1:1"
+    told.write_text(told.read_text().replace(uri, away))
+    where = ("--milvus-uri", away, "--milvus-timeout", "1", "--milvus-index", "FLAT")
+    assert extract(pushed, "--update", *where) == 3
+    told.write_text(told.read_text().replace(away, uri))
     assert "nothing is lost" in capsys.readouterr().err
     assert "dress/000 new.jpg" in open_database(pushed).paths
     with pytest.raises(UserError, match="other features"):

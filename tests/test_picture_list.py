@@ -43,6 +43,7 @@ def test_columns_come_in_any_order_and_may_be_absent(tmp_path: Path) -> None:
         ("path\n/etc/a.jpg\n", r":2: '.*etc/a\.jpg' is no path below"),
         ("path,item\n,1\n", r":2: '' is no path below"),
         ('path\n"a\nb.jpg"\n', r":3: .* is no path below"),
+        ("path\na\0b.jpg\n", r":2: .*"),
         ("path,partition\na.jpg,dev\n", r":2: partition 'dev'; it may be train, val"),
         ("path\n", r": no pictures in it"),
         ('path\n"a.jpg\n', r":2: unexpected end of data"),
@@ -97,3 +98,21 @@ def test_an_import_takes_what_the_list_tells(few_photos: Path, tmp_path: Path) -
     assert len(set(items.items.tolist())) == 6
     assert items.colors.tolist() == ["dark_blue", "dark_red"] * 6
     assert items.partitions.tolist() == ["train"] * 8 + ["gallery"] * 4
+
+
+def test_what_is_told_of_a_picture_holds_for_its_item(few_photos: Path, tmp_path: Path) -> None:
+    """No item is divided; folders of a split are no categories, nor do they outweigh the list."""
+    photos = tmp_path / "photos"
+    lines = ["path,item,partition"]
+    for i, path in enumerate(sorted(few_photos.glob("*/*.jpg"))):
+        place = photos / ("train", "test")[i % 2] / path.parent.name / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+        told = "" if i % 2 else ("train", "val")[i // 2 % 2]
+        lines.append(f"{place.relative_to(photos)},{i // 2},{told}")
+    (photos / "list.csv").write_text("\n".join(lines))
+    base = tmp_path / "data"
+    data.main(["import", str(photos / "list.csv"), "--dataset-base", str(base)])
+    table = read_attribute(base, 50)
+    assert table.category_names == ["dress", "hat", "shoes"]
+    assert table.partitions.tolist() == [("train", "val")[i // 2 % 2] for i in range(24)]

@@ -85,7 +85,7 @@ def test_two_processes_train_what_one_trains(alone: Path, drawn: Path, tmp_path:
     for name in ("train/loss", "train/metric", "validation/cross entropy"):
         one, two = curve(alone, name), curve(base, name)
         assert len(one) == len(two) > 2
-        np.testing.assert_allclose(two, one, rtol=2e-4)
+        np.testing.assert_allclose(two, one, rtol=1e-3)
     np.testing.assert_allclose(curve(base, "train/loss")[:4], curve(alone, "train/loss")[:4],
                                rtol=1e-5)  # fmt: skip
     assert said.count("2 processes") == 1
@@ -107,7 +107,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     theirs = read_checkpoint(alone / "models/model_2_final.pth.tar")["state_dict"]
     assert mine.keys() == theirs.keys()
     for key in mine:
-        torch.testing.assert_close(mine[key], theirs[key], rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(mine[key], theirs[key], rtol=5e-3, atol=5e-3)
 
 
 def test_a_wrong_setting_ends_all_of_them(drawn: Path, tmp_path: Path) -> None:

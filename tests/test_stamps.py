@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_wrong_pictures import less_than_root
+from test_wrong_pictures import LESS_THAN_ROOT
 
 from stamps import STAMPS, first_wrong
 from utils import sha256_of
@@ -102,7 +102,7 @@ def test_where_none_can_be_kept_files_are_read_each_time(
         f"from pathlib import Path\n"
         f"print(first_wrong(Path({str(tmp_path)!r}), {files}, lambda name: ''))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          preexec_fn=less_than_root)  # fmt: skip
+    command = [*LESS_THAN_ROOT, sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True)
     tmp_path.chmod(0o755)
     assert (done.stdout, done.stderr) == ("None\n", "")

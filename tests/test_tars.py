@@ -20,6 +20,7 @@ import data
 import retrieval
 import tars
 from annotations import attribute_list
+from changes import look
 from collection import find_pictures, read_collection, read_folder
 from index import open_database
 from tars import members_of, open_photo, parts_of, read_photo, split
@@ -67,7 +68,7 @@ def test_members_are_what_webdataset_reads(few_photos: Path, tmp_path: Path) -> 
             each["__key__"]: each
             for each in webdataset.WebDataset(str(tar), shardshuffle=False, empty_check=False)
         }
-        assert [f"{key}.jpg" for key in sorted(samples)] == members.names.tolist()
+        assert [f"{key}.jpg" for key in sorted(samples)] == members.names
         for row, name in enumerate(members.names):
             sample = samples[name.removesuffix(".jpg")]
             with open_photo(tar / name, tmp_path) as file:
@@ -83,7 +84,7 @@ def test_features_are_those_of_the_same_files(
     folder = Path(shutil.copytree(few_photos, tmp_path / "folder"))
     assert extract(folder) == extract(shards) == 0
     plain, packed = by_path(folder), by_path(shards)
-    assert {"/".join(parts_of(path)): features for path, features in packed.items()} == plain
+    assert {path.split("/", 1)[1]: features for path, features in packed.items()} == plain
     assert read_folder(shards, 0.1).category_names == ["dress", "hat", "shoes"]
 
     path = open_database(shards).paths[5]
@@ -117,7 +118,7 @@ def test_what_was_found_is_kept_until_the_file_changes(shards: Path, monkeypatch
 
     def names() -> list[str]:
         tars._members_of.cache_clear()
-        return members_of(tar, kept).names.tolist()
+        return members_of(tar, kept).names
 
     before = names()
     assert names() == before
@@ -158,18 +159,31 @@ def test_labels_go_before_folders(few_photos: Path, tmp_path: Path) -> None:
     data.main(["check", "--dataset-base", str(base), "--num-workers", "1"])
 
 
-@pytest.mark.parametrize(
-    ("path", "parts", "inside"),
-    [
-        ("a/x.tar/b/1.jpg", ["a", "b", "1.jpg"], ("a/x.tar", "b/1.jpg")),
-        ("X.TAR/1.jpg", ["1.jpg"], ("X.TAR", "1.jpg")),
-        ("a.tar.jpg", ["a.tar.jpg"], None),
-        ("a/1.jpg", ["a", "1.jpg"], None),
-    ],
-)
-def test_paths_lead_into_tar_files(path: str, parts: list[str], inside: tuple | None) -> None:
-    assert parts_of(path) == parts
-    assert split(path) == inside
+def test_paths_lead_into_tar_files(tmp_path: Path) -> None:
+    """Into files alone, below folders of any name, the base's own included; by either case."""
+    base = tmp_path / "base.tar"
+    for place in ("a/x.tar", "İİ/X.TAR", "folder.tar/y.tar", "0.tar"):
+        (base / place).parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(base / place, "w") as archive:
+            add(archive, "b/1.jpg", b"one")
+    (base / "folder.tar" / "2.jpg").write_bytes(b"two")
+    (base / "a.tar.jpg").write_bytes(b"three")
+    wanted = {
+        "a/x.tar/b/1.jpg": ["a", "b", "1.jpg"],
+        "İİ/X.TAR/b/1.jpg": ["İİ", "b", "1.jpg"],
+        "folder.tar/y.tar/b/1.jpg": ["folder.tar", "b", "1.jpg"],
+        "0.tar/b/1.jpg": ["b", "1.jpg"],
+        "folder.tar/2.jpg": ["folder.tar", "2.jpg"],
+        "a.tar.jpg": ["a.tar.jpg"],
+    }
+    assert sorted(find_pictures(base)) == sorted(wanted)
+    for path, parts in wanted.items():
+        assert parts_of(base, path) == parts
+        with open_photo(base / path, base) as file:
+            assert file.read() == (b"one" if "b/" in path else b"two" if "2" in path else b"three")
+        assert look(base, path, np.zeros(4, np.int32), crop=False).any()
+    assert split(base / "a/x.tar/b/1.jpg") == (str(base / "a/x.tar"), "b/1.jpg")
+    assert split(base / "none.tar/b/1.jpg") is None
 
 
 def add(archive: tarfile.TarFile, name: str, content: bytes = b"", kind: bytes = b"0") -> None:
@@ -178,7 +192,7 @@ def add(archive: tarfile.TarFile, name: str, content: bytes = b"", kind: bytes =
     archive.addfile(member, io.BytesIO(content))
 
 
-def test_only_pictures_are_members(tmp_path: Path) -> None:
+def test_only_pictures_are_members(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No links, no devices, nothing hidden, nothing above; the last of equal names, as tar does."""
     tar = tmp_path / "odd.tar"
     with tarfile.open(tar, "w") as archive:
@@ -189,15 +203,49 @@ def test_only_pictures_are_members(tmp_path: Path) -> None:
         add(archive, "größe 1.webp", b"no ASCII")
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
             add(archive, f"of kind {kind.decode()}.jpg", kind=kind)
-        for name in ("../c.jpg", "a/.hidden.jpg", "text.txt"):
+        for name in ("../c.jpg", "a/.hidden.jpg", ".thumbs/d.jpg", "text.txt", "two\nlines.jpg"):
             add(archive, name, b"no")
-    names = members_of(tar).names.tolist()
+    names = members_of(tar).names
     assert names == ["a/1.jpg", "b/2.PNG", "größe 1.webp", "n" * 300 + ".jpg"]
+    assert "two\\nlines.jpg': left out for its name" in capsys.readouterr().err
     with open_photo(tar / "a/1.jpg", tmp_path) as file:
         assert file.read() == b"second"
-    for name in ("of kind 2.jpg", "../c.jpg", "a/1.jp", ""):
-        with pytest.raises((MissingPictureError, IsADirectoryError, FileNotFoundError)):
-            open_photo(tar / name if name else tar / "none.jpg", tmp_path)
+    for name in ("of kind 2.jpg", "../c.jpg", "a/1.jp", "none.jpg"):
+        with pytest.raises(MissingPictureError):
+            open_photo(tar / name, tmp_path)
+
+
+def test_what_is_called_a_tar_file_and_is_none(
+    shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch's checkpoints are passed over; broken links and pipes are named."""
+    (shards / "mine").mkdir()
+    shutil.copyfile(shards / "models/model_best.pth.tar", shards / "mine/model_best.PTH.tar")
+    (shards / "mine" / "gone.tar").symlink_to("nowhere")
+    os.mkfifo(shards / "mine" / "pipe.tar")
+    assert len(find_pictures(shards)) == 24
+    said = capsys.readouterr().err
+    assert f"{shards}/mine/gone.tar: left out, as it is no file" in said
+    assert f"{shards}/mine/pipe.tar: left out, as it is no file" in said
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"category": None, "item": None}, ("", "")),
+        ({"category": ["a"], "item": {"a": 1}}, ("", "")),
+        ({"category": True, "item": 17}, ("", "17")),
+        ({"category": "\ud800", "item": "x" * 256}, ("", "")),
+        ({"category": " Tank\n  top ", "item": "Größe"}, ("Tank top", "Größe")),
+        ([1], ("", "")),
+    ],
+)
+def test_labels_are_words(told: object, words: tuple[str, str], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        add(archive, "1.jpg", b"one")
+        add(archive, "1.json", json.dumps(told).encode())
+    members = members_of(tmp_path / "x.tar")
+    assert (*members.categories, *members.items) == words
 
 
 def test_damaged_tar_files_are_named(shards: Path) -> None:
@@ -230,15 +278,12 @@ def test_a_tar_file_that_is_cut_off_after_it_was_listed(shards: Path) -> None:
     tars._members_of.cache_clear()
     tar = shards / "photos-000.tar"
     members = members_of(tar, shards / tars.KEPT)
-    status = os.stat(tar)
-    with open(tar, "r+b") as file:
-        file.truncate(int(members.places[:, 0].max()) + 10)
-        file.seek(0, 2)
-    os.utime(tar, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.truncate(tar, int(members.places[:, 0].max()) + 10)
     last = str(members.names[members.places[:, 0].argmax()])
     (file,) = (shards / tars.KEPT).iterdir()
     found = dict(np.load(file))
-    found["stamp"] = np.array([os.stat(tar).st_size, status.st_ino, status.st_mtime_ns])
+    now = os.stat(tar)
+    found["stamp"] = np.array([now.st_size, now.st_ino, now.st_ctime_ns])
     np.savez(file.open("wb"), **found)
     tars._members_of.cache_clear()
     with pytest.raises(PictureError, match="the tar file ends in it"):
@@ -247,22 +292,84 @@ def test_a_tar_file_that_is_cut_off_after_it_was_listed(shards: Path) -> None:
     assert open_database(shards).info["skipped"] == [f"photos-000.tar/{last}"]
 
 
-@settings(max_examples=60, deadline=None)
-@given(place=st.integers(0, 6000), content=st.binary(max_size=30))
+def header(name: bytes, size: bytes, kind: bytes, extra: bytes = b"") -> bytes:
+    """A header of 512 bytes with a right checksum, whatever is in it."""
+    block = bytearray(512)
+    block[:100] = name[:100].ljust(100, b"\0")
+    block[100:124] = b"0000644\0" + b"0000000\0" * 2
+    block[124:136] = size[:12].ljust(12, b"\0")
+    block[136:148] = b"00000000000\0"
+    block[156:157] = kind
+    block[257:265] = b"ustar  \0"
+    block[345:495] = extra[:150].ljust(150, b"\0")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def pax(*pairs: tuple[str, str]) -> bytes:
+    """A PAX header, which tells of the next member."""
+    content = b""
+    for key, value in pairs:
+        line = f" {key}={value}\n".encode()
+        length = len(line) + 1
+        while len(line) + len(str(length)) != length:
+            length += 1
+        content += str(length).encode() + line
+    blocks = -(-len(content) // 512) * 512
+    return header(b"pax", b"%011o" % len(content), b"x") + content.ljust(blocks, b"\0")
+
+
+ONE = header(b"a.jpg", b"%011o" % 3, b"0") + b"one".ljust(512, b"\0")
+BEYOND = b"\x80" + b"\0" * 3 + (2**62).to_bytes(8, "big")
+SPARSE = [("major", "1"), ("minor", "0"), ("name", "s.jpg"), ("realsize", "99")]
+HOSTILE = {
+    "headers before headers": pax(("a", "b")) * 3000 + ONE,
+    "a sparse header that is cut off": header(b"s.jpg", b"%011o" % 0, b"S", b"\0" * 137 + b"\1"),
+    "a size past every file": header(b"b.jpg", BEYOND, b"0"),
+    "a size below 0": ONE + pax(("size", "-1536")) + ONE,
+    "a size of -1": pax(("size", "-1")) + ONE,
+    "a header of gigabytes": header(b"pax", b"%011o" % (3 << 30), b"x") + ONE,
+    "a long name of gigabytes": header(b"pax", b"%011o" % (3 << 30), b"L") + ONE,
+    "two tar files": ONE + bytes(1024) + ONE + bytes(1024),
+    "sparse by PAX": pax(*((f"GNU.sparse.{key}", value) for key, value in SPARSE)) + ONE,
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_tar_files_are_named(content: bytes, tmp_path: Path) -> None:
+    """Neither another error, nor memory, nor a loop without an end."""
+    (tmp_path / "x.tar").write_bytes(content)
+    if content.startswith(b"pax") and len(content) < 2048:
+        os.truncate(tmp_path / "x.tar", 4 << 30)
+    with pytest.raises(UserError, match=r"x\.tar: cannot be read as a tar file") as error:
+        members_of(tmp_path / "x.tar")
+    assert "\n" not in str(error.value)
+
+
+NAMES = st.binary(max_size=20).map(lambda name: name + b".jpg")
+NUMBERS = st.binary(max_size=12) | st.integers(-(2**70), 2**70).map(lambda n: b"%o" % n)
+KINDS = st.sampled_from([bytes([kind]) for kind in b"0xgLKS51\0"])
+KEYS = st.sampled_from(["size", "path", "GNU.sparse.map", "GNU.sparse.size", "hdrcharset"])
+BLOCKS = (
+    st.builds(header, NAMES, NUMBERS, KINDS, st.binary(max_size=150))
+    | st.builds(lambda *pair: pax(pair), KEYS, st.text(max_size=8) | st.integers().map(str))
+    | st.binary(min_size=512, max_size=512)
+    | st.sampled_from([ONE, bytes(512)])
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(blocks=st.lists(BLOCKS, max_size=8))
 def test_whatever_a_tar_file_holds_is_an_error_or_pictures(
-    tmp_path_factory: pytest.TempPathFactory, place: int, content: bytes
+    tmp_path_factory: pytest.TempPathFactory, blocks: list[bytes]
 ) -> None:
-    """Only the project's own error type comes out, of listing and of reading."""
+    """Headers with right checksums and anything in them, of listing and of reading."""
     tar = tmp_path_factory.mktemp("spoilt") / "x.tar"
-    with tarfile.open(tar, "w") as archive:
-        add(archive, "a/1.jpg", b"x" * 600)
-        add(archive, "a/1.json", b'{"category": "c"}')
-        add(archive, "ü" * 120 + ".png", b"y")
-    whole = tar.read_bytes()
-    tar.write_bytes(whole[:place] + content + whole[place + len(content) :])
+    tar.write_bytes(b"".join(blocks))
     said = ""
     try:
-        for name in members_of(tar).names.tolist():
+        for name in members_of(tar).names:
             read_photo(tar / name, tar.parent)
     except UserError as error:
         said = str(error)
