@@ -28,8 +28,9 @@ SCRIPTS = sorted(
 
 
 class Running(subprocess.Popen[str]):
-    """A script that runs, and the file with its errors."""
+    """A script that runs, its name, and the file with its errors."""
 
+    script: str
     errors: Path
 
 
@@ -45,7 +46,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
         with open(tmp_path / "out", "w") as out, open(tmp_path / "err", "w") as err:
             options = {"stdout": out, "stderr": err, **options}
             begun.append(Running(command, start_new_session=True, text=True, **options))
-        begun[-1].errors = tmp_path / "err"
+        begun[-1].script, begun[-1].errors = Path(script).name, tmp_path / "err"
         return begun[-1]
 
     yield begin
@@ -94,7 +95,7 @@ def press(process: Running, folder: Path, group: bool) -> None:
     said = (folder / "err").read_text()
     assert "Traceback" not in said + (folder / "out").read_text()
     assert "KeyboardInterrupt" not in said
-    assert said.endswith(f"\n{Path(process.args[1]).name}: stopped\n")
+    assert said.endswith(f"\n{process.script}: stopped\n")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -267,7 +268,8 @@ def test_what_the_caller_ignores_stays_ignored(start: Callable, tmp_path: Path) 
         before=first("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"),
     )  # fmt: skip
     command = Path(f"/proc/{process.pid}/cmdline")
-    wait_for(process, lambda: b"-c" not in command.read_bytes().split(b"\0"))
+    script = str(ROOT / "synthetic.py").encode()
+    wait_for(process, lambda: command.read_bytes().split(b"\0")[1:2] == [script])
     while process.poll() is None:
         os.kill(process.pid, signal.SIGINT)
         time.sleep(0.02)
