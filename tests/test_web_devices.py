@@ -134,7 +134,7 @@ def test_a_photograph_is_searched_by(allowed: Watched) -> None:
     assert at.page.evaluate(on)
     at.page.keyboard.press("Escape")
     expect(at.page.locator("#camera")).to_be_hidden()
-    at.page.wait_for_function(f"!({on})")
+    at.until(f"!({on})")
     at.page.click("#photograph")
     expect(at.page.locator("#shoot")).to_be_enabled()
     size = at.page.evaluate("[viewfinder.videoWidth, viewfinder.videoHeight]")
@@ -145,7 +145,7 @@ def test_a_photograph_is_searched_by(allowed: Watched) -> None:
     expect(preview).to_be_visible()
     assert preview.evaluate("one => [one.naturalWidth, one.naturalHeight]") == size
     assert at.page.evaluate("streams.length") == 2
-    at.page.wait_for_function("!streams.some((stream) => stream.active)")
+    at.until("!streams.some((stream) => stream.active)")
 
 
 def test_a_camera_that_is_refused_is_said_in_words(at: Watched) -> None:

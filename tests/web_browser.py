@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -71,6 +72,13 @@ class Watched:
         """Load the page and wait until it is ready."""
         self.page.goto(self.address + path)
         self.page.wait_for_selector("html[data-ready]")
+
+    def until(self, expression: str) -> None:
+        """Wait until an expression holds; Playwright's own way is against the page's policy."""
+        end = time.monotonic() + 30
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < end, expression
+            time.sleep(0.02)
 
     def uploads(self) -> list[int]:
         """The number of pictures that each search sent, where it sent some."""
