@@ -105,10 +105,15 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         print(f"{name}: {where}: {error.strerror}", file=sys.stderr)
         status = 2
     except RuntimeError as error:  # torch has no type of its own for it
+        while True:  # it raises for each worker, and others may just have ended, too
+            try:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                break
+            except RuntimeError:
+                pass
         reason = _of_workers(str(error))
         if not reason:
             raise
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise for the others, too
         print(f"{name}: {reason}. Run it again: it goes on where it was", file=sys.stderr)
         status = 2
     sys.exit(status)

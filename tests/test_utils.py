@@ -277,6 +277,26 @@ def test_a_lost_worker_is_one_line(tmp_path: Path, error: str, said: str | None)
         assert "Traceback" in done.stderr
 
 
+def test_workers_that_are_lost_one_after_the_other_are_one_line(tmp_path: Path) -> None:
+    """torch raises for each, wherever the script is: here while the first one's end is told."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"{HEAD}def ended(*_):\n"
+        f"    raise RuntimeError({DEAD!r})\n"
+        "class First(RuntimeError):\n"
+        "    def __str__(self):\n"
+        "        signal.raise_signal(signal.SIGCHLD)\n"
+        "        return super().__str__()\n"
+        "def main():\n"
+        "    signal.signal(signal.SIGCHLD, ended)\n"
+        f"    raise First({DEAD!r})\n"
+        "run_script(main)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert DEAD in done.stderr
+
+
 def test_reader_that_stops_early_is_no_error_and_a_full_disk_is_one_line(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"{HEAD}def main():\n    print('line\\n' * 100_000)\nrun_script(main)\n")
