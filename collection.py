@@ -80,7 +80,7 @@ def picture_file(base: Path, path: str) -> Path:
     """The file of a picture of a collection.
 
     Pictures and folders below `base` belong to it, and what folders there are links to. A picture
-    that is a link itself has to lead to one of them.
+    or a tar file that is a link itself has to lead to one of them.
 
     Parameters
     ----------
@@ -96,12 +96,14 @@ def picture_file(base: Path, path: str) -> Path:
         raise PictureError(f"{shown(file)}: rename it: it cannot stand in a list of files")
     if os.path.isabs(path) or ".." in file.parts[len(base.parts) :]:
         raise PictureError(f"{shown(file)}: lies outside {shown(base)}")
-    if os.path.islink(file):  # few are; to follow the folders of all would take its time
-        target = Path(os.path.realpath(file))
-        folders = map(os.path.realpath, file.parents[: len(file.parts) - len(base.parts)])
+    inside = tars.split(file)
+    place = Path(inside[0]) if inside else file
+    if os.path.islink(place):  # few are; to follow the folders of all would take its time
+        target = Path(os.path.realpath(place))
+        folders = map(os.path.realpath, place.parents[: len(place.parts) - len(base.parts)])
         if not any(target.is_relative_to(folder) for folder in folders):
             raise PictureError(
-                f"{shown(file)}: is a link out of {shown(base)}; put the picture itself there, or"
+                f"{shown(place)}: is a link out of {shown(base)}; put the picture itself there, or"
                 " make its folder the link"
             )
     return file

@@ -21,7 +21,7 @@ import retrieval
 import tars
 from annotations import attribute_list
 from changes import look
-from collection import find_pictures, read_collection, read_folder
+from collection import find_pictures, picture_file, read_collection, read_folder
 from index import open_database
 from tars import members_of, open_photo, parts_of, read_photo, split
 from utils import MissingPictureError, PictureError, UserError
@@ -246,6 +246,19 @@ def test_labels_are_words(told: object, words: tuple[str, str], tmp_path: Path) 
         add(archive, "1.json", json.dumps(told).encode())
     members = members_of(tmp_path / "x.tar")
     assert (*members.categories, *members.items) == words
+
+
+def test_a_tar_file_that_is_a_link_stays_in_the_collection(shards: Path, tmp_path: Path) -> None:
+    """As a picture that is one: to a folder of the collection, never out of it."""
+    first, second = shards / "photos-000.tar", shards / "photos-001.tar"
+    name = members_of(first).names[0]
+    (shards / "inside.tar").symlink_to(first)
+    second.rename(tmp_path / "outside.tar")
+    second.symlink_to(tmp_path / "outside.tar")
+    assert picture_file(shards, f"inside.tar/{name}") == shards / "inside.tar" / name
+    other = members_of(second).names[0]
+    with pytest.raises(PictureError, match=r"photos-001\.tar: is a link out of .*shards; put"):
+        picture_file(shards, f"photos-001.tar/{other}")
 
 
 def test_damaged_tar_files_are_named(shards: Path) -> None:
