@@ -281,7 +281,7 @@ def save_checkpoint(path: Path, net: EmbeddingNet, network: Network, **facts: An
     written = io.BytesIO()
     torch.save(content, written)
     with atomic_write(path) as part:
-        part.write_bytes(written.getbuffer())
+        part.write_bytes(written.getvalue())
 
 
 def _refuse_bomb(path: Path) -> None:
