@@ -54,16 +54,15 @@ def find_pictures(
         skipped = leave_out if Path(place) == folder else frozenset()
         folders[:] = sorted(f for f in folders if f[0] != "." and f not in skipped)
         relative = Path(place).relative_to(folder)
-        for file in files:
-            suffix, path = os.path.splitext(file)[1].lower(), (relative / file).as_posix()
-            if tars.is_tar(file) and file[0] != ".":
-                if os.path.isfile(Path(place) / file):  # to open a pipe would wait for its writer
-                    members = tars.members_of(Path(place) / file, kept)
-                    found += [f"{path}/{name}" for name in members.names]
-                else:
-                    _say_once(f"{shown(Path(place) / file)}: left out, as it is no file")
-            elif suffix in PICTURE_SUFFIXES and file[0] != ".":
+        for file in (file for file in files if file[0] != "."):
+            path = (relative / file).as_posix()
+            if os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES:
                 found.append(path)
+            elif tars.is_tar(file) and not os.path.isfile(folder / path):  # a pipe has no end
+                _say_once(f"{shown(folder / path)}: left out, as it is no file")
+            elif tars.is_tar(file):
+                members = tars.members_of(folder / path, kept)
+                found += [f"{path}/{name}" for name in members.names]
     return sorted(found)
 
 

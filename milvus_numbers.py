@@ -27,6 +27,7 @@ class Numbers:
     """
 
     def __init__(self, table: np.ndarray) -> None:
+        self.table = table
         self.of_rows, self.order = table
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
@@ -36,8 +37,8 @@ class Numbers:
         return rows[self.of_rows[rows] == numbers]
 
 
-def make_numbers(database: FeatureDatabase) -> np.ndarray:
-    """The table of a feature database, see `Numbers`; a picture's number is a hash of its path.
+def make_numbers(database: FeatureDatabase) -> Numbers:
+    """The numbers of a feature database: each is a hash of the picture's path.
 
     Raises
     ------
@@ -52,14 +53,14 @@ def make_numbers(database: FeatureDatabase) -> np.ndarray:
         raise UserError(
             f"{database.base}: {first} and {second} have the same number in Milvus; rename one"
         )
-    return np.stack([numbers, order])
+    return Numbers(np.stack([numbers, order]))
 
 
-def save_numbers(base: Path, name: str, table: np.ndarray) -> None:
-    """Keep the table that belongs to a collection of Milvus, and drop those of others."""
+def save_numbers(base: Path, name: str, numbers: Numbers) -> None:
+    """Keep the numbers that belong to a collection of Milvus, and drop those of others."""
     path = base / file_of(name)
     with atomic_write(path) as part, open(part, "wb") as file:
-        np.save(file, table)
+        np.save(file, numbers.table)
     for other in (base / "models").glob("*.numbers.npy"):
         if other != path:
             other.unlink(missing_ok=True)
@@ -74,7 +75,7 @@ def open_numbers(database: FeatureDatabase, name: str) -> Numbers:
             return Numbers(table)
     except (OSError, ValueError):
         pass
-    return Numbers(make_numbers(database))
+    return make_numbers(database)
 
 
 def versions_of(database: FeatureDatabase, signals: Sequence[Signal]) -> np.ndarray:

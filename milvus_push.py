@@ -10,7 +10,7 @@ import numpy as np
 from config import Config
 from index import Engine, FeatureDatabase, Signal, describe_distance, open_database, signals_of
 from milvus import MOST, TOLD, K, MilvusEngine, Told, lists_of, milvus_metric, read_told
-from milvus_numbers import Numbers, make_numbers, save_numbers, versions_of
+from milvus_numbers import make_numbers, save_numbers, versions_of
 from milvus_server import Place, Server, library, older
 from scan import exact_engine
 from utils import AwayError, UserError, atomic_write, progress_bar
@@ -88,8 +88,7 @@ class Wanted:
     """
 
     def __init__(self, database: FeatureDatabase, signals: Sequence[Signal]) -> None:
-        self.table = make_numbers(database)
-        self.numbers = Numbers(self.table)
+        self.numbers = make_numbers(database)
         self.versions = versions_of(database, signals)
 
     def compared(self, server: Server, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -276,7 +275,7 @@ def push(config: Config, told: Told | None = None) -> None:
         candidates=candidates,
         recall=recall,
     )
-    save_numbers(database.base, name, wanted.table)
+    save_numbers(database.base, name, wanted.numbers)
     with atomic_write(database.base / TOLD) as part:
         part.write_text(json.dumps(told, indent=1), "utf-8")
     for other in older(name, server.ask("list_collections")):

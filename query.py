@@ -54,14 +54,14 @@ def find_query(base: Path, name: str) -> Path:
     UserError : there is none
     """
     places = [Path(), base, base / "in_shop", base / "Img", base / "in_shop" / "Img"]
-    found = next((place / name for place in places if _is_picture(place / name)), None)
+    found = next((place / name for place in places if _is_picture(place / name, base)), None)
     if found is None:
         raise UserError(f"{name}: no such file, neither here nor below {base} or its in_shop/")
     return found
 
 
-def _is_picture(path: Path) -> bool:
-    return path.is_file() or is_member(path)
+def _is_picture(path: Path, base: Path) -> bool:
+    return path.is_file() or is_member(path, base)
 
 
 def read_query(

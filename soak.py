@@ -228,7 +228,7 @@ class Soak:
 
     def interrupt(self, stage: Stage, process: BaseProcess) -> None:
         """Press Ctrl-C; the process and its workers must end soon."""
-        while process.is_alive() and not _holds_ctrl_c_back(process.pid or 0):
+        while process.is_alive() and not holds_ctrl_c_back(process.pid or 0):
             time.sleep(0.001)  # no script has begun yet
         workers = interrupt.processes_below(process.pid or 0)
         with suppress(ProcessLookupError):  # it has just ended by itself
@@ -340,7 +340,7 @@ def _state(pid: int) -> str:
         return ""
 
 
-def _holds_ctrl_c_back(pid: int) -> bool:
+def holds_ctrl_c_back(pid: int) -> bool:
     """Whether a process has called `interrupt.catch`, or one above it has."""
     try:
         blocked = Path(f"/proc/{pid}/status").read_text().partition("SigBlk:")[2].split()[0]

@@ -90,7 +90,7 @@ def parts_of(folder: Path, path: str) -> list[str]:
     inside = split(f"{folder}/{path}")
     if inside is None:
         return path.split("/")
-    above = os.path.relpath(inside[0], folder).split(os.sep)[:-1]
+    *above, _ = inside[0].removeprefix(f"{folder}/").split("/")
     return [*above, *inside[1].split("/")]
 
 
@@ -248,11 +248,14 @@ def labels_of(
     return categories, items
 
 
-def is_member(path: Path) -> bool:
-    """Whether a path leads to a picture in a tar file."""
+def is_member(path: Path, base: Path) -> bool:
+    """Whether a path leads to a picture in a tar file; for `base` see `open_photo`."""
     inside = split(path)
     with suppress(UserError):
-        return inside is not None and members_of(Path(inside[0])).row(inside[1]) is not None
+        return (
+            inside is not None
+            and members_of(Path(inside[0]), base / KEPT).row(inside[1]) is not None
+        )
     return False
 
 

@@ -15,6 +15,7 @@ from conftest import ROOT, first
 from PIL import Image
 
 from interrupt import processes_below
+from soak import holds_ctrl_c_back
 
 if not Path("/proc/self/status").exists():
     pytest.skip("how far a process is, is read from /proc", allow_module_level=True)
@@ -78,12 +79,6 @@ def wait_for(process: Running, there: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def is_ready(process: Running) -> bool:
-    """Whether `catch` was called: the first thread holds SIGINT back."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return bool(int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16) >> (signal.SIGINT - 1) & 1)
-
-
 def press(process: Running, folder: Path, group: bool) -> None:
     """Press Ctrl-C: all must be over soon, with one line and status 130."""
     (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
@@ -105,7 +100,7 @@ def test_while_it_starts(script: str, start: Callable, tmp_path: Path) -> None:
     Whatever its arguments are: they are not read yet.
     """
     process = start(script, "--help")
-    wait_for(process, lambda: is_ready(process))
+    wait_for(process, lambda: holds_ctrl_c_back(process.pid))
     press(process, tmp_path, group=False)
     assert not (tmp_path / "out").read_text()
 
@@ -219,7 +214,7 @@ def test_nothing_holds_it_up(body: str, start: Callable, tmp_path: Path) -> None
     script.write_text(LOOP.format(body))
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if "print" in body else {}
     process = start(script, **pipe)
-    wait_for(process, lambda: is_ready(process))
+    wait_for(process, lambda: holds_ctrl_c_back(process.pid))
     time.sleep(3 if "torch" in body else 0.5)
     os.kill(process.pid, signal.SIGINT)
     begun = time.monotonic()
@@ -254,7 +249,7 @@ def test_pressed_twice_is_pressed_once(start: Callable, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(LOOP.format("import time; time.sleep(99)"))
     process = start(script)
-    wait_for(process, lambda: is_ready(process))
+    wait_for(process, lambda: holds_ctrl_c_back(process.pid))
     for _ in range(20):
         os.kill(process.pid, signal.SIGINT)
         time.sleep(0.002)

@@ -14,7 +14,7 @@ from test_milvus import WAITS, assert_same, opened, push, settings
 
 import milvus_push
 from index import ExactEngine, FeatureDatabase, Signal, open_database, signals_of
-from milvus_numbers import Numbers, file_of, make_numbers, open_numbers, versions_of
+from milvus_numbers import file_of, make_numbers, open_numbers, versions_of
 from milvus_server import Place, Server
 from utils import UserError
 
@@ -202,7 +202,7 @@ def test_versions_tell_what_milvus_is_told(pushed: Path) -> None:
 def test_numbers_lead_to_rows_and_back(pushed: Path) -> None:
     """Against a dictionary; numbers that no row has are left out. A damaged file is made anew."""
     database = open_database(pushed)
-    numbers = Numbers(make_numbers(database))
+    numbers = make_numbers(database)
     row_of = {int(number): row for row, number in enumerate(numbers.of_rows)}
     assert len(row_of) == 24
     asked = [*list(row_of)[::-1], 1, 2**63 - 1, -(2**63)]
