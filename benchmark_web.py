@@ -31,7 +31,6 @@ import numpy as np
 from collection import picture_file
 from command_line import parse_args
 from index import open_database
-from tars import open_photo
 from utils import UserError, run_script
 
 HERE = Path(__file__).parent
@@ -80,14 +79,13 @@ def loading_seconds(base: Path) -> float:
     return time.perf_counter() - start
 
 
-def _body(picture: Path, base: Path) -> bytes:
+def _body(picture: Path) -> bytes:
     """A search with one picture of a data set, as multipart/form-data."""
     head = (
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="picture"\r\n'
         "Content-Type: image/jpeg\r\n\r\n"
     )
-    with open_photo(picture, base) as file:
-        return head.encode() + file.read() + f"\r\n--{BOUNDARY}--\r\n".encode()
+    return head.encode() + picture.read_bytes() + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
 def ask(connection: HTTPConnection, body: bytes) -> tuple[str, float, float]:
@@ -150,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = config.DATASET_BASE
     paths = open_database(base).paths
     rows = np.linspace(0, len(paths) - 1, min(PICTURES, len(paths))).astype(int).tolist()
-    bodies = [_body(picture_file(base, paths[row]), base) for row in rows]
+    bodies = [_body(picture_file(base, paths[row])) for row in rows]
     loading = loading_seconds(base)
     with server(base) as (port, pid, ready):
         print(f"ready after {ready:.2f} s; loading alone {loading:.2f} s")

@@ -20,7 +20,6 @@ from annotations import Pictures, align
 from arrays import archive, read_archive
 from collection import picture_file
 from index import CONTENT, INFO, LIST, FeatureDatabase, open_database
-from tars import open_photo, split
 from utils import PictureError, UserError, atomic_write, progress_bar
 
 KNOWN = ".all_content.npz"
@@ -50,7 +49,7 @@ def look(base: Path, path: str, box: np.ndarray, crop: bool) -> np.ndarray:
         file = picture_file(base, path)
         stamp = _stamp_of(file, box)
         digest = hashlib.sha256(box.tobytes() if crop else b"")
-        with open_photo(file, base) as content:
+        with open(file, "rb") as content:
             while block := content.read(1 << 20):
                 digest.update(block)
         found[:STAMP_BYTES] = stamp.view(np.uint8)
@@ -60,8 +59,7 @@ def look(base: Path, path: str, box: np.ndarray, crop: bool) -> np.ndarray:
 
 def _stamp_of(file: Path | str, box: np.ndarray) -> np.ndarray:
     """Size in bytes, inode, time of the last change in ns, and box of a picture, int64."""
-    inside = split(file)  # of a tar file, all pictures change with it
-    status = os.stat(inside[0] if inside else file)
+    status = os.stat(file)
     if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for its writer
         raise FileNotFoundError(file)
     return np.array([status.st_size, status.st_ino, status.st_ctime_ns, *box], np.int64)

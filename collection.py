@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-import tars
 from annotations import (
     Pictures,
     align,
@@ -27,9 +26,7 @@ SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "t
 MADE_FOLDERS = frozenset({"models"})  # what this project itself writes below DATASET_BASE
 
 
-def find_pictures(
-    folder: Path, leave_out: frozenset[str] = frozenset(), kept: Path | None = None
-) -> list[str]:
+def find_pictures(folder: Path, leave_out: frozenset[str] = frozenset()) -> list[str]:
     """Paths of all pictures below a folder, relative to it, sorted.
 
     Linked folders are entered, each folder once; hidden ones are left out, and so are the
@@ -38,11 +35,6 @@ def find_pictures(
     Parameters
     ----------
     folder, leave_out : where to look, and where not
-    kept : see `tars.members_of`
-
-    Raises
-    ------
-    UserError : a tar file is damaged
     """
     found, seen = [], set()
     for place, folders, files in os.walk(folder, onerror=_say_left_out, followlinks=True):
@@ -55,14 +47,8 @@ def find_pictures(
         folders[:] = sorted(f for f in folders if f[0] != "." and f not in skipped)
         relative = Path(place).relative_to(folder)
         for file in (file for file in files if file[0] != "."):
-            path = (relative / file).as_posix()
             if os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES:
-                found.append(path)
-            elif tars.is_tar(file) and not os.path.isfile(folder / path):  # a pipe has no end
-                _say_once(f"{shown(folder / path)}: left out, as it is no file")
-            elif tars.is_tar(file):
-                members = tars.members_of(folder / path, kept)
-                found += [f"{path}/{name}" for name in members.names]
+                found.append((relative / file).as_posix())
     return sorted(found)
 
 
@@ -79,12 +65,12 @@ def picture_file(base: Path, path: str) -> Path:
     """The file of a picture of a collection.
 
     Pictures and folders below `base` belong to it, and what folders there are links to. A picture
-    or a tar file that is a link itself has to lead to one of them.
+    that is a link itself has to lead to one of them.
 
     Parameters
     ----------
     base : DATASET_BASE
-    path : relative to it, as in a table of pictures; see also `tars.split`
+    path : relative to it, as in a table of pictures
 
     Raises
     ------
@@ -95,14 +81,12 @@ def picture_file(base: Path, path: str) -> Path:
         raise PictureError(f"{shown(file)}: rename it: it cannot stand in a list of files")
     if os.path.isabs(path) or ".." in file.parts[len(base.parts) :]:
         raise PictureError(f"{shown(file)}: lies outside {shown(base)}")
-    inside = tars.split(file)
-    place = Path(inside[0]) if inside else file
-    if os.path.islink(place):  # few are; to follow the folders of all would take its time
-        target = Path(os.path.realpath(place))
-        folders = map(os.path.realpath, place.parents[: len(place.parts) - len(base.parts)])
+    if os.path.islink(file):  # few are; to follow the folders of all would take its time
+        target = Path(os.path.realpath(file))
+        folders = map(os.path.realpath, file.parents[: len(file.parts) - len(base.parts)])
         if not any(target.is_relative_to(folder) for folder in folders):
             raise PictureError(
-                f"{shown(place)}: is a link out of {shown(base)}; put the picture itself there, or"
+                f"{shown(file)}: is a link out of {shown(base)}; put the picture itself there, or"
                 " make its folder the link"
             )
     return file
@@ -177,7 +161,7 @@ def held_out_of_each(categories: np.ndarray, groups: np.ndarray, share: float) -
 
 
 def read_folder(base: Path, val_share: float) -> Pictures:
-    """Read a plain folder of photos: one folder per category, or none, in tar files or not.
+    """Read a plain folder of photos: one folder per category, or none.
 
     A split in train/, val/ or validation/, and test/ folders is kept; else `val_share` of each
     category's pictures are held out. Pictures that cannot be read, for their names too, are in it:
@@ -187,20 +171,15 @@ def read_folder(base: Path, val_share: float) -> Pictures:
     ------
     UserError : no such folder, no picture in it, or too many folders
     """
-    kept = base / tars.KEPT
-    paths = find_pictures(base, MADE_FOLDERS, kept) if base.is_dir() else []
+    paths = find_pictures(base, MADE_FOLDERS) if base.is_dir() else []
     if not paths:
         state = "no pictures below it" if base.is_dir() else "no such folder"
+        state = "an archive? unpack it first" if base.is_file() else state
         raise UserError(f"{base}: {state}; set DATASET_BASE (--dataset-base) to a data set")
-    parts = [tars.parts_of(base, path) for path in paths]
+    parts = [path.split("/") for path in paths]
     split = is_split(parts)
     folders = [part[1:-1] if split else part[:-1] for part in parts]
-    told, items = tars.labels_of(base, paths, kept)
-    category = [
-        of_label or (folder[0] if folder else "all")
-        for of_label, folder in zip(told, folders, strict=True)
-    ]
-    names, label = by_name(base, category)
+    names, label = by_name(base, [folder[0] if folder else "all" for folder in folders])
     if split:
         partitions = np.array([SPLIT_FOLDERS[part[0]] for part in parts], "<U7")
     else:
@@ -212,7 +191,7 @@ def read_folder(base: Path, val_share: float) -> Pictures:
         category_names=names,
         partitions=partitions,
         boxes=np.zeros((len(paths), 4), np.int32),
-        items=np.array(items, object) if any(items) else blank(len(paths)),
+        items=blank(len(paths)),
         colors=blank(len(paths)),
         types=np.zeros(len(paths), np.int8),
     )

@@ -5,10 +5,9 @@ python data.py import FOLDER    write the annotation files for a folder of one's
 python data.py import LIST.csv  the same for a list: path,category,item,color,partition
 
 The folder is one folder per category, or none; one split in train/, validation/ and test/ keeps its
-split. Photos may lie in tar files, as of WebDataset; what their .cls and .json tell of category
-and item goes before what folders are called. With --item-level or --item-pattern it is one of items
-in several views, too, and DATASET_BASE/in_shop gets lists to train and to measure items with. With
---in-shop it becomes the items of a data set whose categories come from another folder:
+split. With --item-level or --item-pattern it is one of items in several views, too, and
+DATASET_BASE/in_shop gets lists to train and to measure items with. With --in-shop it becomes the
+items of a data set whose categories come from another folder:
 
     python data.py import photos --dataset-base data/mine
     python data.py import items --in-shop --item-level --dataset-base data/mine
@@ -34,8 +33,7 @@ from torchvision import transforms
 from annotations import Pictures
 from collection import picture_file
 from command_line import parse_args
-from tars import read_photo
-from utils import UserError, run_script
+from utils import UserError, read_picture, run_script
 
 Transform = Callable[[Image.Image], Tensor]
 DETAIL = 3  # times the size that pictures are scaled to is what they are decoded at, at least
@@ -105,9 +103,7 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
         row, seed = key if isinstance(key, tuple) else (key, None)
         x1, y1, x2, y2 = self.pictures.boxes[row].tolist()
         box = (x1, y1, x2, y2) if self.crop and x2 > 0 else None
-        picture = read_photo(
-            picture_file(self.base, self.pictures.paths[row]), self.base, box, self.least
-        )
+        picture = read_picture(picture_file(self.base, self.pictures.paths[row]), box, self.least)
         if seed is None:
             tensor = self.transform(picture)
         else:

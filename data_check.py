@@ -1,6 +1,5 @@
 """A report on a data set: what would disturb training or figures, before either is started."""
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,12 +17,13 @@ from annotations import (
 )
 from collection import picture_file, read_labelled
 from holdout import Parts, read_parts
-from tars import open_photo, read_photo
 from utils import (
     MissingPictureError,
     PictureError,
     UserError,
     progress_bar,
+    read_picture,
+    sha256_of,
     shown,
 )
 
@@ -149,13 +149,12 @@ def _inspect(base: Path, path: str, box: tuple[int, int, int, int] | None) -> tu
     """One picture: the kind of its fault ("" for none), its words, SHA-256 of its bytes."""
     try:
         file = picture_file(base, path)
-        picture = read_photo(file, base)
+        picture = read_picture(file)
     except MissingPictureError:
         return "missing", "", ""
     except PictureError as error:
         return "unreadable", str(error), ""
-    with open_photo(file, base) as content:
-        digest = hashlib.sha256(content.read()).hexdigest()
+    digest = sha256_of(file)
     if box is None:
         return "", "", digest
     x1, y1, x2, y2 = box

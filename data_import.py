@@ -15,8 +15,7 @@ from annotations import (
     write_list,
 )
 from collection import SPLIT_FOLDERS, find_pictures, held_out_of_each, is_split
-from picture_list import SUFFIX, read_picture_list
-from tars import labels_of, parts_of
+from picture_list import COLUMNS, SUFFIX, read_picture_list
 from utils import UserError, can_be_listed, shown
 
 IMG = "img"  # the link to the photos
@@ -73,8 +72,8 @@ def import_folder(
     Parameters
     ----------
     folder : photos in category folders; with `item_level` in item folders below those. Or a list
-        of photos, see `picture_list`, whose folder is linked. What the list or the labels of tar
-        files tell goes before what folders are called
+        of photos, see `picture_list`, whose folder is linked. What the list tells goes before
+        what folders are called
     base : DATASET_BASE, where the annotation files go
     categories : the CATEGORIES setting, for a word where the folder has more
     val_share : share held out, 0 to 1
@@ -100,15 +99,15 @@ def import_folder(
         folder, paths = folder.parent, told["path"].tolist()
     else:
         paths = _usable_paths(folder)
-        told = dict(zip(("category", "item"), map(np.array, labels_of(folder, paths)), strict=True))
+        told = dict.fromkeys(COLUMNS, np.full(len(paths), ""))
     with_items = item_level or item_pattern or (told["item"] != "").any()
     for option, given in (("--in-shop", inshop), ("--gallery", gallery is not None)):
         if given and not with_items:
             raise UserError(f"{option} is about items: add --item-level or --item-pattern REGEX")
     wanted = None if gallery is None else _expression("--gallery", gallery)
 
-    parts = [parts_of(folder, path) for path in paths]
-    partitions = told.get("partition", np.full(len(paths), ""))
+    parts = [path.split("/") for path in paths]
+    partitions = told["partition"]
     split = _is_split(parts, partitions)
     inner = [part[1:] if split else part for part in parts]
     if item_level:
@@ -116,7 +115,7 @@ def import_folder(
     else:
         category, item, color = _labels_of_pattern(paths, inner, item_pattern)
     category, item = _known(told["category"], category), _known(told["item"], item)
-    color = _known(told.get("color", np.array([""])), color)
+    color = _known(told["color"], color)
     group = np.where(item == "", np.array(paths), item)
     if test:
         partition = np.full(len(paths), "test")
@@ -156,13 +155,14 @@ def _is_split(parts: list[list[str]], partitions: np.ndarray) -> bool:
 
 
 def _known(told: np.ndarray, guessed: np.ndarray) -> np.ndarray:
-    """What a list or a label tells, and the rest as guessed, N str."""
+    """What a list tells, and the rest as guessed, N str."""
     return np.where(told == "", guessed, told)
 
 
 def _usable_paths(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        state = "an archive? unpack it first" if folder.is_file() else "no such folder"
+        raise UserError(f"{folder}: {state}")
     found = find_pictures(folder)
     paths = [path for path in found if can_be_listed(path)]
     for path in sorted(set(found) - set(paths)):

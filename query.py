@@ -24,8 +24,7 @@ from net import (
     network_of,
 )
 from stamps import Stamp, stamp_of
-from tars import is_member, read_photo
-from utils import UserError, sha256_of
+from utils import UserError, read_picture, sha256_of
 
 Box = tuple[int, int, int, int]
 
@@ -54,14 +53,10 @@ def find_query(base: Path, name: str) -> Path:
     UserError : there is none
     """
     places = [Path(), base, base / "in_shop", base / "Img", base / "in_shop" / "Img"]
-    found = next((place / name for place in places if _is_picture(place / name, base)), None)
+    found = next((place / name for place in places if (place / name).is_file()), None)
     if found is None:
         raise UserError(f"{name}: no such file, neither here nor below {base} or its in_shop/")
     return found
-
-
-def _is_picture(path: Path, base: Path) -> bool:
-    return path.is_file() or is_member(path, base)
 
 
 def read_query(
@@ -94,7 +89,7 @@ def read_query(
         below = os.path.relpath(os.path.abspath(path), os.path.abspath(base))
         box = None if below.startswith("..") else find_box(base, Path(below).as_posix())
         box = box if box and box[2] > 0 else None
-    picture = read_photo(path, base, box, least)
+    picture = read_picture(path, box, least)
     images = [transform(picture) for transform in transforms]
     return Query(name, images, ImageOps.contain(picture, (400, 400)))
 

@@ -18,8 +18,7 @@ from collection import picture_file
 from index import FeatureDatabase
 from measures import Figure
 from protocols import Outcome
-from tars import read_photo
-from utils import PictureError, atomic_write
+from utils import PictureError, atomic_write, read_picture
 
 HARDEST = 12  # queries shown as pictures
 ANSWERS = 5  # of each of those
@@ -209,7 +208,7 @@ def _hardest(outcome: Outcome, database: FeatureDatabase) -> str:
 def _tile(database: FeatureDatabase, row: int, kind: str, caption: str) -> str:
     path = database.paths[row]
     try:
-        thumbnail = _thumbnail(picture_file(database.base, path), database.base)
+        thumbnail = _thumbnail(picture_file(database.base, path))
         photo = f'<img src="{thumbnail}" alt="{escape(path)}">'
     except PictureError:
         photo = '<span class="gone">no photo</span>'
@@ -219,9 +218,9 @@ def _tile(database: FeatureDatabase, row: int, kind: str, caption: str) -> str:
     return f'<figure class="{kind}">{photo}{below}</figure>'
 
 
-def _thumbnail(path: Path, base: Path) -> str:
+def _thumbnail(path: Path) -> str:
     """A small JPEG of a photo, as a data URI."""
-    picture = read_photo(path, base)
+    picture = read_picture(path)
     picture.thumbnail((THUMB, THUMB))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)

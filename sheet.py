@@ -8,8 +8,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from collection import picture_file
-from tars import read_photo
-from utils import PictureError, shown
+from utils import PictureError, read_picture, shown
 
 TILE = (168, 210)  # px, of a picture
 GAP = 14
@@ -65,7 +64,7 @@ def draw_sheet(base: Path, rows: Sequence[SheetRow]) -> Image.Image:
             corner = (2 * GAP + step[0] * (1 + i % across), top + step[1] * (i // across))
             caption = f"{record['rank']}   d {record['distance']:.4f}"
             try:
-                picture = read_photo(picture_file(base, record["path"]), base)
+                picture = read_picture(picture_file(base, record["path"]))
             except PictureError:
                 picture = None
             _tile(sheet, corner, picture, caption, record["category"], LINE)

@@ -32,7 +32,7 @@ def below(base: Path) -> Iterator[None]:
         parts = Path(path).relative_to(top).parts if Path(path).is_relative_to(top) else (path,)
         hidden = any(part.startswith(".") for part in parts)
         ours = hidden or parts[0] in MADE_FOLDERS
-        return not ours and Path(path).suffix.lower() in {*PICTURE_SUFFIXES, ".tar", ".txt", ""}
+        return not ours and Path(path).suffix.lower() in {*PICTURE_SUFFIXES, ".txt", ""}
 
     first, wait = True, {"step": int(1000 * QUIET), "debounce": int(1000 * LONGEST)}
     for changes in watch(top, watch_filter=counts, yield_on_timeout=True, rust_timeout=500, **wait):

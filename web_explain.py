@@ -15,7 +15,7 @@ from color import CHROMA, PALETTE_BINS, Palette
 from device import autocast, network_input
 from index import ExactEngine, Signal
 from query import Query, read_query
-from tars import read_photo
+from utils import read_picture
 from web_collection import Collection
 from web_search import Features, Memory, features_asked, narrowed, rgb_of_lab
 from web_types import Cell, Explanation, Part, SearchOptions, Shade, View
@@ -148,7 +148,7 @@ def thumbnail(collection: Collection, row: int, side: int) -> bytes:
     PictureError : it cannot be read any more
     """
     base = collection.database.base
-    picture = read_photo(picture_file(base, collection.database.paths[row]), base, None, side)
+    picture = read_picture(picture_file(base, collection.database.paths[row]), least=side)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=VIEW_QUALITY)

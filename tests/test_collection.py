@@ -197,7 +197,10 @@ def test_category_limit_and_inshop_setting(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    for base, said in [(tmp_path / "none", "no such folder"), (tmp_path, "no pictures below it")]:
+    (tmp_path / "a.tar").touch()
+    for name, said in [("none", "no such folder"), ("", "no pictures below it"),
+                       ("a.tar", r"an archive\? unpack it first")]:  # fmt: skip
+        base = tmp_path / name
         with pytest.raises(UserError, match=f"{base}: {said}; set DATASET_BASE"):
             read_collection(base, 20, False, 0.1)
     touch(tmp_path, "Tees/1.jpg")

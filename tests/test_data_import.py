@@ -170,7 +170,9 @@ def test_bad_item_options_are_refused_and_nothing_is_written(
 
 
 def test_folder_without_pictures_or_name_is_refused(tmp_path: Path) -> None:
-    for folder, said in [("none", "no such folder"), (".", "no pictures below it")]:
+    (tmp_path / "a.tar").touch()
+    for folder, said in [("none", "no such folder"), (".", "no pictures below it"),
+                         ("a.tar", r"an archive\? unpack it first")]:  # fmt: skip
         with pytest.raises(UserError, match=said):
             run_import(tmp_path / folder, tmp_path / "set")
     with pytest.raises(UserError, match="name the folder"):
