@@ -30,7 +30,7 @@ from benchmark_data import make_database
 from benchmark_table import COLUMNS, Row, as_markdown, in_units
 from utils import UserError, atomic_write, run_script
 
-PEERS = ("torch", "numpy", "scipy", "faiss-cpu", "hnswlib", "usearch", "openvino")
+PEERS = ("torch", "numpy", "scipy", "faiss-cpu", "openvino")
 
 
 def _search(name: str) -> Callable[[argparse.Namespace], Iterable[Row]]:
@@ -57,7 +57,6 @@ PARTS = {
     "loading": _search("loading"),
     "exact": _search("exact_queries"),
     "kmeans": _search("kmeans_queries"),
-    "graph": _search("graph_queries"),
     "inshop": _search("inshop_evaluation"),
     "start": _network("cold_start"),
     "extraction": _network("extraction"),
@@ -95,8 +94,7 @@ def _growth(args: argparse.Namespace) -> None:
     print("| rows | engine | one query | recall@10 | reads | made in | peak memory |")
     print("|---|---|---|---|---|---|---|")
     for count in args.growth:
-        with_graph = count <= args.largest_graph
-        for row in growth(args.folder / str(count), count, args.rounds, with_graph):
+        for row in growth(args.folder / str(count), count, args.rounds):
             rows.append(row)
             cells = (
                 f"{count:,}", row["engine"], in_units(row["seconds"]), f"{row['recall']:.3f}",
@@ -144,8 +142,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--rows", type=_positive, default=139_709, help="pictures (default: 139709)")
     add("--rounds", type=_positive, default=7, help="interleaved runs (default: 7)")
     add("--growth", type=_positive, nargs="+", metavar="ROWS", help="measure these sizes instead")
-    add("--largest-graph", type=_positive, default=2_000_000, metavar="ROWS",
-        help="make no graph of more than these, which takes hours (default: 2000000)")  # fmt: skip
     add("--folder", type=Path, default=Path("data/benchmark"), help="what is made is kept here")
     add("--output", type=Path, default=Path("benchmark.json"), help="default: benchmark.json")
     args = parser.parse_args(argv)

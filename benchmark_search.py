@@ -13,13 +13,11 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
-import graph as graph_script
 import kmeans as kmeans_script
 from benchmark_data import made_up, make_database
 from benchmark_table import Row, compare_times, in_units
 from clusters import Clusters, KMeansEngine, open_clusters
 from codes import open_codes
-from hnsw import GraphEngine, open_graph
 from index import (
     Answer,
     Engine,
@@ -168,45 +166,6 @@ def _fewest(
     raise AssertionError
 
 
-def graph_queries(base: Path, rounds: int) -> Iterator[Row]:
-    """The graph, with all signals, beside hnswlib's, with the embedding alone."""
-    import hnswlib
-
-    database = open_database(base)
-    signals = _signals(database, "euclidean")
-    exact = exact_engine(database, signals)
-    asked = list(made_up(ASKED, 1000))
-    truth, deep_truth = (
-        _rows(engine.search(asked, K))
-        for engine in (exact, exact_engine(database, _signals(database, "euclidean", 0.0)))
-    )
-    quietly(graph_script.main, [f"--dataset-base={base}", f"--target-recall={TARGET}"])
-    engine = GraphEngine(signals, open_graph(database, signals), exact)
-    recall = recall_of(_rows(engine.search(asked, K)), truth)
-    deep = np.array(database.deep[0])
-    threads = torch.get_num_threads()
-    for links in (16, 32):
-        peer = hnswlib.Index("l2", deep.shape[1])
-        peer.init_index(len(deep), M=links, ef_construction=200)
-        peer.add_items(deep, num_threads=threads)
-        reached, expansion = 0.0, K
-        while reached < TARGET and expansion < 2000:
-            expansion = expansion + max(2, expansion // 10)
-            peer.set_ef(expansion)
-            reached = recall_of(peer.knn_query(asked[0], K)[0].astype(np.int64), deep_truth)
-        for what, count in (("one graph query", 1), ("1,000 graph queries at once", 1000)):
-            runs: dict[str, Run] = {
-                "ours": lambda i, n=count: engine.search([q[i : i + n] for q in asked], K),
-                "peer": lambda i, n=count, peer=peer: peer.knn_query(
-                    asked[0][i : i + n], K, num_threads=threads
-                ),
-            }
-            seconds = interleaved(runs, 10 * rounds if count == 1 else 1)
-            told = f"{what}, recall@10 {recall:.3f}"
-            name = f"hnswlib M={links}, ef {expansion}, {reached:.3f}"
-            yield compare_times(told, seconds["ours"], name, seconds["peer"], 1.2)
-
-
 def loading(base: Path, rounds: int) -> Iterator[Row]:
     """Opening the feature database, and what a process's first query takes more than others."""
     seconds = interleaved({"open": lambda _: open_database(base)}, 5 * rounds)["open"]
@@ -232,7 +191,7 @@ def quietly(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> None:
             os.close(kept)
 
 
-def growth(base: Path, count: int, rounds: int, with_graph: bool) -> Iterator[Row]:
+def growth(base: Path, count: int, rounds: int) -> Iterator[Row]:
     """Time, memory and recall of each engine on a collection of `count` pictures.
 
     Yields
@@ -272,13 +231,6 @@ def growth(base: Path, count: int, rounds: int, with_graph: bool) -> Iterator[Ro
     )
     size = round(coded * nprobe / lists)
     yield told(engine, f"k-means, {nprobe} of {lists}", size, made, 20)
-    if with_graph:
-        start = time.perf_counter()
-        quietly(graph_script.main, [f"--dataset-base={base}"])
-        made = time.perf_counter() - start
-        graph = open_graph(database, signals)
-        size = (base / "models" / "graph.hnsw").stat().st_size
-        yield told(GraphEngine(signals, graph, scan), "graph", size, made, 20)
     if features < 8 << 30:
         yield told(ExactEngine(signals), "cdist", features, 0.0, 3)
 

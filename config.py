@@ -250,7 +250,7 @@ class Config(BaseSettings):
         ge=0,
     )
     TARGET_RECALL: float = _setting(
-        "ranking", "recall@10 that k-means and graph queries are to have, 0 to 1", 0.99, gt=0, le=1
+        "ranking", "recall@10 that k-means queries are to have, 0 to 1", 0.99, gt=0, le=1
     )
 
     # --- milvus

@@ -1,6 +1,5 @@
 """The engines by name, each with what it searches and what it is expected to find."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +9,9 @@ from codes import open_codes
 from index import Engine, FeatureDatabase, Signal, describe_distance
 from scan import exact_engine
 
-ENGINES = {"exact": "exact", "kmeans": "k-means", "graph": "graph", "milvus": "Milvus"}
+ENGINES = {"exact": "exact", "kmeans": "k-means", "milvus": "Milvus"}
 # What makes that which an engine needs.
-SCRIPTS = {"kmeans": "kmeans.py", "graph": "graph.py", "milvus": "index.py push"}
+SCRIPTS = {"kmeans": "kmeans.py", "milvus": "index.py push"}
 
 
 @dataclass(frozen=True)
@@ -68,20 +67,11 @@ def open_engine(
         searched = f"{nprobe} of {len(clusters.centroids)} clusters"
         recall = float(clusters.recall[nprobe - 1]) if clusters.distance == distance else None
         return NamedEngine(name, KMeansEngine(signals, clusters, nprobe, codes), searched, recall)
-    if name == "milvus":
-        from milvus import open_milvus
-        from milvus_server import Place
+    from milvus import open_milvus  # its library is an extra
+    from milvus_server import Place
 
-        engine, told = open_milvus(
-            database, signals, Place(**milvus or {}), exact_engine(database, signals)
-        )
-        searched = f"{engine.candidates:,} candidates of each signal"
-        recall = told["recall"] if told and told["distance"] == distance else None
-        return NamedEngine(name, engine, searched, recall)
-    from hnsw import GraphEngine, open_graph  # its library is an extra
-
-    graph = open_graph(database, signals)
-    engine = GraphEngine(signals, graph, exact_engine(database, signals))
-    measured = graph.distance == distance and math.isfinite(graph.recall)
-    recall = float(graph.recall) if measured else None
-    return NamedEngine(name, engine, f"{graph.expansion} pictures in sight", recall)
+    exact = exact_engine(database, signals)
+    engine, told = open_milvus(database, signals, Place(**milvus or {}), exact)
+    searched = f"{engine.candidates:,} candidates of each signal"
+    recall = told["recall"] if told and told["distance"] == distance else None
+    return NamedEngine(name, engine, searched, recall)

@@ -46,7 +46,6 @@ from extraction import (
     load_models,
     settings_of,
 )
-from hnsw import GRAPH
 from index import DEEP, FeatureDatabase, open_database, signals_of
 from inference import CPU_BATCH
 from lock import locked
@@ -188,7 +187,7 @@ def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int
     count = len(database.categories)
     print(f"{count:,} pictures in {base / DEEP}: {seconds:.1f} s, {speed:.1f} pictures/s")
     if old:
-        _tell_of_update(old, database, changes, len(job))
+        _tell_of_update(old, changes, len(job))
     if errors:
         print(f"{len(errors):,} pictures were skipped:", file=sys.stderr)
     for _, reason in sorted(errors.items()):
@@ -242,15 +241,10 @@ def _stacked(
     return stacked
 
 
-def _tell_of_update(
-    old: FeatureDatabase, database: FeatureDatabase, changes: Changes, extracted: int
-) -> None:
+def _tell_of_update(old: FeatureDatabase, changes: Changes, extracted: int) -> None:
     kept = int((changes.origin >= 0).sum())
     gone = len(np.setdiff1d(np.arange(len(old.categories)), changes.origin))
     print(f"{kept:,} kept, {extracted:,} extracted, {gone:,} dropped")
-    graph = old.base / GRAPH
-    if graph.exists() and database.info["sha256"] != old.info["sha256"]:
-        print(f"{graph}: of the older features; run: python graph.py")
 
 
 if __name__ == "__main__":

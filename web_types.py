@@ -72,7 +72,7 @@ class SearchOptions(BaseModel):
         bool,
         Field(description="same cut, other colour: far in colour is near, in the same category"),
     ] = False
-    engine: Literal["exact", "kmeans", "graph", "milvus"] = "exact"
+    engine: Literal["exact", "kmeans", "milvus"] = "exact"
     count: Annotated[int, Field(ge=1, le=MOST_ANSWERS, description="number of answers"), WHOLE] = 20
     category: Annotated[
         str | None, Field(max_length=200, description="search this category only")

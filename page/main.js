@@ -6,7 +6,7 @@ import { Asked } from "./query.js";
 import { listenToKeys, showAnswers } from "./results.js";
 import { why } from "./why.js";
 
-const ENGINES = { exact: "exact", kmeans: "k-means", graph: "graph", milvus: "Milvus" };
+const ENGINES = { exact: "exact", kmeans: "k-means", milvus: "Milvus" };
 const STEPS = { reading: "reading", network: "network", ranking: "ranking" };
 const START = 24; // pictures shown before anything is asked
 const BUSY_AFTER = 150; // ms

@@ -144,7 +144,6 @@ def has_printed(_: Running, folder: Path) -> bool:
         ("soak.py", (), has_workers),
         ("data.py", ("check",), has_printed),
         ("kmeans.py", (), has_mapped),
-        ("graph.py", (), has_mapped),
         ("evaluate.py", (), has_mapped),
         ("retrieval.py", ("{picture}",), has_mapped),
         ("benchmark.py", ("--only", "inshop"), has_printed),

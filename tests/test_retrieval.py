@@ -13,7 +13,6 @@ import pytest
 from PIL import Image, ImageOps
 
 import feature_extractor
-import graph
 import kmeans
 import retrieval
 import train
@@ -217,22 +216,6 @@ def test_missing_clusters_are_an_error_only_where_they_are_asked_for(ask, unclus
     assert status == 0
     assert [one["engine"] for one in json.loads(out)] == ["exact"]
     assert "kmeans.py" in err
-
-
-def test_the_graph_answers_as_the_exact_engine_where_it_is_made(ask, answers, base: Path) -> None:
-    """Of so few pictures it looks at all, so the answers are the same."""
-    name = "img/Some_Hat/img_00000004.jpg"
-    status, _, err = ask(name, "--engine", "graph")
-    assert status == 2
-    assert "run: python graph.py" in err
-    graph.main(["--dataset-base", str(base), *MACHINE])
-    (found,) = answers(name, "--engine", "graph")
-    (exact,) = answers(name, "--engine", "exact")
-    assert found["results"] == exact["results"]
-    out = ask(name, "--engine", "graph")[1]
-    assert "graph: " in out
-    assert "s  graph query\n" in out
-    assert "exact query" not in out
 
 
 def other_model(base: Path) -> None:

@@ -146,6 +146,6 @@ def test_the_collection_is_told(client: httpx.Client, collection: Collection) ->
     assert engines["exact"]["ready"]
     assert engines["exact"]["recall"] == 1
     assert engines["kmeans"]["searched"] == "4 of 6 clusters"
-    assert not engines["graph"]["ready"]
-    assert "run: python graph.py" in engines["graph"]["reason"]
+    assert not engines["milvus"]["ready"]
+    assert "run: python index.py push" in engines["milvus"]["reason"]
     assert str(collection.config.DATASET_BASE.parent) not in client.get("/api/collection").text

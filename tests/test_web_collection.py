@@ -101,6 +101,16 @@ def test_engines_are_opened_once_and_few_are_kept(collection: Collection) -> Non
     assert len(collection.opened.values) == OPENED
 
 
+def test_an_engine_that_lacks_its_file_is_told_as_not_ready(living: Living) -> None:
+    """Guards Collection.state: the reason names what makes it, not where the collection lies."""
+    base = living.config.DATASET_BASE
+    (base / "models/kmeans.m").unlink()
+    (kmeans,) = (one for one in look(living).state().engines if one.name == "kmeans")
+    assert not kmeans.ready
+    assert "run: python kmeans.py" in kmeans.reason
+    assert str(base) not in kmeans.reason
+
+
 def test_the_place_of_the_collection_is_hidden(collection: Collection) -> None:
     base = collection.config.DATASET_BASE
     assert collection.hide(f"{base}/all_feat.npy: damaged") == "DATASET_BASE/all_feat.npy: damaged"

@@ -111,7 +111,7 @@ def test_filters_narrow_the_answers(at: Watched) -> None:
     at.after(lambda: at.page.select_option("#engine", "kmeans"))
     expect(at.page.locator("#status")).to_contain_text("4 of 6 clusters")
     expect(at.page.locator("#status")).to_contain_text("expected recall")
-    assert at.page.locator("#engine option[value=graph]").evaluate("one => one.disabled")
+    assert at.page.locator("#engine option[value=milvus]").evaluate("one => one.disabled")
 
 
 def test_a_hundred_answers_are_shown(at: Watched) -> None:

@@ -262,7 +262,7 @@ def test_two_uploads_have_two_names_and_each_keeps_its_own(ask: Ask, served: Pat
         (404, {"pictures": [263]}, "there are 263"),
         (404, {"like": [2**53 - 1]}, "there are 263"),
         (404, {"pictures": [1], "category": "Kimono"}, "there are Anorak, Blazer"),
-        (409, {"pictures": [1], "engine": "graph"}, "run: python graph.py"),
+        (409, {"pictures": [1], "engine": "milvus"}, "run: python index.py push"),
         (422, {"pictures": [-1]}, "pictures.0"),
         (422, {"pictures": [1], "count": 0}, "count"),
         (422, {"pictures": [1], "count": 201}, "count"),

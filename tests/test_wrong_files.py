@@ -3,7 +3,6 @@
 The faults are laid with the SHA-256 that belongs to them, as who makes a file to do harm would do.
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -20,8 +19,6 @@ from conftest import rehash, run
 import clusters
 import evaluate
 import feature_extractor
-import graph
-import hnsw
 import kmeans
 import retrieval
 import train
@@ -33,9 +30,7 @@ from utils import UserError, run_script
 EXTRACT, CLUSTER = "run: python feature_extractor.py", "run: python kmeans.py"
 MACHINE = ("--amp", "off", "--device", "cpu", "--num-workers", "0")
 MODEL = "models/model_0_final.pth.tar"
-SCRIPTS = {
-    s.__name__: s.main for s in (evaluate, feature_extractor, graph, kmeans, retrieval, train)
-}
+SCRIPTS = {s.__name__: s.main for s in (evaluate, feature_extractor, kmeans, retrieval, train)}
 Damage = Callable[[Path], object]
 
 
@@ -48,7 +43,7 @@ class Malicious:
 
 @pytest.fixture(scope="module")
 def made(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The drawn collection with a database, clusters and a graph, made by the scripts."""
+    """The drawn collection with a database and clusters, made by the scripts."""
     base = tmp_path_factory.mktemp("made") / "data"
     shutil.copytree(drawn, base, copy_function=os.link)
     data = ("--dataset-base", str(base))
@@ -57,7 +52,6 @@ def made(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ("--color-top-n", "1", "--enable-inshop-dataset", "--flip")
     assert feature_extractor.main([*data, *MACHINE, *flags]) == 0
     kmeans.main([*data, "--n-clusters", "4"])
-    graph.main([*data])
     return base
 
 
@@ -265,7 +259,7 @@ def test_a_wrong_file_of_the_database_is_named(base: Path, refused, file: str, d
     refused("kmeans", file, f"{EXTRACT} --dataset-base {base}")
 
 
-@pytest.mark.parametrize("script", ["evaluate", "graph", "retrieval"])
+@pytest.mark.parametrize("script", ["evaluate", "retrieval"])
 def test_every_script_refuses_features_that_are_no_numbers(base: Path, refused, script) -> None:
     """Guards the call of `_fault` in index._open_files; kmeans.py looks itself, too."""
     array("all_palette_feat.npy", lambda x: spoilt(x, np.nan))(base)
@@ -336,49 +330,6 @@ def test_wrong_clusters_are_named(base: Path, refused, damage: Damage) -> None:
     """Guards clusters.open_clusters, and arrays.read_archive below it."""
     damage(base)
     refused("evaluate", clusters.CLUSTERS, f"{CLUSTER} --dataset-base {base}", "--engine", "kmeans")
-
-
-def reworded(**changes: object) -> Damage:
-    """Change what a graph's file says of itself, its own SHA-256 included."""
-
-    def damage(base: Path) -> None:
-        path = base / hnsw.GRAPH
-        content = path.read_bytes()[: -hnsw.DIGEST]
-        length = int.from_bytes(content[-8:], "little")
-        told = json.loads(content[-8 - length : -8])
-        told = {name: changes.get(name, value) for name, value in told.items()}
-        told["space"] = {n: changes.get(n, value) for n, value in told["space"].items()}
-        text = json.dumps(told).encode()
-        content = content[: -8 - length] + text + len(text).to_bytes(8, "little")
-        path.write_bytes(content + hashlib.sha256(content).digest())
-
-    return damage
-
-
-GRAPHS: dict[str, Damage] = {
-    "a pickle": lambda base: (base / hnsw.GRAPH).write_bytes(PICKLE),
-    "cut": cut(hnsw.GRAPH, 0.5),
-    "no signal of this name": reworded(names=["deep", "color", "shape"]),
-    "fewer signals": reworded(names=["deep", "color"], metrics=["euclidean"] * 2),
-    "metrics of another number": reworded(metrics=["euclidean"]),
-    "another metric": reworded(metrics=["euclidean", "dice", "euclidean"]),
-    "a wider space": reworded(factor=[1.0] * 600),
-    "an offset of one value": reworded(offset=[0.0]),
-    "a factor of words": reworded(factor=["x"] * 531),
-    "a factor of NaN": reworded(factor=[float("nan")] * 531),
-    "no expansion": reworded(expansion="many"),
-    "negative candidates": reworded(candidates=-1),
-    "other features": reworded(features={}),
-    "a recall of None": reworded(recall=None),
-}
-
-
-@pytest.mark.parametrize("damage", GRAPHS.values(), ids=GRAPHS)
-def test_wrong_graphs_are_named(base: Path, refused, damage: Damage) -> None:
-    """Guards hnsw.open_graph: _TOLD, and the comparison of sizes."""
-    damage(base)
-    again = f"run: python graph.py --dataset-base {base}"
-    refused("retrieval", hnsw.GRAPH, again, *query(base), "--engine", "graph")
 
 
 def test_damaged_codes_are_made_anew(base: Path) -> None:
