@@ -8,11 +8,6 @@ every third group from the r-th on, and trains on the others. What is done is ke
 DATASET_BASE, by its settings and pictures: the same command again goes on.
 """
 
-if __name__ == "__main__":
-    import interrupt
-
-    interrupt.catch()
-
 import argparse
 import hashlib
 import json

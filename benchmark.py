@@ -9,11 +9,6 @@ table and writes benchmark.json; the peers come from requirements-benchmark.txt.
 of interleaved runs with as many threads for all.
 """
 
-if __name__ == "__main__":
-    import interrupt
-
-    interrupt.catch()
-
 import argparse
 import datetime
 import json

@@ -5,11 +5,6 @@
 Starts web.py on a collection and asks with its own pictures: first one client, then many at once.
 """
 
-if __name__ == "__main__":
-    import interrupt
-
-    interrupt.catch()
-
 import argparse
 import json
 import re

@@ -13,11 +13,6 @@ items of a data set whose categories come from another folder:
     python data.py import items --in-shop --item-level --dataset-base data/mine
 """
 
-if __name__ == "__main__":
-    import interrupt
-
-    interrupt.catch()
-
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence

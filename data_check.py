@@ -21,6 +21,7 @@ from utils import (
     MissingPictureError,
     PictureError,
     UserError,
+    end_with_parent,
     progress_bar,
     read_picture,
     sha256_of,
@@ -147,6 +148,7 @@ def _metric_faults(parts: Parts, inshop_share: float, per_class: int) -> list[st
 
 def _inspect(base: Path, path: str, box: tuple[int, int, int, int] | None) -> tuple[str, str, str]:
     """One picture: the kind of its fault ("" for none), its words, SHA-256 of its bytes."""
+    end_with_parent()
     try:
         file = picture_file(base, path)
         picture = read_picture(file)

@@ -9,11 +9,6 @@
 Needs the feature database and the annotation lists; the photos only for the pictures of --report.
 """
 
-if __name__ == "__main__":
-    import interrupt
-
-    interrupt.catch()
-
 import argparse
 import hashlib
 import json

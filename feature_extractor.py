@@ -10,11 +10,6 @@ exit status 1 says that pictures were skipped.
     torchrun --nproc-per-node 4 feature_extractor.py          on several GPUs or machines
 """
 
-if __name__ == "__main__":
-    import interrupt
-
-    interrupt.catch()
-
 import argparse
 import sys
 from collections.abc import Sequence

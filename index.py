@@ -7,11 +7,6 @@ deep term for each further model.
     python index.py push   loads the feature database into Milvus
 """
 
-if __name__ == "__main__":
-    import interrupt
-
-    interrupt.catch()
-
 import argparse
 import time
 from collections.abc import Sequence

@@ -4,11 +4,6 @@ Writes models/kmeans.m below DATASET_BASE, with the recall of a query that searc
 clusters, measured on pictures of the collection.
 """
 
-if __name__ == "__main__":
-    import interrupt
-
-    interrupt.catch()
-
 import time
 from collections.abc import Sequence
 from dataclasses import replace

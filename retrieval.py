@@ -6,11 +6,6 @@
 Prints the answers of the exact and the k-means engine (or of --engine) and the time of every step.
 """
 
-if __name__ == "__main__":
-    import interrupt
-
-    interrupt.catch()
-
 import argparse
 import json
 import os

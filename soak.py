@@ -10,11 +10,6 @@ have the bytes of an undisturbed run. During an update the database is read with
 be the old one or the new one. Exit status 1 says that something was not so.
 """
 
-if __name__ == "__main__":
-    import interrupt
-
-    interrupt.catch()
-
 import argparse
 import importlib
 import multiprocessing
@@ -35,7 +30,6 @@ from pathlib import Path
 
 import extraction
 import inference
-import interrupt
 from clusters import CLUSTERS, open_clusters
 from command_line import parse_args
 from index import LIST, open_database
@@ -51,7 +45,7 @@ PRELOADED += ["pytorch_metric_learning.samplers", "torch.fx.experimental.optimiz
 KINDS = ("kill", "ctrl-c", "full disk", "worker killed", "two at once")
 SAVED = 0.05  # s between saves of an extraction, so that a short one is resumed, too
 ROOM = (30_000, 100_000, 300_000, 3_000_000)  # bytes of a file, until the disk is full
-SOON = 2.0  # s, in which Ctrl-C ends a run
+SOON = 8.0  # s, in which Ctrl-C ends a run; its workers look for their parent every 5 s
 MOST = 20  # times as long as undisturbed, a run may take
 REPLACED = {"update": "extract", "grow": "update"}  # whose database these stages replace
 LEFT_OUT = shutil.ignore_patterns("models", "all_*", ".*")
@@ -113,11 +107,11 @@ def run_stage(script: str, argv: Sequence[str], log: Path, most_bytes: int) -> N
     log : the file
     most_bytes : that a file may grow to; 0: no limit
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # before the log: `interrupt` waits for it
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.argv = [f"{script}.py", *argv]
-    interrupt.catch()
     if most_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     module = importlib.import_module(script)
@@ -158,7 +152,6 @@ class Soak:
     def prepare(self) -> None:
         """Run every stage undisturbed and keep what it makes."""
         resource_tracker.ensure_running()
-        interrupt.shield()  # once more: until Python 3.12, the tracker lets Ctrl-C through again
         first = self.context.Process(target=int)  # the others need not wait for the imports
         first.start()
         first.join()
@@ -192,6 +185,7 @@ class Soak:
         if most_bytes:  # memory that processes share is a file to the system, too
             argv.append("--num-workers=0")
         arguments = (stage.script, argv, Path(f"{self.log}{log}"), most_bytes)
+        arguments[2].unlink(missing_ok=True)
         process = self.context.Process(target=run_stage, args=arguments)
         process.start()
         return process
@@ -207,9 +201,9 @@ class Soak:
             allowed |= {-signal.SIGKILL}
         elif hit and kind == "ctrl-c":
             self.interrupt(stage, process)
-            allowed |= {130}
+            allowed |= {-signal.SIGINT}
         elif hit and kind == "worker killed":
-            workers = interrupt.processes_below(process.pid or 0)
+            workers = processes_below(process.pid or 0)
             for worker in workers:
                 with suppress(ProcessLookupError):
                     os.kill(worker, signal.SIGKILL)
@@ -228,9 +222,9 @@ class Soak:
 
     def interrupt(self, stage: Stage, process: BaseProcess) -> None:
         """Press Ctrl-C; the process and its workers must end soon."""
-        while process.is_alive() and not holds_ctrl_c_back(process.pid or 0):
+        while process.is_alive() and not self.log.exists():
             time.sleep(0.001)  # no script has begun yet
-        workers = interrupt.processes_below(process.pid or 0)
+        workers = processes_below(process.pid or 0)
         with suppress(ProcessLookupError):  # it has just ended by itself
             os.kill(process.pid or 0, signal.SIGINT)
         end = time.monotonic() + SOON
@@ -270,10 +264,11 @@ class Soak:
     ) -> None:
         """A run must end with one of some statuses, and without a traceback.
 
-        Of a killed one a worker may give one, which hands it a picture just then.
+        Of one that was ended a worker may give one, which hands it a picture just then.
         """
         said = Path(f"{self.log}{log}").read_text(errors="replace")
-        traceback = "Traceback" in said and process.exitcode != -signal.SIGKILL
+        ended = process.exitcode in (-signal.SIGKILL, -signal.SIGINT)
+        traceback = "Traceback" in said and not ended
         if process.exitcode not in allowed or traceback:
             self.tally.differences.append(
                 f"{stage.name}, {kind}: exit status {process.exitcode}: {said[-2000:]}"
@@ -340,13 +335,18 @@ def _state(pid: int) -> str:
         return ""
 
 
-def holds_ctrl_c_back(pid: int) -> bool:
-    """Whether a process has called `interrupt.catch`, or one above it has."""
-    try:
-        blocked = Path(f"/proc/{pid}/status").read_text().partition("SigBlk:")[2].split()[0]
-    except OSError:
-        return False
-    return bool(int(blocked, 16) >> (signal.SIGINT - 1) & 1)
+def processes_below(pid: int) -> list[int]:
+    """The processes that a process has begun, and those that they have, as far as they run."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # else it has ended
+            state, parent, *_ = stat.read_text(errors="replace").rpartition(") ")[2].split()
+            if state != "Z":
+                children.setdefault(int(parent), []).append(int(stat.parent.name))
+    found = [pid]
+    for each in found:  # grows
+        found += children.get(each, [])
+    return found[1:]
 
 
 def _rows(path: Path) -> bytes:

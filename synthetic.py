@@ -5,11 +5,6 @@
 Nothing is downloaded. The same seed and sizes give the same files, byte for byte.
 """
 
-if __name__ == "__main__":
-    import interrupt
-
-    interrupt.catch()
-
 import argparse
 import json
 import multiprocessing
@@ -28,7 +23,6 @@ import numpy as np
 
 from annotations import write_list
 from command_line import parse_args
-from interrupt import shield
 from synthetic_garments import CATEGORY_NAMES
 from synthetic_pictures import (
     KINDS,
@@ -38,7 +32,7 @@ from synthetic_pictures import (
     draw_view,
     make_item,
 )
-from utils import UserError, atomic_write, progress_bar, run_script
+from utils import UserError, atomic_write, end_with_parent, progress_bar, run_script
 
 VIEW_NUMBERS = {"front": 1, "side": 2, "back": 3, "full": 4, "additional": 7}  # in file names
 PARTITIONS = ("train", "val", "test", "train", "train", "train", "train")
@@ -235,12 +229,12 @@ def _draw_all(base: Path, plan: list[list[Picture]], processes: int) -> Iterator
         return
     context = multiprocessing.get_context("spawn")  # OpenCV's threads do not survive a fork
     with ProcessPoolExecutor(processes, context, _prepare_process) as pool:
-        shield()  # once more: until Python 3.12, the pool's queues let Ctrl-C through again
         yield from pool.map(partial(draw_item, base), plan, chunksize=8)
 
 
 def _prepare_process() -> None:
     """Make drawing fast in a process that does nothing else."""
+    end_with_parent()
     cv2.setNumThreads(1)  # the pictures are too small to share
     # Allocated and freed: from here on glibc keeps memory of this size between pictures instead of
     # handing it back to the kernel after each, which took a third of the time.

@@ -7,11 +7,6 @@ retrieval among held-out training pictures as model_best.pth.tar, and the curves
     torchrun --nproc-per-node 4 train.py
 """
 
-if __name__ == "__main__":
-    import interrupt
-
-    interrupt.catch()
-
 import argparse
 from collections.abc import Sequence
 from contextlib import nullcontext

@@ -7,11 +7,6 @@ The page is at http://127.0.0.1:8000, the interface's description at /docs. Whoe
 address can search: with another HOST than this machine's own, set TOKEN, or USER and PASSWORD.
 """
 
-if __name__ == "__main__":
-    import interrupt
-
-    interrupt.catch()
-
 import ipaddress
 import socket
 import sys

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ pytest.register_assert_rewrite("web_base", "web_browser")
 
 
 # Files that take minutes. Two processes that each take the next file are to end together.
-SLOW = ("faults", "train", "milvus", "pipeline", "ranks", "soak", "interrupt", "ablation")
+SLOW = ("faults", "train", "milvus", "pipeline", "ranks", "soak", "ablation")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,6 +52,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith("FASHION_") and name != "FASHION_TEST_DATA":
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_stops_the_tests() -> Iterator[None]:
+    """With what they have begun; `run_script` changes what it does."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -90,6 +99,10 @@ def first(code: str) -> list[str]:
     used Milvus, print errors.
     """
     return [sys.executable, "-c", f"import os, sys; {code}; os.execvp(sys.argv[1], sys.argv[1:])"]
+
+
+# Of one that a SIGINT ends, though whoever runs the tests may ignore it.
+BY_CTRL_C = first("import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)")
 
 
 def free_port() -> int:

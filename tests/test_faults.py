@@ -17,8 +17,7 @@ from PIL import Image
 from test_wrong_pictures import LESS_THAN_ROOT
 
 from index import open_database
-from interrupt import processes_below
-from soak import NETWORK, Soak, Tally
+from soak import NETWORK, Soak, Tally, processes_below
 from utils import sha256_of
 
 SMALL = (*NETWORK, "--train-batch-size=8")

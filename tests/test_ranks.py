@@ -17,9 +17,9 @@ from conftest import ROOT, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from interrupt import processes_below
 from net import read_checkpoint
 from ranks import Ranks, share_of_machine, with_joined_norms
+from soak import processes_below
 
 FLAGS = (
     "--backbone resnet18 --pretrained none --img-size 40 --crop-size 32 --log-interval 1".split()

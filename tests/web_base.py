@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from conftest import ROOT
+from conftest import BY_CTRL_C, ROOT
 
 import feature_extractor
 import kmeans
@@ -57,12 +57,12 @@ class Server:
 def serving(base: Path, folder: Path, *flags: str) -> Iterator[Server]:
     """Run web.py on a free port until the block ends."""
     (folder / "tmp").mkdir(parents=True)
-    command = [sys.executable, str(ROOT / "web.py"), "--dataset-base", str(base), "--port", "0"]
+    command = [*BY_CTRL_C, sys.executable, str(ROOT / "web.py"), "--dataset-base", str(base)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("FASHION_")}
     environment["TMPDIR"] = str(folder / "tmp")
     with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
         process = subprocess.Popen(
-            [*command, "--device", "cpu", *flags],
+            [*command, "--port", "0", "--device", "cpu", *flags],
             stdout=out, stderr=err, cwd=folder, env=environment, text=True,
             start_new_session=True,
         )  # fmt: skip
