@@ -56,7 +56,7 @@ web: web-setup
 	$(PY) web.py --dataset-base data/demo
 
 demo: setup
-	$(PY) synthetic.py $(DRAWN)
+	$(PY) -m tools.synthetic $(DRAWN)
 	@echo "--- the untrained network, to compare with"
 	$(PY) train.py $(DEMO) $(NETWORK) --epoch 0
 	$(PY) feature_extractor.py $(DEMO) --color-top-n 9 --dumped-model model_0_final.pth.tar
@@ -102,16 +102,18 @@ audit: setup-dev
 	@$(call AUDIT,$(addprefix -r ,$(REQUIREMENTS)))
 
 soak: setup
-	$(PY) synthetic.py $(DRAWN)
-	$(PY) soak.py --dataset-base data/demo --minutes 10
+	$(PY) -m tools.synthetic $(DRAWN)
+	$(PY) -m tools.soak --dataset-base data/demo --minutes 10
 
 benchmark: setup-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-benchmark.txt
-	$(PY) benchmark.py
+	$(PY) -m tools.benchmark
 
 lint: setup-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	.venv/bin/lint-imports --no-cache
+	$(PY) -m mypy .
 
 clean:
 	rm -rf .venv .venv-oldest data/demo demo

@@ -25,10 +25,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
-from annotations import Pictures
-from collection import picture_file
 from command_line import parse_args
-from utils import UserError, read_picture, run_script
+from pictures.annotations import Pictures
+from pictures.collection import picture_file
+from pictures.decode import read_picture
+from utils import UserError, run_script
 
 Transform = Callable[[Image.Image], Tensor]
 DETAIL = 3  # times the size that pictures are scaled to is what they are decoded at, at least
@@ -381,8 +382,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     # Here, so that scripts that only want the datasets do not load them.
-    from data_check import check_data_set
-    from data_import import import_folder
+    from pictures.check import check_data_set
+    from pictures.import_folder import import_folder
 
     config, args = parse_args(argv, __doc__ or "", ("data set", "machine"), _arguments)
     if args.command == "check":

@@ -21,26 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from annotations import align, inshop_list, read_inshop
-from arrays import read_archive
-from clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
 from command_line import parse_args
-from fit import fit_weights
-from gains import gains_table, signals_table
-from index import (
-    CLASSIFIER,
-    CLASSIFIER_FORMS,
-    DEEP,
-    Engine,
-    ExactEngine,
-    FeatureDatabase,
-    Signal,
-    describe_distance,
-    open_database,
-    signals_of,
-)
-from measures import top_k_measures
-from protocols import (
+from evaluation.metrics import top_k_measures
+from evaluation.protocols import (
     Outcome,
     Task,
     category_task,
@@ -49,8 +32,16 @@ from protocols import (
     query_features,
     run_task,
 )
-from ranking import METRICS, RankingEngine
-from report import Table, write_report
+from evaluation.query_ablation import gains_table, signals_table
+from evaluation.report import Table, write_report
+from evaluation.tune_weights import fit_weights
+from features.arrays import read_archive
+from features.database import CLASSIFIER, CLASSIFIER_FORMS, DEEP, FeatureDatabase, open_database
+from pictures.annotations import align, inshop_list, read_inshop
+from search.clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
+from search.engine import Engine, ExactEngine
+from search.ranking import METRICS, RankingEngine
+from search.signals import Signal, describe_distance, signals_of
 from utils import UserError, parsed_json, run_script
 
 MAIN = ("category", "item")  # tasks; the others are parts of them

@@ -21,16 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-import kmeans
-import milvus_push
-from annotations import Pictures
-from changes import STAMP, Changes, all_new, database_to_update, find_changes, is_same, save_stamps
-from codes import open_codes
-from collection import read_collection
 from command_line import parse_args
 from config import Config
-from device import amp_type
-from extraction import (
+from features.database import DEEP, FeatureDatabase, open_database
+from features.extraction import (
     STAMPS,
     Model,
     columns_of,
@@ -41,11 +35,19 @@ from extraction import (
     load_models,
     settings_of,
 )
-from index import DEEP, FeatureDatabase, open_database, signals_of
-from inference import CPU_BATCH
-from lock import locked
-from ranks import Ranks, share_of_machine, together
-from store import (
+from features.incremental import (
+    STAMP,
+    Changes,
+    all_new,
+    database_to_update,
+    find_changes,
+    is_same,
+    save_stamps,
+)
+from features.inference import CPU_BATCH
+from features.lock import locked
+from features.watch import below
+from features.writer import (
     Columns,
     Shard,
     Stacked,
@@ -57,8 +59,14 @@ from store import (
     shared_out,
     write_database,
 )
+from network.device import amp_type
+from network.distributed import Ranks, share_of_machine, together
+from pictures.annotations import Pictures
+from pictures.collection import read_collection
+from search import clustering, milvus_push
+from search.quantised import open_codes
+from search.signals import signals_of
 from utils import UserError, run_script
-from watch import below
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +129,7 @@ def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int
         job = ranks.told(np.flatnonzero(changes.origin < 0))
         if old:
             print(f"{len(pictures):,} pictures, {len(job):,} of them new or changed")
-            kmeans.follow(config, old)  # where the last update was killed before its clusters had
+            clustering.follow(config, old)  # the last update may have been killed before
         datasets = [dataset_of(base, pictures.select(job), crop, model) for model in models]
         if old and old.info["settings"]["AMP"] == "float32":
             amp = None
@@ -176,7 +184,7 @@ def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int
             raise UserError(f"{base}: no picture can be read: {errors[0]}")
         # So that no query has to make them.
         open_codes(database, signals_of(database, **config.distance | {"model_weights": ()}))
-        kmeans.follow(config, database)
+        clustering.follow(config, database)
 
     speed = fresh / seconds if seconds else 0.0
     count = len(database.categories)

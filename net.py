@@ -12,15 +12,23 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
-from backbones import WeightsError, build_backbone, load_fitting, require_loaded
 from config import MOST_PIXELS
-from description import HeldOut
-from device import autocast, network_input
+from network.backbones import WeightsError, build_backbone, load_fitting, require_loaded
+from network.device import autocast, network_input
 from utils import UserError, atomic_write, shown
 
 Side = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 LENGTH = 10.0  # of a normalised embedding: its distances then compare with those of 2018
+
+
+class HeldOut(TypedDict):
+    """What was held out of a training, see `pictures.splits.Parts`."""
+
+    inshop: bool
+    val_share: Annotated[float, Field(gt=0, lt=1)]
+    digest: str
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ from PIL import Image
 from command_line import parse_args
 from config import Config
 from data import DETAIL, eval_transform
-from device import pick_device
-from engines import ENGINES, SCRIPTS, NamedEngine, open_engine
-from index import Answer, FeatureDatabase, Signal, open_database, signals_of
-from query import extract_queries, find_query, load_models, read_query
-from rerank import CollapsedEngine, improved, join_queries
-from sheet import SheetRow, draw_sheet
+from features.database import FeatureDatabase, open_database
+from network.device import pick_device
+from search.engine import Answer
+from search.engines import ENGINES, SCRIPTS, NamedEngine, open_engine
+from search.query import extract_queries, find_query, load_models, read_query
+from search.rerank import CollapsedEngine, improved, join_queries
+from search.sheet import SheetRow, draw_sheet
+from search.signals import Signal, signals_of
 from utils import Stopwatch, UserError, atomic_write, one_line, run_script
 
 

@@ -25,13 +25,13 @@ from data import (
     make_loader,
     train_transform,
 )
-from device import amp_type
-from holdout import read_parts
-from lock import locked
+from features.lock import locked
 from net import Network, initial_net, save_checkpoint
-from ranks import Ranks, share_of_machine, together, with_joined_norms
-from recipe import build_metric_loss, build_optimizer
-from trainer import BEST, RESUME_POINT, Progress, Trainer, mark_best
+from network.device import amp_type
+from network.distributed import Ranks, share_of_machine, together, with_joined_norms
+from pictures.splits import read_parts
+from training.loop import BEST, RESUME_POINT, Progress, Trainer, mark_best
+from training.losses import build_metric_loss, build_optimizer
 from utils import UserError, run_script
 
 MOST_SCORED = 5000  # held-out pictures that ask for each other after each epoch

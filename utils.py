@@ -5,54 +5,23 @@ import glob
 import hashlib
 import io
 import json
-import math
 import multiprocessing
 import os
 import platform
 import signal
-import stat
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
-import numpy as np
-from PIL import ExifTags, Image
 from tqdm import tqdm
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAY = 24 * 60 * 60  # s
-MOST_NARROW = 100  # sides' ratio; scaled to the network's input, more would fill the memory
-PICTURE_SUFFIXES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".jfif",
-        ".jp2",
-        ".ppm",
-    }
-)
-TURNS = {  # by EXIF orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class UserError(Exception):
@@ -72,14 +41,6 @@ class AwayError(UserError):
     """A server that does not answer, or not yet: the same may work later."""
 
     status = 3
-
-
-class PictureError(UserError):
-    """A picture file that cannot be read."""
-
-
-class MissingPictureError(PictureError):
-    """A picture file that is not there."""
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:
@@ -268,114 +229,6 @@ def shown(path: Path | str) -> str:
     """
     text = str(path)
     return text if text.isprintable() else ascii(text)
-
-
-def read_picture(
-    path: Path | str | BinaryIO,
-    box: tuple[int, int, int, int] | None = None,
-    least: int = 0,
-    name: str = "",
-) -> Image.Image:
-    """Read a picture of any format Pillow knows but PostScript, as RGB.
-
-    Turned upright as its EXIF data says; transparent parts become white, as in a shop's pictures;
-    16-bit grey is scaled to 8 bits; of an animation, the first frame.
-
-    Parameters
-    ----------
-    path : the file, or one that is open
-    box : x1, y1, x2, y2 in px of the upright picture, clipped to it; None keeps all of it
-    least : where there is no box, a large JPEG may be decoded at a half, a quarter or an eighth of
-        its size, down to this many px of both sides: several times faster; 0 for its full size
-    name : what messages call it; else its path
-
-    Raises
-    ------
-    PictureError : no such file, no regular file, no picture, damaged, more pixels than Pillow's
-        limit against decompression bombs, a box that leaves nothing of it, or one side over 100
-        times the other; one line
-    """
-    named = isinstance(path, str | Path)
-    name = shown(name or (path if named else "the picture"))
-    try:
-        if named and not stat.S_ISREG(
-            os.stat(path).st_mode
-        ):  # to open a pipe would wait for its writer
-            raise ValueError("no regular file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # odd EXIF data; the pixels are sound
-            with Image.open(path) as file:
-                if file.format == "EPS":  # a program, which Pillow would let Ghostscript run
-                    raise ValueError("PostScript")
-                # Warnings are the whole process's: another thread may have its own filters on.
-                if file.width * file.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                    raise Image.DecompressionBombError
-                if least and box is None:
-                    file.draft(None, (least, least))
-                picture = _rgb(_upright(file))
-    except FileNotFoundError:
-        raise MissingPictureError(f"{name}: no such file") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise PictureError(
-            f"{name}: more than {limit} million pixels; scale the picture down first"
-        ) from None
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
-        said = getattr(error, "strerror", None) or str(error)
-        said = said.replace(repr(str(path)), "").replace(repr(path), "")
-        # What it says may quote the file.
-        reason = shown(" ".join(said.split())) or type(error).__name__
-        raise PictureError(f"{name}: cannot be read as a picture: {reason}") from None
-    if box is not None:
-        picture = _cut(picture, name, box)
-    if max(picture.size) > MOST_NARROW * min(picture.size):
-        raise PictureError(f"{name}: {picture.width} x {picture.height} px is too narrow")
-    return picture
-
-
-def _cut(picture: Image.Image, name: str, box: tuple[int, int, int, int]) -> Image.Image:
-    x1, y1 = max(0, box[0]), max(0, box[1])
-    x2, y2 = min(picture.width, box[2]), min(picture.height, box[3])
-    if x1 >= x2 or y1 >= y2:
-        raise PictureError(
-            f"{name}: the box {' '.join(map(str, box))} leaves nothing of"
-            f" {picture.width} x {picture.height} px"
-        )
-    return picture.crop((x1, y1, x2, y2))
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    # Not by ImageOps.exif_transpose: it writes the EXIF data anew, and fails where they are odd.
-    picture.load()
-    try:
-        turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # odd EXIF data; the pixels are sound
-        turn = None
-    return picture if turn is None else picture.transpose(turn)
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode[0] in "IF":
-        return _from_wide_grey(picture)
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return picture.convert("RGB")
-
-
-def _from_wide_grey(picture: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, integers or floats, as RGB."""
-    # Pillow's own conversion cuts off at 255: nearly everything of 16 bits would be white.
-    values = np.array(picture, np.float32)
-    clear = values == picture.info.get("transparency", np.nan)
-    np.nan_to_num(values, copy=False, posinf=0, neginf=0)
-    highest = values.max()
-    factor = 255 if highest <= 1 else 1 if highest <= 255 else 1 / 257
-    grey = np.rint(values * factor).clip(0, 255).astype(np.uint8)
-    grey[clear] = 255
-    return Image.fromarray(grey).convert("RGB")
 
 
 class Stopwatch:

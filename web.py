@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from command_line import parse_args
 from config import Config
-from device import pick_device
+from network.device import pick_device
 from utils import UserError, run_script
 
 GRACE_SECONDS = 2  # for requests in flight when the system ends the server
@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         import python_multipart  # noqa: F401, else missed when the first upload comes
         import uvicorn
 
-        from web_api import build_app
-        from web_collection import Living
+        from server.api import build_app
+        from server.collection import Living
     except ImportError as error:
         raise _missing(error) from None
     living = Living(config, pick_device(config.DEVICE))

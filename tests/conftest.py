@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 import train
-from annotations import inshop_list
-from collection import read_collection
-from synthetic import make_collection
+from pictures.annotations import inshop_list
+from pictures.collection import read_collection
+from tools.synthetic.collection import make_collection
 from utils import sha256_of
 
 ROOT = Path(__file__).parent.parent
 
-pytest.register_assert_rewrite("web_base", "web_browser")
+pytest.register_assert_rewrite("tests.server.web_base", "tests.server.web_browser")
 
 
 # Files that take minutes. Two processes that each take the next file are to end together.
@@ -247,9 +247,17 @@ def first_picture(shared: Path) -> Path:
     return min((shared / "photos" / "train").glob("dress/*.jpg"))
 
 
+def command_of(script: str) -> list[str]:
+    """The begin of a command that runs a script at the top, or a module of tools/."""
+    if script.endswith(".py"):
+        return [sys.executable, str(ROOT / script)]
+    path = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r})"
+    return [sys.executable, "-c", f"{path}; runpy.run_module({script!r}, None, '__main__', True)"]
+
+
 def run(script: str, *arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
     """Run a script as a user does; its exit status must be `check`, None for any."""
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    command = [*command_of(script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert check is None or done.returncode == check, done.stdout + done.stderr
     return done

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from pydantic import ValidationError
 
 from command_line import parse_args
 from config import ORIGINAL, Config
+from tests.conftest import ROOT
 
 # The names that users of such repositories know, with the defaults that DESIGN.md promises.
 KNOWN = {

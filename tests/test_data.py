@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from annotations import Pictures
 from data import (
     DETAIL,
     PictureDataset,
@@ -22,7 +21,9 @@ from data import (
     train_transform,
 )
 from net import FeatureNet, Network, extract_features, initial_net
-from utils import PictureError, UserError, read_picture
+from pictures.annotations import Pictures
+from pictures.decode import PictureError, read_picture
+from utils import UserError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 

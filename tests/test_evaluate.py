@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import replace_features
 
 import evaluate
 import kmeans
+from tests.conftest import replace_features
 from utils import UserError, run_script
 
 ITEM = [*(f"recall@{k}" for k in (1, 10, 20, 30, 40, 50)), "map@r", "mrr"]
@@ -232,7 +232,7 @@ def test_a_classifier_of_other_categories_has_no_accuracy(measured: Path, figure
 
 def test_inshop_pictures_that_were_not_extracted_are_missed(measured, capsys, tmp_path) -> None:
     """As after an extraction without the in-shop part."""
-    from conftest import stored_features
+    from tests.conftest import stored_features
 
     rng, lists = np.random.default_rng(1), measured / "in_shop"
     lists.rename(tmp_path / "away")
@@ -255,7 +255,7 @@ def test_earlier_figures_have_no_place_in_json(measured: Path, tmp_path: Path) -
 
 
 def test_a_data_set_without_items_has_no_inshop_protocol(tmp_path: Path, shared: Path, rng) -> None:
-    from conftest import stored_features
+    from tests.conftest import stored_features
 
     for name in ("hat", "shoes"):
         (tmp_path / "data" / name).mkdir(parents=True)

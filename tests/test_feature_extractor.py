@@ -193,7 +193,9 @@ def test_no_readable_picture_at_all_leaves_the_old_database(base: Path, capsys) 
 SHARD = ".extract_1/000000000000"
 KILL = """
 import os, signal, sys
-import extraction, feature_extractor, store
+import feature_extractor
+from features import extraction
+from features import writer as store
 extraction.SAVE_SECONDS = 0.0
 append = store.Shard.append
 def append_and_die(self, *features):

@@ -9,16 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import BY_CTRL_C, ROOT, first, run
 
-from soak import NETWORK, processes_below
+from tests.conftest import BY_CTRL_C, ROOT, command_of, first, run
+from tools.soak import NETWORK, processes_below
 
 if not Path("/proc/self/stat").exists():
     pytest.skip("how far a process is, is read from /proc", allow_module_level=True)
 
 SOON = 10.0  # s; workers of torch look for their parent every 5 s
 TRAIN = ("train.py", *NETWORK, "--num-workers=2", "--resume")
-DRAW = ("synthetic.py", "--items=400", "--inshop-items=0", "--processes=2")
+DRAW = ("tools.synthetic", "--items=400", "--inshop-items=0", "--processes=2")
 CHECK = ("data.py", "check", "--num-workers=2")
 
 
@@ -33,7 +33,7 @@ def test_it_ends_all_and_the_next_run_goes_on(
     script, *flags = *command, "--dataset-base", str(base)
     with open(tmp_path / "err", "w") as err:
         process = subprocess.Popen(
-            [*BY_CTRL_C, sys.executable, str(ROOT / script), *flags],
+            [*BY_CTRL_C, *command_of(script), *flags],
             stdout=err, stderr=err, start_new_session=True,
         )  # fmt: skip
     while not re.search(r" [1-9]\d*/\d+ ", (tmp_path / "err").read_text()):

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import describe
 
 import kmeans
-from clusters import Clusters, KMeansEngine, open_clusters
-from index import ExactEngine, Signal, open_database
-from kmeans import cluster, held_out, measure_recall
+from features.database import open_database
+from search.clustering import cluster, held_out, measure_recall
+from search.clusters import Clusters, KMeansEngine, open_clusters
+from search.engine import ExactEngine
+from search.signals import Signal
+from tests.conftest import describe
 from utils import UserError, run_script, sha256_of
 
 CENTRES = np.float32([[0, 0, 0], [10, 0, 0], [0, 10, 5]])

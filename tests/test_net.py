@@ -11,9 +11,6 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from backbones import build_backbone
-from color import ColorFeature
-from device import autocast
 from net import (
     LENGTH,
     EmbeddingNet,
@@ -26,6 +23,9 @@ from net import (
     read_checkpoint,
     save_checkpoint,
 )
+from network.backbones import build_backbone
+from network.color import ColorFeature
+from network.device import autocast
 from utils import UserError
 
 NETWORK = Network("resnet18", 16, ["Tee", "Blouse", "Tank"], 72, 64)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, run
 from PIL import Image
 from scipy.spatial.distance import cdist
 
 from command_line import shown_default
 from config import Config
+from tests.conftest import ROOT, run
 
 
 def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> None:

@@ -6,12 +6,29 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from tests.conftest import ROOT
 
 FILES = {path.name: path for path in sorted(ROOT.glob("requirements*.txt"))}
-SCRIPTS = sorted(ROOT.glob("*.py"))
+FOLDERS = ("pictures", "network", "features", "search", "evaluation", "training", "server", "tools")
+SCRIPTS = [
+    *sorted(ROOT.glob("*.py")),
+    *(p for f in FOLDERS for p in sorted((ROOT / f).rglob("*.py"))),
+]
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+# What a folder or a module needs at its start beside requirements.txt.
+EXTRAS = {
+    "server": "requirements-web.txt",
+    "tools/benchmark": "requirements-benchmark.txt",
+    "features/watch.py": "requirements-watch.txt",
+    "search/milvus": "requirements-milvus.txt",
+}
 LINE = re.compile(r"([a-z][a-z0-9-]*)>=(\d+(?:\.\d+)*),<(\d+(?:\.\d+)*)")
-COMMANDS = {"pytest-xdist", "schemathesis"}  # packages that a test runs and does not import
+COMMANDS = {
+    "pytest-xdist",
+    "schemathesis",
+    "import-linter",
+}  # packages that a test runs and does not import
 # Packages that are imported by another name than their own.
 PACKAGES = {
     "PIL": "pillow",
@@ -42,7 +59,7 @@ def imported(nodes: list[ast.stmt] | ast.AST) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module or "")
     tops = {name.split(".")[0] for name in names}
-    own = {path.stem for path in [*SCRIPTS, *ROOT.glob("tests/*.py")]}
+    own = {path.stem for path in ROOT.glob("*.py")} | {*FOLDERS, "tests"}
     return {PACKAGES.get(n, n.replace("_", "-")) for n in tops - sys.stdlib_module_names - own}
 
 
@@ -53,7 +70,7 @@ def tree(path: Path) -> ast.Module:
 
 def all_imported() -> set[str]:
     """The packages that any script or test imports, at its start or later."""
-    return set().union(*(imported(tree(path)) for path in [*SCRIPTS, *ROOT.glob("tests/*.py")]))
+    return set().union(*(imported(tree(path)) for path in [*SCRIPTS, *TESTS]))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -72,10 +89,11 @@ def test_no_package_is_bounded_twice() -> None:
     assert len(named) == len(set(named))
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_script_starts_with_its_requirements_alone(path: Path) -> None:
-    extra = f"requirements-{path.stem.split('_')[0]}.txt"  # of benchmark_search.py, for instance
-    files = {"requirements.txt", extra} & FILES.keys()
+    name = path.relative_to(ROOT).as_posix()
+    extras = {file for begin, file in EXTRAS.items() if name.startswith(begin)}
+    files = {"requirements.txt", *extras}
     assert imported(tree(path).body) <= packages(*files)
 
 
@@ -84,6 +102,6 @@ def test_whatever_is_imported_is_required() -> None:
 
 
 def test_whatever_is_required_is_imported_or_run_by_make() -> None:
-    commands = re.findall(r"-m ([a-z_]+)", (ROOT / "Makefile").read_text())
+    commands = re.findall(r"(?:-m |bin/)([a-z_-]+)", (ROOT / "Makefile").read_text())
     used = all_imported() | COMMANDS | {name.replace("_", "-") for name in commands}
     assert packages(*FILES) <= used

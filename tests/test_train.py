@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import data
 import train
 from net import load_net, read_checkpoint
+from tests.conftest import ROOT, run
 from utils import UserError
 
 SMALL = "--backbone efficientnet_b0 --pretrained none --img-size 40 --crop-size 32".split()

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
-from utils import PictureError, Stopwatch, atomic_write, read_picture, sha256_of
+from pictures.decode import PictureError, read_picture
+from tests.conftest import ROOT
+from utils import Stopwatch, atomic_write, sha256_of
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)

@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from web_base import Server, serving
 
 import web
 from config import Config
+from tests.server.web_base import Server, serving
 from utils import run_script
 
-pytest_plugins = ("web_base",)
+pytest_plugins = ("tests.server.web_base",)
 SOON = web.GRACE_SECONDS + 2.0
 
 

@@ -1,0 +1,1 @@
+"""Protocols, metrics, weights of signals, the report."""

@@ -1,0 +1,1 @@
+"""The feature database: extraction, writing, reading, incremental update."""

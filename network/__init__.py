@@ -1,0 +1,1 @@
+"""What a network is made of and runs on: backbones, colour features, device, several processes."""

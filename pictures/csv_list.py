@@ -1,0 +1,88 @@
+"""A list of pictures with what is known of each, as CSV with a line of column names.
+
+path,category,item,color,partition
+shoes/0001.jpg,Shoes,A-17,red,train
+"""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+
+from pictures.collection import SPLIT_FOLDERS
+from utils import UserError, can_be_listed, shown
+
+SUFFIX = ".csv"
+COLUMNS = ("path", "category", "item", "color", "partition")
+
+
+def read_picture_list(file: Path) -> dict[str, np.ndarray]:
+    """Read a list of pictures.
+
+    Parameters
+    ----------
+    file : with a column path, relative to the list's folder or below it, and any others of
+        `COLUMNS`; a partition is train, val, validation or test
+
+    Returns
+    -------
+    All columns, N str each; "" where the list tells nothing.
+
+    Raises
+    ------
+    UserError : the list is malformed, with file and line
+    """
+    columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
+    seen: set[str] = set()
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as lines:
+            rows = csv.reader(lines, strict=True)
+            names = [name.strip().lower() for name in next(rows, [])]
+            unknown = sorted(set(names) - set(COLUMNS))
+            if "path" not in names or unknown or len(set(names)) < len(names):
+                has = f"has {shown(unknown[0])!r}" if unknown else f"has {', '.join(names)}"
+                raise UserError(
+                    f"{shown(file)}:1: must name columns, path and any of"
+                    f" {', '.join(COLUMNS[1:])}; it {has}"
+                )
+            for row in rows:
+                if not row:
+                    continue
+                where = f"{shown(file)}:{rows.line_num}"
+                if len(row) != len(names):
+                    raise UserError(f"{where}: {len(row)} columns, line 1 has {len(names)}")
+                told = dict(zip(names, (" ".join(cell.split()) for cell in row), strict=True))
+                told["path"] = _path(row[names.index("path")].strip(), file.parent, where)
+                if told["path"] in seen:
+                    raise UserError(f"{where}: {shown(told['path'])} is there twice")
+                seen.add(told["path"])
+                partition = told.get("partition", "")
+                if partition and partition not in SPLIT_FOLDERS:
+                    raise UserError(
+                        f"{where}: partition {shown(partition)!r}; it may be"
+                        f" {', '.join(SPLIT_FOLDERS)}"
+                    )
+                told["partition"] = SPLIT_FOLDERS.get(partition, "")
+                told["color"] = told.get("color", "").replace(" ", "_")
+                for name, column in columns.items():
+                    column.append(told.get(name, ""))
+    except OSError as error:
+        raise UserError(f"{shown(file)}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown(file)}: is not UTF-8 text: {error.reason}") from None
+    except csv.Error as error:
+        raise UserError(f"{shown(file)}:{rows.line_num}: {error}") from None
+    if not seen:
+        raise UserError(f"{shown(file)}: no pictures in it")
+    return {name: np.array(column, str) for name, column in columns.items()}
+
+
+def _path(path: str, folder: Path, where: str) -> str:
+    """A path relative to the list's folder."""
+    if os.path.isabs(path):
+        path = os.path.relpath(path, os.path.abspath(folder))
+    path = os.path.normpath(path).replace(os.sep, "/") if path else ""
+    if path in ("", ".") or path.split("/")[0] == ".." or not can_be_listed(path):
+        raise UserError(f"{where}: {shown(path)!r} is no path below {shown(folder)}")
+    return path

@@ -1,0 +1,332 @@
+"""A folder of one's own photos -> DeepFashion's annotation files; the photos stay in place."""
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from pictures.annotations import (
+    ANNO_FOLDERS,
+    COLOR_LIST,
+    INSHOP_PARTITIONS,
+    PARTITIONS,
+    UNKNOWN,
+    write_list,
+)
+from pictures.collection import SPLIT_FOLDERS, find_pictures, held_out_of_each, is_split
+from pictures.csv_list import COLUMNS, SUFFIX, read_picture_list
+from utils import UserError, can_be_listed, shown
+
+IMG = "img"  # the link to the photos
+OFFICIAL = (*ANNO_FOLDERS, "Eval", "Img")  # what a part of somebody else's data set consists of
+ITEM_LIST = "list_eval_partition.txt"
+CATEGORY_LISTS = ("list_category_cloth.txt", "list_category_img.txt")
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The N pictures of a folder, one array of str a column.
+
+    Attributes
+    ----------
+    path : as the lists have it, img/ and the path below the folder
+    category : its name
+    item : any name that no other item has, "" where unknown
+    color : free of blanks, "" where unknown
+    partition : train, val or test
+    status : train, query or gallery; "" where the item is unknown
+    """
+
+    path: np.ndarray
+    category: np.ndarray
+    item: np.ndarray
+    color: np.ndarray
+    partition: np.ndarray
+    status: np.ndarray
+
+    def select(self, rows: np.ndarray) -> "Photos":
+        """The rows of a mask."""
+        return Photos(**{column.name: getattr(self, column.name)[rows] for column in fields(self)})
+
+
+def import_folder(
+    folder: Path,
+    base: Path,
+    categories: int,
+    val_share: float,
+    *,
+    item_level: bool = False,
+    item_pattern: str | None = None,
+    inshop: bool = False,
+    gallery: str | None = None,
+    test: bool = False,
+) -> None:
+    """Write the annotation files for a folder of photos and say what to run next.
+
+    `base`/img becomes a link to the folder, or `base`/in_shop/img. A split in train/, val/ or
+    validation/, and test/ folders is kept; else a share of each category's items (pictures, where
+    there are no items) is held out. Items also get the in-shop lists: of a held-out item, the first
+    picture (of each colour, where colours are known) becomes gallery, the others queries.
+
+    Parameters
+    ----------
+    folder : photos in category folders; with `item_level` in item folders below those. Or a list
+        of photos, see `picture_list`, whose folder is linked. What the list tells goes before
+        what folders are called
+    base : DATASET_BASE, where the annotation files go
+    categories : the CATEGORIES setting, for a word where the folder has more
+    val_share : share held out, 0 to 1
+    item_level : the folder of each picture is its item, what lies above it the category; the file
+        name up to the first "_" is the colour where pictures of an item share it
+    item_pattern : regular expression searched in each path below `folder`; group `item` is the
+        item; `color` and `category`, where the expression has them, colour and category
+    inshop : write the in-shop part alone, beside an attribute part that may be there. A category is
+        then the one folder above the item's; with `item_pattern` no path tells it, so the part
+        gets category lists of its own
+    gallery : regular expression searched in each path below `folder`: held-out pictures that it
+        matches become gallery, the others queries
+    test : hold out all of it, whatever its folders are called
+
+    Raises
+    ------
+    UserError : no photos, a bad option, or `base` holds another data set
+    """
+    if item_level and item_pattern:
+        raise UserError("--item-level and --item-pattern exclude each other")
+    if folder.suffix.lower() == SUFFIX and folder.is_file():
+        told = read_picture_list(folder)
+        folder, paths = folder.parent, told["path"].tolist()
+    else:
+        paths = _usable_paths(folder)
+        told = dict.fromkeys(COLUMNS, np.full(len(paths), ""))
+    with_items = item_level or item_pattern or (told["item"] != "").any()
+    for option, given in (("--in-shop", inshop), ("--gallery", gallery is not None)):
+        if given and not with_items:
+            raise UserError(f"{option} is about items: add --item-level or --item-pattern REGEX")
+    wanted = None if gallery is None else _expression("--gallery", gallery)
+
+    parts = [path.split("/") for path in paths]
+    partitions = told["partition"]
+    split = _is_split(parts, partitions)
+    inner = [part[1:] if split else part for part in parts]
+    if item_level:
+        category, item, color = _labels_of_folders(paths, inner, inshop)
+    else:
+        category, item, color = _labels_of_pattern(paths, inner, item_pattern)
+    category, item = _known(told["category"], category), _known(told["item"], item)
+    color = _known(told["color"], color)
+    group = np.where(item == "", np.array(paths), item)
+    if test:
+        partition = np.full(len(paths), "test")
+    elif split:
+        partition = np.array([SPLIT_FOLDERS[part[0]] for part in parts])
+    else:
+        partition = np.where(held_out_of_each(category, group, val_share), "val", "train")
+    if not test:  # what is told of a picture holds for all of its item
+        pairs = list(zip(group, partitions, strict=True))
+        of_group = {each: told for each, told in pairs if told}
+        known = np.array([told or of_group.get(each, "") for each, told in pairs])
+        partition = _known(known, partition)
+    status = _statuses(paths, item, color, partition, wanted)
+    path = np.array([f"{IMG}/{path}" for path in paths])
+    photos = Photos(path, category, item, color, partition, status)
+    if inshop:
+        if not (item != "").all():
+            print(f"{(item == '').sum()} pictures without an item are left out")
+        photos = photos.select(item != "")
+        _link(base, base / "in_shop", folder, (*OFFICIAL, ITEM_LIST))
+        _remove_old(base / "in_shop")
+        if not item_level:  # no path tells them
+            _write_categories(base / "in_shop", photos)
+        _write_items(base / "in_shop", photos)
+    else:
+        _write_both_parts(base, folder, photos)
+    _report(base, folder, photos, inshop, categories)
+
+
+def _is_split(parts: list[list[str]], partitions: np.ndarray) -> bool:
+    try:
+        return is_split(parts)
+    except UserError:
+        if (partitions == "").any():
+            raise
+        return False  # the list tells of all
+
+
+def _known(told: np.ndarray, guessed: np.ndarray) -> np.ndarray:
+    """What a list tells, and the rest as guessed, N str."""
+    return np.where(told == "", guessed, told)
+
+
+def _usable_paths(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        state = "an archive? unpack it first" if folder.is_file() else "no such folder"
+        raise UserError(f"{folder}: {state}")
+    found = find_pictures(folder)
+    paths = [path for path in found if can_be_listed(path)]
+    for path in sorted(set(found) - set(paths)):
+        print(f"left out, its name cannot stand in a list: {path!a}")
+    if not paths:
+        raise UserError(f"{folder}: no pictures below it")
+    return paths
+
+
+def _expression(option: str, text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UserError(f"{option} {text!r}: {error}") from None
+
+
+def _labels_of_folders(
+    paths: list[str], inner: list[list[str]], inshop: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Category, item and colour of each picture by --item-level, N str each."""
+    flat = next((p for p, part in zip(paths, inner, strict=True) if len(part) < 3), None)
+    if flat:
+        raise UserError(f"--item-level: {shown(flat)} does not lie in CATEGORY/ITEM/")
+    # The item's whole path: two categories may well number their items alike.
+    items = ["/".join(part[:-1]) for part in inner]
+    category = [part[-3] if inshop else "/".join(part[:-2]) for part in inner]
+    return np.array(category), np.array(items), _prefixes(paths, items)
+
+
+def _labels_of_pattern(
+    paths: list[str], inner: list[list[str]], item_pattern: str | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Category, item and colour of each picture, N str each; "" where unknown."""
+    category = [part[0] if len(part) > 1 else "all" for part in inner]
+    if not item_pattern:
+        return np.array(category), np.full(len(paths), ""), np.full(len(paths), "")
+    pattern = _expression("--item-pattern", item_pattern)
+    if "item" not in pattern.groupindex:
+        raise UserError(f"--item-pattern {item_pattern!r}: has no group (?P<item>...)")
+    groups = [match.groupdict() if (match := pattern.search(p)) else {} for p in paths]
+    unmatched = [path for path, group in zip(paths, groups, strict=True) if not group]
+    if unmatched:
+        print(f"--item-pattern matches {len(paths) - len(unmatched)} of {len(paths)} pictures; not,"
+              f" for instance, {shown(unmatched[0])}")  # fmt: skip
+    items = [group.get("item") or "" for group in groups]
+    if not any(items):
+        raise UserError(f"--item-pattern {item_pattern!r}: matches no picture")
+    category = [g.get("category") or c for g, c in zip(groups, category, strict=True)]
+    colors = [re.sub(r"\s+", "_", group.get("color") or "") for group in groups]
+    return np.array(category), np.array(items), np.array(colors)
+
+
+def _prefixes(paths: list[str], items: list[str]) -> np.ndarray:
+    """Colours as DeepFashion has them, the file name up to its first "_".
+
+    Where no two pictures of an item share one, it is something else: "" for all.
+    """
+    files = [path.rsplit("/", 1)[-1] for path in paths]
+    shades = [re.sub(r"\s+", "_", f.split("_")[0]) if "_" in f else "" for f in files]
+    shared = len(set(zip(items, shades, strict=True))) < len(paths)
+    return np.array(shades if shared else [""] * len(paths))
+
+
+def _statuses(
+    paths: list[str],
+    item: np.ndarray,
+    color: np.ndarray,
+    partition: np.ndarray,
+    gallery: re.Pattern[str] | None,
+) -> np.ndarray:
+    """train, query or gallery for each picture that has an item, else ""."""
+    status = np.where(item == "", "", "train").astype("<U7")
+    held = np.flatnonzero((item != "") & (partition != "train"))
+    if gallery:
+        chosen = np.array([gallery.search(paths[row]) is not None for row in held], bool)
+        if chosen.all() or not chosen.any():
+            found = "every one" if len(held) and chosen.all() else "none"
+            raise UserError(
+                f"--gallery {gallery.pattern!r}: matches {found} of {len(held)} held-out pictures;"
+                " queries and gallery need some each"
+            )
+    else:
+        groups = list(zip(item[held], color[held], strict=True))
+        first = {group: i for i, group in reversed(list(enumerate(groups)))}
+        chosen = np.array([first[group] == i for i, group in enumerate(groups)], bool)
+    status[held] = np.where(chosen, "gallery", "query")
+    return status
+
+
+def _link(base: Path, place: Path, folder: Path, others: tuple[str, ...]) -> None:
+    """Make `place`/img a link to the folder, if no data set with one of `others` lies there."""
+    link, target = place / IMG, folder.resolve()
+    if target in (base.resolve(), place.resolve()):
+        raise UserError(f"{folder}: set DATASET_BASE to another folder, for the annotation files")
+    for part in {base / IMG, base / "in_shop" / IMG} - {link}:
+        if part.resolve() == target:
+            raise UserError(f"{part}: is {folder} already; each picture would be listed twice")
+    if link.is_symlink() and link.resolve() == target:
+        return
+    if link.exists() or link.is_symlink() or any((place / name).exists() for name in others):
+        raise UserError(f"{place}: holds another data set; set DATASET_BASE to a folder of its own")
+    place.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target, target_is_directory=True)
+
+
+def _write_both_parts(base: Path, folder: Path, photos: Photos) -> None:
+    """The attribute lists, and in-shop lists where there are items."""
+    inshop = base / "in_shop"
+    apart = any((inshop / name).exists() for name in (IMG, "Img"))  # with pictures of its own
+    with_items = bool((photos.item != "").any())
+    if apart and with_items:
+        raise UserError(f"{inshop}: holds another data set; import items with --in-shop, or set"
+                        " DATASET_BASE to a folder of its own")  # fmt: skip
+    _link(base, base, folder, OFFICIAL if apart else (*OFFICIAL, "in_shop"))
+    _write_categories(base / "Anno", photos)
+    rows = zip(photos.path, photos.partition, strict=True)
+    write_list(base / "Eval" / ITEM_LIST, ("image_name", "evaluation_status"), rows)
+    if not apart:
+        _remove_old(inshop)
+    if with_items:
+        _write_items(inshop, photos.select(photos.item != ""))
+
+
+def _remove_old(inshop: Path) -> None:
+    """Remove the lists of an earlier import: the next one may not write all of them."""
+    for name in (ITEM_LIST, COLOR_LIST, *CATEGORY_LISTS):
+        (inshop / name).unlink(missing_ok=True)
+
+
+def _write_categories(place: Path, photos: Photos) -> None:
+    names, label = np.unique(photos.category, return_inverse=True)
+    # Types 1 to 3 (upper, lower, full body) are DeepFashion's; of one's own photos none is known.
+    cloth = [(name, 1) for name in names]
+    write_list(place / CATEGORY_LISTS[0], ("category_name", "category_type"), cloth)
+    rows = zip(photos.path, label + 1, strict=True)
+    write_list(place / CATEGORY_LISTS[1], ("image_name", "category_label"), rows)
+
+
+def _write_items(inshop: Path, photos: Photos) -> None:
+    """Items and colours; ids are numbered, since a row is split at blanks."""
+    ids = [f"id_{i + 1:08d}" for i in np.unique(photos.item, return_inverse=True)[1]]
+    columns = ("image_name", "item_id", "evaluation_status")
+    write_list(inshop / ITEM_LIST, columns, zip(photos.path, ids, photos.status, strict=True))
+    color = np.where(photos.color == "", UNKNOWN, photos.color)
+    write_list(inshop / COLOR_LIST, ("image_name", "color"), zip(photos.path, color, strict=True))
+    if "query" not in photos.status:
+        print("no held-out item has two pictures of a colour: nothing to measure items with")
+
+
+def _report(base: Path, folder: Path, photos: Photos, inshop: bool, categories: int) -> None:
+    names, column = PARTITIONS, photos.partition
+    if inshop:
+        names, column = INSHOP_PARTITIONS, photos.status
+    parts = ", ".join(f"{(column == name).sum()} {name}" for name in names)
+    kinds = len(set(photos.category.tolist()))
+    items = len(set(photos.item.tolist()) - {""})
+    print(f"{folder}: {len(column)} pictures ({parts}) of {kinds} categories", end="")
+    print(f" and {items} items" if items else "")
+    options = f" --dataset-base {base}"
+    options += " --enable-inshop-dataset" if items else ""
+    options += f" --categories {kinds}" if kinds > categories and not inshop else ""
+    print(f"annotation files are in {base}; next:")
+    commands = ["data.py check", "train.py", "feature_extractor.py"]
+    if "train" not in column:  # nothing to train on, and so no model of its own
+        commands = ["feature_extractor.py --dumped-model MODEL", "evaluate.py"]
+    for command in commands:
+        print(f"  python {command}{options}")

@@ -1,0 +1,1 @@
+"""Distance and signals, the engines, re-ranking, the `Searcher`."""

@@ -1,0 +1,153 @@
+"""Deep features -> clusters, and what a search of some of them misses."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from config import Config
+from features.arrays import all_finite
+from features.database import DEEP, FeatureDatabase, unit_rows
+from search.clusters import CLUSTERS, Clusters, open_clusters, save_clusters
+from search.engine import Engine
+from search.exact import exact_engine
+from search.quantised import open_codes
+from search.signals import Signal, describe_distance, signals_of
+from utils import UserError
+
+FITTED = 1000  # rows for each cluster: k-means gains next to nothing by more
+QUERIES = 200
+BLOCK = 8192  # rows at once
+STALE = 0.2  # share of pictures that clusters were not made of, from which on they are made anew
+
+
+def held_out(count: int, most: int = QUERIES) -> np.ndarray:
+    """Rows to measure the recall with, evenly spread: up to `most`, int64, ascending."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
+
+
+def cluster(
+    features: np.ndarray, normalised: bool, n_clusters: int, seed: int, asked: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """k-means, started by k-means++, on up to `FITTED` evenly spread rows for each cluster.
+
+    Parameters
+    ----------
+    features : N x D, float32
+    normalised : scale them to length 1 first
+    n_clusters : K
+    seed : of the start
+    asked : rows to measure with, which are not fitted to where there are enough others
+
+    Returns
+    -------
+    Centroids K x D, float32, and the cluster of each row, N, int32: that of its nearest centroid.
+
+    Raises
+    ------
+    UserError : fewer rows than clusters, or a value that is no number
+    """
+
+    from sklearn.cluster import KMeans  # 2 s, which an extraction seldom needs
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        return unit_rows(features[rows]) if normalised else features[rows]
+
+    count = len(features)
+    if count < n_clusters:
+        raise UserError(f"N_CLUSTERS is {n_clusters}, but there are {count} pictures")
+    if not all_finite(features):
+        raise UserError(f"{DEEP}: holds NaN or infinity; extract the features again")
+    others = np.setdiff1d(np.arange(count), asked)
+    rows = others if len(others) >= max(n_clusters, len(asked)) else np.arange(count)
+    places = np.linspace(0, len(rows) - 1, min(len(rows), FITTED * n_clusters)).astype(np.int64)
+    fitted = KMeans(n_clusters, n_init="auto", random_state=seed).fit(read(rows[places]))
+    centroids = fitted.cluster_centers_.astype(np.float32)
+    return centroids, nearest(features, centroids, normalised)
+
+
+def nearest(features: np.ndarray, centroids: np.ndarray, normalised: bool) -> np.ndarray:
+    """The nearest of K centroids of each row: N x D, K x D -> N, int32."""
+    from sklearn.metrics import pairwise_distances_argmin
+
+    labels = [np.empty(0, np.int32)]
+    for start in range(0, len(features), BLOCK):
+        block = features[start : start + BLOCK]
+        block = unit_rows(block) if normalised else block
+        labels.append(pairwise_distances_argmin(block, centroids).astype(np.int32))
+    return np.concatenate(labels)
+
+
+def measure_recall(
+    signals: Sequence[Signal],
+    clusters: Clusters,
+    exact: Engine,
+    asked: np.ndarray,
+    k: int = 10,
+) -> np.ndarray:
+    """Recall@k of the k-means engine against the exact one, for every number of clusters.
+
+    Candidates are ranked exactly, so one of the true k nearest is found if, and only if, its
+    cluster is searched: one exact search tells the recall for all numbers at once.
+
+    Parameters
+    ----------
+    signals : the terms of the distance
+    clusters : of the first signal's features; their `recall` is not read
+    exact : ranks all of the collection by the same signals
+    asked : rows of the collection to ask with; each is left out of its answer
+    k : answers to compare
+
+    Returns
+    -------
+    K, float64: the share of the true answers found with 1, 2 ... K clusters searched.
+    """
+    features = [signal.features[asked] for signal in signals]
+    order = clusters.order(features[0])
+    rank = np.argsort(order, axis=1)  # of each cluster, in each query's order
+    found = np.zeros(len(clusters.centroids))
+    total = 0
+    for i, answer in enumerate(exact.search(features, k + 1)):
+        truth = answer.rows[answer.rows != asked[i]][:k]
+        ranks = rank[i, clusters.labels[truth]]
+        found += (ranks[:, None] <= np.arange(len(found))).sum(0)
+        total += len(truth)
+    return found / max(total, 1)
+
+
+def follow(config: Config, database: FeatureDatabase) -> None:
+    """Let the clusters follow an update of the database that they were made of, if there are any.
+
+    Every picture goes to its nearest centroid, and the recall is measured anew. A word says when
+    they should be made anew. Clusters of other features stay as they are: a query refuses them.
+
+    Parameters
+    ----------
+    config : the distance
+    database : the updated one
+    """
+    before = database.info.get("follows")
+    if not before or not (database.base / CLUSTERS).exists():
+        return
+    try:
+        old = open_clusters(database, before)
+    except UserError:  # they have followed already, or never belonged to it
+        return
+    signals = signals_of(database, **config.distance)
+    labels = nearest(database.deep[0], old.centroids, old.normalised)
+    moved = replace(
+        old,
+        labels=labels,
+        features=database.info["sha256"][DEEP],
+        distance=describe_distance(signals),
+        assigned=old.assigned + database.info["came"],
+    )
+    recall = measure_recall(signals, moved, exact_engine(database, signals), held_out(len(labels)))
+    path = save_clusters(database.base, replace(moved, recall=recall))
+    open_codes(database, signals, moved.by_cluster)
+    print(f"{path}: follows the update")
+    if moved.assigned > STALE * len(labels):
+        print(
+            f"{moved.assigned:,} of {len(labels):,} pictures came after the clusters were made;"
+            f" make them anew: python kmeans.py --dataset-base {database.base}"
+        )

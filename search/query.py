@@ -1,0 +1,197 @@
+"""Query pictures -> their features, as the feature database has them of its own pictures."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from data import Transform
+from features.checksums import Stamp, stamp_of
+from features.database import INFO, FeatureDatabase
+from net import (
+    FeatureNet,
+    Network,
+    extract_features,
+    load_net,
+    model_places,
+    network_of,
+)
+from network.color import PALETTE_BINS, color_features
+from pictures.annotations import find_box
+from pictures.decode import read_picture
+from utils import UserError, sha256_of
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query picture.
+
+    Attributes
+    ----------
+    name : as the user gave it
+    images : of each model its picture, crop_size x crop_size x 3, uint8
+    thumbnail : RGB, cropped to the garment where its box is known
+    """
+
+    name: str
+    images: list[torch.Tensor]
+    thumbnail: Image.Image
+
+
+def find_query(base: Path, name: str) -> Path:
+    """The file a query means: as given, or relative to DATASET_BASE or its in-shop part.
+
+    Raises
+    ------
+    UserError : there is none
+    """
+    places = [Path(), base, base / "in_shop", base / "Img", base / "in_shop" / "Img"]
+    found = next((place / name for place in places if (place / name).is_file()), None)
+    if found is None:
+        raise UserError(f"{name}: no such file, neither here nor below {base} or its in_shop/")
+    return found
+
+
+def read_query(
+    base: Path,
+    name: str,
+    path: Path,
+    box: Box | None,
+    crop: bool,
+    transforms: Sequence[Transform],
+    least: int,
+) -> Query:
+    """Read a query picture.
+
+    Parameters
+    ----------
+    base : DATASET_BASE
+    name : the user's argument
+    path : its file
+    box : cut it to this box, x1 y1 x2 y2 in px; None takes a picture of the collection as the
+        feature database took it, and any other one whole
+    crop : the feature database's pictures were cut to their boxes
+    transforms : of each model, RGB picture -> tensor
+    least : see `read_picture`
+
+    Raises
+    ------
+    PictureError : no picture, or a box outside it
+    """
+    if box is None and crop:
+        below = os.path.relpath(os.path.abspath(path), os.path.abspath(base))
+        box = None if below.startswith("..") else find_box(base, Path(below).as_posix())
+        box = box if box and box[2] > 0 else None
+    picture = read_picture(path, box, least)
+    images = [transform(picture) for transform in transforms]
+    return Query(name, images, ImageOps.contain(picture, (400, 400)))
+
+
+def extract_queries(
+    nets: Sequence[FeatureNet],
+    queries: Sequence[Query],
+    device: torch.device,
+    amp: str,
+    batch_size: int,
+) -> list[np.ndarray]:
+    """Features of the queries, of each signal of the database in its order: Q x D, float32.
+
+    `amp` is the type the feature database was made with, so that equal pictures get equal features.
+    """
+    dtype = None if amp == "float32" else getattr(torch, amp)
+    deep, colors = [], []
+    for number, net in enumerate(nets):
+        parts = []
+        for start in range(0, len(queries), batch_size):
+            batch = queries[start : start + batch_size]
+            images = torch.stack([query.images[number] for query in batch])
+            parts.append(extract_features(net, images, device, dtype))
+        embedding, *rest = [np.concatenate(signal) for signal in zip(*parts, strict=True)]
+        deep.append(embedding)
+        colors += rest
+    return deep + colors
+
+
+def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[tuple[Path, Stamp]]:
+    """The files of the models that made the feature database, told by their SHA-256.
+
+    They are those of the settings or, with a line on standard error, those that all_feat.json
+    names. With each comes the stamp that it had before.
+
+    Parameters
+    ----------
+    database : names its models
+    named : the settings MODELS or DUMPED_MODEL
+
+    Raises
+    ------
+    UserError : a model is missing or another one
+    """
+    base, records = database.base, database.info["models"]
+    files = [record["file"] for record in records]
+    made_by, told = ", ".join(files), ", ".join(named)
+    found = _same_models(base, named, records)
+    if found is None:
+        found = _same_models(base, files, records)
+        if found is None:
+            also = "" if made_by == told else f", and {told} is not the same"
+            raise UserError(
+                f"{base}: the feature database was made by {made_by}, now missing or changed{also};"
+                " say where it is (--models FILE,...), or run: python feature_extractor.py"
+                f" --dataset-base {base}"
+            )
+        print(
+            f"asking with {made_by}, which made the feature database, not {told}", file=sys.stderr
+        )
+    return found
+
+
+def _same_models(
+    base: Path, names: Sequence[str], records: Sequence[dict[str, Any]]
+) -> list[tuple[Path, Stamp]] | None:
+    """The files that some names of models mean; None where one has not its record's SHA-256."""
+    if len(names) != len(records):
+        return None
+    found = []
+    for name, record in zip(names, records, strict=True):
+        places = [(path, stamp_of(path)) for path in model_places(base, name) if path.is_file()]
+        same = [place for place in places if sha256_of(place[0]) == record["sha256"]]
+        if not same:
+            return None
+        found.append(same[0])
+    return found
+
+
+def load_models(
+    database: FeatureDatabase, named: Sequence[str], device: torch.device
+) -> tuple[list[FeatureNet], list[Network]]:
+    """Load the models that made the feature database; `named` as for `find_models`."""
+    settings, base = database.info["settings"], database.base
+    again = f"run: python feature_extractor.py --dataset-base {base}"
+    nets, networks = [], []
+    for number, (path, stamp) in enumerate(find_models(database, named)):
+        bare = network_of(database.info["models"][number]["network"], base / INFO, again)
+        net, network = load_net(path, bare)
+        if stamp_of(path) != stamp:
+            raise UserError(f"{path}: replaced while it was read; ask again")
+        made = (net.fc2.in_features, 3 * settings["COLOR_TOP_N"], PALETTE_BINS**3)
+        palette = made[2] if database.palette is None else database.palette.shape[1]
+        stored = (database.deep[number].shape[1], database.color.shape[1], palette)
+        if stored != made:
+            raise UserError(
+                f"{base}: the features have {stored} values each, those that {path} makes have"
+                f" {made}; {again}"
+            )
+        colors = [] if number else color_features(settings)
+        features = FeatureNet(net, colors, settings["FLIP"]).eval()
+        nets.append(features.to(device, memory_format=torch.channels_last))
+        networks.append(network)
+    return nets, networks

@@ -1,0 +1,108 @@
+"""Queries and their answers side by side, as one picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from pictures.collection import picture_file
+from pictures.decode import PictureError, read_picture
+from utils import shown
+
+TILE = (168, 210)  # px, of a picture
+GAP = 14
+CAPTION = 44
+TITLE = 34
+ACROSS = 8  # answers in a line, at most
+
+PAPER, INK, PALE, LINE, ACCENT = "#ffffff", "#1d1d1f", "#6e6e73", "#d9d9de", "#c2410c"
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One query and an engine's answer to it.
+
+    Attributes
+    ----------
+    title : what was searched, and how
+    query : RGB
+    records : the answers, each with rank, path, distance and category
+    """
+
+    title: str
+    query: Image.Image
+    records: Sequence[dict[str, Any]]
+
+
+def draw_sheet(base: Path, rows: Sequence[SheetRow]) -> Image.Image:
+    """Draw every query at the left, its answers at the right with rank, distance and category.
+
+    Parameters
+    ----------
+    base : DATASET_BASE, which the paths of the answers are relative to
+    rows : one for each query and engine
+
+    Returns
+    -------
+    RGB picture; its size follows from the number of answers.
+    """
+    step = (TILE[0] + GAP, TILE[1] + CAPTION + GAP)
+    most = max([len(row.records) for row in rows] + [1])
+    across = -(-most // -(-most // ACROSS))  # spread evenly over as few lines as it takes
+    lines = [max(-(-len(row.records) // across), 1) for row in rows]
+    width = 3 * GAP + step[0] * (across + 1)
+    height = GAP + sum(TITLE + step[1] * count for count in lines)
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    top = GAP
+    for row, count in zip(rows, lines, strict=True):
+        draw.text((GAP, top), _fit(draw, row.title, width - 2 * GAP, 17), INK, _font(17))
+        top += TITLE
+        _tile(sheet, (GAP, top), row.query, "query", "", ACCENT)
+        for i, record in enumerate(row.records):
+            corner = (2 * GAP + step[0] * (1 + i % across), top + step[1] * (i // across))
+            caption = f"{record['rank']}   d {record['distance']:.4f}"
+            try:
+                picture = read_picture(picture_file(base, record["path"]))
+            except PictureError:
+                picture = None
+            _tile(sheet, corner, picture, caption, record["category"], LINE)
+        top += step[1] * count
+    return sheet
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
+    """A text cut to a width in px, in one line."""
+    text = shown(text)
+    if draw.textlength(text, _font(size)) <= width:
+        return text
+    while text and draw.textlength(text + "...", _font(size)) > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def _tile(
+    sheet: Image.Image,
+    corner: tuple[int, int],
+    picture: Image.Image | None,
+    caption: str,
+    below: str,
+    frame: str,
+) -> None:
+    """One picture in its frame, with two lines of text below; None for a file that is gone."""
+    x, y = corner
+    draw = ImageDraw.Draw(sheet)
+    draw.rectangle((x, y, x + TILE[0] - 1, y + TILE[1] - 1), PAPER, frame, 3 if not below else 1)
+    if picture is None:
+        draw.text((x + GAP, y + TILE[1] // 2 - 8), "cannot be read", PALE, _font(15))
+    else:
+        small = ImageOps.contain(picture, (TILE[0] - 8, TILE[1] - 8))
+        sheet.paste(small, (x + (TILE[0] - small.width) // 2, y + (TILE[1] - small.height) // 2))
+    draw.text((x + 2, y + TILE[1] + 4), caption, INK, _font(16))
+    draw.text((x + 2, y + TILE[1] + 23), _fit(draw, below, TILE[0] - 4, 14), PALE, _font(14))

@@ -1,0 +1,107 @@
+"""The tables of gains and signals: on which queries, and against plain runs of each weighting."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from evaluation.metrics import category_measures, item_measures, summarise
+from evaluation.protocols import Task, of_gallery, query_features, run_task
+from evaluation.query_ablation import gains_table, signals_table, thinned
+from search.engine import ExactEngine
+from search.signals import Signal
+
+
+def task_of(views: list[int], name: str = "item") -> Task:
+    """Items with as many queries each, which lie mixed, and one picture each in the gallery."""
+    asked = np.random.default_rng(3).permutation(np.repeat(np.arange(len(views)), views))
+    labels = np.concatenate([asked, np.arange(len(views))]).astype(str)
+    rows = np.arange(len(labels))
+    queries, gallery = rows[: len(asked)], rows[len(asked) :]
+    measures = item_measures if name == "item" else category_measures
+    return Task(name, queries, gallery, labels, labels[queries], measures)
+
+
+def signals_for(task: Task, rng: np.random.Generator, weights: list[float]) -> list[Signal]:
+    _, number = np.unique(task.labels, return_inverse=True)
+    return [
+        Signal(name, (number[:, None] + noise).astype(np.float32), "euclidean", weight)
+        for name, noise, weight in zip(
+            ("deep", "color", "palette"), rng.normal(size=(3, len(number), 2)), weights, strict=True
+        )
+    ]
+
+
+def test_a_sample_has_whole_items_from_the_whole_collection() -> None:
+    task = task_of([1, 2, 3] * 100)
+    sample = thinned(task, 60)
+    assert 40 <= len(sample.queries) <= 80
+    assert (sample.gallery == task.gallery).all()
+    assert (np.diff(sample.queries) > 0).all()
+    assert (task.labels[sample.queries] == sample.groups).all()
+    for item in np.unique(sample.groups):
+        assert (sample.groups == item).sum() == (task.groups == item).sum()
+    # Evenly spread: each fifth of the items, in the order of their first queries, gives a fifth.
+    first = {item: i for i, item in reversed(list(enumerate(task.groups)))}
+    place = {item: i for i, item in enumerate(sorted(first, key=first.get))}
+    taken = np.histogram([place[item] for item in set(sample.groups)], 5, (0, 300))[0]
+    assert taken.tolist() == [6] * 5
+    assert thinned(task, len(task.queries)) is task
+    assert len(thinned(task_of([5, 5]), 2).queries) == 5
+
+
+@pytest.mark.parametrize("weights", [[1.0, 0.5, 4.0], [1.0, 0.0, 2.0], [1.0, 0.0, 0.0]])
+def test_signals_are_measured_as_runs_of_their_own_would(rng, weights: list[float]) -> None:
+    task = task_of([3] * 50)
+    signals = signals_for(task, rng, weights)
+    single = signals_for(task, np.random.default_rng(8), weights)[:1]
+
+    def alone(chosen: list[Signal]) -> dict[str, np.ndarray]:
+        engine = ExactEngine(of_gallery(chosen, task.gallery))
+        return run_task(task, engine, query_features(task, chosen)).values
+
+    names = ("recall@1", "recall@10", "mrr")
+    whole = alone(signals)
+    expected = [("all", whole, None)]
+    for i, signal in enumerate(signals):
+        left = alone([*signals[:i], replace(signal, weight=0), *signals[i + 1 :]])
+        told = weights[i] and np.count_nonzero(weights) > 1
+        row = (f"{signal.name} alone (weight {weights[i]:g})", alone([replace(signal, weight=1)]))
+        expected.append((*row, left if told else None))
+    plain = alone([*single, *signals[1:]])
+    expected.append(("without mirror images", plain, plain))
+    table = signals_table(task, signals, [single[0].features])
+    assert len(table.rows) == len(expected)
+    for row, (name, values, left) in zip(table.rows, expected, strict=True):
+        assert row[0] == name
+        assert row[1:4] == pytest.approx(tuple(values[measure].mean() for measure in names))
+        if left is None:
+            assert row[4:] == (None, None)
+        else:
+            figure = summarise(whole["recall@1"] - left["recall@1"], task.groups)
+            assert row[4:] == (pytest.approx(figure.value), pytest.approx(figure.ci95))
+    assert len({row[1] for row in table.rows}) > 2  # or it would say nothing
+
+
+def test_tables_say_of_how_many_queries_they_are(rng, monkeypatch) -> None:
+    task = task_of([2] * 40)
+    signals = signals_for(task, rng, [1.0, 0.1, 4.0])
+    engine = ExactEngine(of_gallery(signals, task.gallery))
+    for table in (gains_table(task, engine, signals), signals_table(task, signals, [])):
+        assert "All 80 queries." in table.note
+    monkeypatch.setattr("evaluation.query_ablation.MOST_QUERIES", 20)
+    for table in (gains_table(task, engine, signals), signals_table(task, signals, [])):
+        assert "20 of the 80 queries, evenly spread" in table.note
+    name = "all views of an item as one query (10)"
+    assert gains_table(task, engine, signals).rows[-1][0] == name
+
+
+def test_each_metric_is_asked_once_for_a_block_of_queries(rng, monkeypatch) -> None:
+    asked = []
+    plain = Signal.distances
+    monkeypatch.setattr(
+        Signal, "distances", lambda s, q, r: asked.append((s.name, len(q))) or plain(s, q, r)
+    )
+    task = task_of([2] * 40)
+    signals_table(task, signals_for(task, rng, [1.0, 0.1, 4.0]), [])
+    assert sorted(asked) == [(name, n) for name in ("color", "deep", "palette") for n in (16, 64)]

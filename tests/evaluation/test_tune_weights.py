@@ -1,0 +1,236 @@
+"""The fitted weights: on what they are found, and what is found where the best is known."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import evaluate
+import feature_extractor
+import train
+from evaluation.metrics import average_precision_at_r
+from evaluation.tune_weights import HeldOut, best_weights, held_out_tasks
+from features.database import open_database
+from pictures.annotations import read_inshop
+from pictures.splits import read_parts
+from search.signals import signals_of
+from tests.conftest import rehash, replace_features
+from utils import UserError
+
+SHARE = 0.3
+
+
+def says(base: Path, *records: object, inshop: bool = True) -> None:
+    """Write what the models' files say of their training; "right" is the true one."""
+    digest = read_parts(base, 20, inshop, SHARE).digest()
+    right = {"inshop": inshop, "val_share": SHARE, "digest": digest}
+    info = json.loads((base / "all_feat.json").read_text())
+    model = info["models"][0]
+    named = [{**model, "file": f"{i}.pth"} for i in range(len(records))]
+    for one, record in zip(named, records, strict=True):
+        if record != "missing":
+            one["held_out"] = right if record == "right" else record
+    info["models"] = named
+    for i in range(1, len(records)):
+        shutil.copy(base / "all_feat.npy", base / f"all_feat_{i + 1}.npy")
+        info["sha256"][f"all_feat_{i + 1}.npy"] = info["sha256"]["all_feat.npy"]
+    (base / "all_feat.json").write_text(json.dumps(info))
+
+
+def tasks(base: Path, val_share: float = 0.1) -> dict[str, HeldOut]:
+    database = open_database(base)
+    signals = signals_of(database, ("euclidean", "euclidean"), (), 0.1, 4.0)
+    return {task.name: task for task in held_out_tasks(database, signals, val_share)}
+
+
+def held_out(parts: list[np.ndarray], labels: np.ndarray, name: str = "category") -> HeldOut:
+    stacked = np.stack(parts)
+    stacked[:, np.arange(len(labels)), np.arange(len(labels))] = np.inf
+    right = (labels[:, None] == labels) & ~np.eye(len(labels), dtype=bool)
+    return HeldOut(name, stacked, right)
+
+
+def test_noise_gets_no_weight_and_what_helps_gets_some(rng: np.random.Generator) -> None:
+    labels = np.repeat(np.arange(10), 6)
+    same = labels[:, None] == labels
+    weak = rng.random((60, 60)) + 0.2 * ~same
+    strong = 50 * (rng.random((60, 60)) + 0.6 * ~same)  # in another unit
+    noise = rng.random((60, 60))
+    task = held_out([weak, strong, noise], labels)
+    start = np.array([1.0, 0.0, 0.0])
+    weights = best_weights([task], start)
+    assert weights[0] == 1
+    assert weights[1] > 0.02  # its share is not less than the weak one's: 50 times 0.02
+    assert weights[2] * noise.std() < 0.2 * weights[1] * strong.std()
+    assert task.score(weights)[0] > task.score(start)[0] + 0.2
+
+
+@pytest.mark.parametrize(("pictures", "served"), [(60, "category"), (6, "item")])
+def test_a_task_counts_as_much_as_it_has_queries(pictures: int, served: str) -> None:
+    """One signal finds all categories and no item, the other half the categories and all items."""
+    labels, items = np.arange(pictures) // 3, np.repeat(np.arange(10), 2)
+    apart = 1.0 * (labels[:, None] != labels)
+    half = np.where(np.arange(pictures)[:, None] < pictures // 2, 1 - apart, apart)
+    other = 1.0 * (items[:, None] != items)
+    tasks = [
+        held_out([apart, half], labels),
+        held_out([1 - other, other], items, "item"),
+    ]
+    first, second = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    assert [task.score(first) for task in tasks] == [(1, pictures), (pytest.approx(1 / 19), 20)]
+    assert [task.score(second) for task in tasks] == [(0.5, pictures), (1, 20)]
+    # The plain mean, 53% and 75%, is the second's in both cases.
+    weights = best_weights(tasks, first)
+    assert (weights[1] < 1) == (served == "category")
+
+
+def test_the_score_is_map_at_r_of_the_weighted_sum(rng: np.random.Generator) -> None:
+    labels = np.repeat(np.arange(5), 4)
+    parts = [rng.random((20, 20)), rng.random((20, 20))]
+    task = held_out(parts, labels)
+    total = 2 * task.parts[0] + 0.5 * task.parts[1]
+    order = np.argsort(total, axis=1)
+    hits = np.take_along_axis(task.right, order, axis=1)
+    expected = average_precision_at_r(hits, np.full(20, 3)).mean()
+    assert task.score(np.array([2, 0.5])) == pytest.approx((expected, 20))
+    assert np.isfinite(task.score(np.array([0.0, 1.0]))[0])  # 0 times infinity
+    by_item = HeldOut("item", task.parts, task.right)
+    expected = (1 / (hits.argmax(axis=1) + 1)).mean()
+    assert by_item.score(np.array([2, 0.5])) == pytest.approx((expected, 20))
+
+
+def test_a_signal_that_knows_the_items_is_found_by_the_script(measured: Path, capsys) -> None:
+    """The palette is made to tell items apart; deep and colour stay random."""
+    says(measured, "right")
+    items = np.load(measured / "all_item.npy")
+    _, number = np.unique(items, return_inverse=True)
+    known = np.eye(number.max() + 1, dtype=np.float32)[number]
+    replace_features(measured, "all_palette_feat.npy", known)
+    evaluate.main(["--dataset-base", str(measured), "--fit-weights"])
+    out = capsys.readouterr().out
+    settings = dict(line.split("=") for line in out.splitlines() if line.startswith("FASHION_"))
+    assert set(settings) == {
+        "FASHION_MODEL_WEIGHTS", "FASHION_COLOR_WEIGHT", "FASHION_PALETTE_WEIGHT",
+    }  # fmt: skip
+    line = next(line for line in out.splitlines() if line.startswith("palette alone"))
+    _, item, pooled = (float(cell.rstrip("%")) / 100 for cell in line.split()[-3:])
+    assert item == 1
+    found = tasks(measured)
+    category, count = found["category"].score(np.array([0.0, 0, 1]))
+    asked = found["item"].right.shape[0]
+    assert f"{count} by category, {asked} by item" in out
+    assert pooled == pytest.approx((category * count + asked) / (count + asked), abs=1e-4)
+
+
+def test_the_items_of_the_lists_ask_whatever_the_database_calls_them(measured: Path) -> None:
+    """All held-out items' pictures, and no other; without items in the database, too."""
+    says(measured, "right")
+    inshop = read_inshop(measured).in_partition("train")
+    items = read_parts(measured, 20, True, SHARE).items
+    before = tasks(measured)["item"]
+    assert before.right.shape == (len(items), len(inshop))
+    counts = [np.sum(inshop.items == item) - 1 for item in items.items]
+    assert sorted(before.right.sum(1).tolist()) == sorted(counts)
+    none = np.full(len(np.load(measured / "all_item.npy")), "")
+    replace_features(measured, "all_item.npy", none)
+    assert (tasks(measured)["item"].right == before.right).all()
+
+
+def test_who_has_no_answer_does_not_ask(measured: Path) -> None:
+    """A held-out item whose other pictures are not in the database is not counted."""
+    says(measured, "right")
+    first = tasks(measured)["item"].right.shape[0]
+    parts = read_parts(measured, 20, True, SHARE)
+    gone = [p for p, i in zip(parts.items.paths, parts.items.items, strict=True)
+            if i == parts.items.items[0]][1:]  # fmt: skip
+    assert gone
+    listed = (measured / "all_feat.list").read_text()
+    for path in gone:
+        listed = listed.replace(path + "\n", f"elsewhere/{path}\n")
+    (measured / "all_feat.list").write_text(listed)
+    rehash(measured, "all_feat.list")
+    assert tasks(measured)["item"].right.shape[0] == first - len(gone) - 1
+
+
+def test_thinning_leaves_a_queried_items_pictures(measured: Path, monkeypatch) -> None:
+    says(measured, "right")
+    whole = tasks(measured)["item"]
+    monkeypatch.setattr("evaluation.tune_weights.MOST_GALLERY", whole.right.any(0).sum() + 2)
+    few = tasks(measured)["item"]
+    assert few.right.shape == (len(whole.right), whole.right.any(0).sum() + 2)
+    assert (few.right.sum(1) == whole.right.sum(1)).all()
+    monkeypatch.setattr("evaluation.tune_weights.MOST_GALLERY", 1)
+    assert (tasks(measured)["item"].right.sum(1) == whole.right.sum(1)).all()
+    monkeypatch.setattr("evaluation.tune_weights.MOST_QUERIES", 5)
+    assert len(tasks(measured)["item"].right) == 5
+
+
+def test_the_models_say_what_was_held_out_not_the_settings(measured: Path) -> None:
+    """Trained without the in-shop part: no item was held out, whatever lists there are."""
+    says(measured, "right", inshop=False)
+    assert set(tasks(measured)) == {"category"}
+    says(measured, "right", None)  # an untrained network has seen nothing
+    assert set(tasks(measured)) == {"category", "item"}
+    small, large = (tasks(measured, share)["item"].right.shape[0] for share in (0.05, 0.8))
+    assert small == large
+    says(measured, None)
+    small, large = (tasks(measured, share)["item"].right.shape[0] for share in (0.05, 0.8))
+    assert small < large
+
+
+OTHER = {"inshop": True, "val_share": SHARE, "digest": "0"}
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        (["unknown"], "0.pth: does not say what was held out"),
+        (["missing"], "0.pth: does not say what was held out"),
+        (["right", "unknown"], "1.pth: does not say"),
+        ([None, "right", OTHER], "2.pth: other pictures"),
+        ([OTHER], "is another than the one that 0.pth"),
+    ],
+)
+def test_weights_are_not_fitted_on_what_may_have_been_trained_on(
+    measured: Path, records: list, said: str
+) -> None:
+    says(measured, *records)
+    with pytest.raises(UserError, match=said):
+        evaluate.main(["--dataset-base", str(measured), "--fit-weights"])
+
+
+def test_what_train_and_extraction_write_is_what_fitting_reads(
+    drawn: Path, tmp_path: Path, capsys
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(drawn, base, copy_function=os.link)
+    flags = ["--dataset-base", str(base), "--enable-inshop-dataset"]
+    small = "--backbone resnet18 --pretrained none --img-size 40 --crop-size 32 --epoch 1".split()
+    once = ["--num-workers", "0", "--color-top-n", "1"]
+    train.main([*flags, *small, *once, "--val-share", str(SHARE)])
+    feature_extractor.main([*flags, *once])
+    capsys.readouterr()
+    evaluate.main(["--dataset-base", str(base), "--fit-weights"])
+    items = read_parts(base, 20, True, SHARE).items
+    assert f"{len(items)} by item" in capsys.readouterr().out
+    path = base / "in_shop/list_eval_partition.txt"
+    lines = path.read_text().replace(" train", " query", 1)
+    path.unlink()  # it is a link to the drawn one
+    path.write_text(lines)
+    with pytest.raises(UserError, match="another than the one"):
+        evaluate.main(["--dataset-base", str(base), "--fit-weights"])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--json", "--report page.html", "--against old.json", "--gains", "--partition val",
+     "--engine kmeans", "--protocol inshop"],
+)  # fmt: skip
+def test_a_flag_that_fitting_would_ignore_is_refused(measured: Path, flags: str) -> None:
+    says(measured, "right")
+    name = flags if "engine" in flags else flags.split()[0]
+    with pytest.raises(UserError, match=f"^{name}: "):
+        evaluate.main(["--dataset-base", str(measured), "--fit-weights", *flags.split()])

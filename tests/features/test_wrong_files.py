@@ -1,0 +1,491 @@
+"""Wrong files, by the scripts themselves: refused by name with what mends it, and no code runs.
+
+The faults are laid with the SHA-256 that belongs to them, as who makes a file to do harm would do.
+"""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import feature_extractor
+import kmeans
+import retrieval
+import train
+from features.database import open_database
+from net import read_checkpoint
+from search import clusters
+from tests.conftest import rehash, run
+from tools.ablation import _kept
+from utils import UserError, run_script
+
+EXTRACT, CLUSTER = "run: python feature_extractor.py", "run: python kmeans.py"
+MACHINE = ("--amp", "off", "--device", "cpu", "--num-workers", "0")
+MODEL = "models/model_0_final.pth.tar"
+SCRIPTS = {s.__name__: s.main for s in (evaluate, feature_extractor, kmeans, retrieval, train)}
+Damage = Callable[[Path], object]
+
+
+class Malicious:
+    """What a pickle runs when it is loaded; np.save and torch.save pack it."""
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("marker",)
+
+
+@pytest.fixture(scope="module")
+def made(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn collection with a database and clusters, made by the scripts."""
+    base = tmp_path_factory.mktemp("made") / "data"
+    shutil.copytree(drawn, base, copy_function=os.link)
+    data = ("--dataset-base", str(base))
+    train.main([*data, "--epoch", "0", "--backbone", "efficientnet_b0", "--pretrained", "none",
+                "--img-size", "40", "--crop-size", "32", "--inter-dim", "16"])  # fmt: skip
+    flags = ("--color-top-n", "1", "--enable-inshop-dataset", "--flip")
+    assert feature_extractor.main([*data, *MACHINE, *flags]) == 0
+    kmeans.main([*data, "--n-clusters", "4"])
+    return base
+
+
+@pytest.fixture
+def base(made: Path, tmp_path: Path) -> Path:
+    """A copy of it; the pictures are linked."""
+    copy = tmp_path / "data"
+    photos = shutil.ignore_patterns("img", "in_shop", "Anno", "Eval")
+    shutil.copytree(made, copy, ignore=photos)
+    for name in ("img", "in_shop", "Anno", "Eval"):
+        (copy / name).symlink_to(made / name)
+    return copy
+
+
+@pytest.fixture
+def refused(base: Path, capsys: pytest.CaptureFixture[str]):
+    """Run a script as from the command line: one line that names a file and what to do."""
+
+    def ask(script: str, file: str, said: str, *flags: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            run_script(lambda: SCRIPTS[script](["--dataset-base", str(base), *map(str, flags)]))
+        err = capsys.readouterr().err
+        assert left.value.code == 2, err
+        assert err.count("\n") == 1, err
+        assert f"{base / file}: " in err
+        assert said in err
+        assert not Path("marker").exists()
+        return err
+
+    return ask
+
+
+def query(base: Path) -> tuple[str, ...]:
+    """Arguments of retrieval.py."""
+    return (str(min((base / "img").rglob("*.jpg"))), *MACHINE, "--top-n", "2")
+
+
+def edit(change: Callable[[dict], object]) -> Damage:
+    """Change all_feat.json."""
+
+    def damage(base: Path) -> None:
+        info = json.loads((base / "all_feat.json").read_text())
+        change(info)
+        (base / "all_feat.json").write_text(json.dumps(info))
+
+    return damage
+
+
+def array(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Damage:
+    """Change an array; all_feat.json names the new one."""
+
+    def damage(base: Path) -> None:
+        np.save(base / name, change(np.load(base / name)), allow_pickle=True)
+        rehash(base, name)
+
+    return damage
+
+
+def put(name: str, content: bytes) -> Damage:
+    """Put other bytes in a file's place; all_feat.json names them."""
+
+    def damage(base: Path) -> None:
+        (base / name).write_bytes(content)
+        rehash(base, name)
+
+    return damage
+
+
+def swapped(one: str, other: str) -> Damage:
+    """Two files in each other's place."""
+
+    def damage(base: Path) -> None:
+        os.rename(base / one, base / "third")
+        os.rename(base / other, base / one)
+        os.rename(base / "third", base / other)
+
+    return damage
+
+
+def cut(name: str, share: float) -> Damage:
+    """A file without its end."""
+    return lambda base: os.truncate(base / name, int(share * (base / name).stat().st_size))
+
+
+def archive(name: str, **arrays: object) -> Damage:
+    """Change some arrays of an .npz; None takes one away."""
+
+    def damage(base: Path) -> None:
+        with np.load(base / name) as file:
+            content = {**file, **arrays}
+        content = {key: value for key, value in content.items() if value is not None}
+        with open(base / name, "wb") as file:
+            np.savez(file, **content)
+        if name.startswith("all"):
+            rehash(base, name)
+
+    return damage
+
+
+def directory(name: str) -> Damage:
+    def damage(base: Path) -> None:
+        (base / name).unlink()
+        (base / name).mkdir()
+
+    return damage
+
+
+def pipe(name: str) -> Damage:
+    def damage(base: Path) -> None:
+        (base / name).unlink()
+        os.mkfifo(base / name)
+
+    return damage
+
+
+def spoilt(features: np.ndarray, value: float) -> np.ndarray:
+    features[-1, -1] = value
+    return features
+
+
+def bomb(name: str) -> Damage:
+    """An archive whose arrays are a thousand times its size."""
+
+    def damage(base: Path) -> None:
+        np.savez_compressed(base / name, weight=np.zeros((20, 200_000)), bias=np.zeros(20))
+        rehash(base, name)
+
+    return damage
+
+
+def strange_text(items: np.ndarray) -> np.ndarray:
+    items = items.astype("<U16")
+    items.view(np.uint32)[0] = 0x7FFFFFFF  # no character
+    return items
+
+
+FILES = ("all_feat.npy", "all_color_feat.npy", "all_palette_feat.npy", "all_plain_feat_1.npy",
+         "all_category.npy", "all_item.npy", "all_classifier.npz", "all_feat.list")  # fmt: skip
+PICKLE = pickle.dumps(Malicious())
+DAMAGE: dict[str, tuple[str, Damage]] = {
+    **{f"{name} cut at {share}": (name, cut(name, share))
+       for name in (*FILES, "all_feat.json") for share in (0, 0.01, 0.5, 0.99)},
+    **{f"a folder for {name}": (name, directory(name)) for name in FILES},
+    **{f"a pipe for {name}": (name, pipe(name)) for name in FILES},
+    **{f"a pickle for {name}": (name, put(name, PICKLE)) for name in FILES[:-1]},
+    "objects": ("all_item.npy", array("all_item.npy", lambda x: np.array([Malicious()] * len(x)))),
+    "objects in the classifier": (
+        "all_classifier.npz", archive("all_classifier.npz", weight=np.array([[Malicious()]]))),
+    "swapped for the plain ones": (
+        "all_feat.npy", swapped("all_feat.npy", "all_plain_feat_1.npy")),
+    "swapped for the colours": ("all_feat.npy", swapped("all_feat.npy", "all_color_feat.npy")),
+    "swapped with the items": ("all_category.npy", swapped("all_category.npy", "all_item.npy")),
+    "NaN": ("all_feat.npy", array("all_feat.npy", lambda x: spoilt(x, np.nan))),
+    "infinity": ("all_color_feat.npy", array("all_color_feat.npy", lambda x: spoilt(x, -np.inf))),
+    "float64": ("all_feat.npy", array("all_feat.npy", lambda x: x.astype(np.float64))),
+    "big-endian": ("all_feat.npy", array("all_feat.npy", lambda x: x.astype(">f4"))),
+    "a vector": ("all_feat.npy", array("all_feat.npy", np.ravel)),
+    "a row less": ("all_color_feat.npy", array("all_color_feat.npy", lambda x: x[1:])),
+    "a category too many": ("all_category.npy", array("all_category.npy", lambda x: x * 0 + 99)),
+    "a category below -1": ("all_category.npy", array("all_category.npy", lambda x: x * 0 - 2)),
+    "wide categories": ("all_category.npy", array("all_category.npy", lambda x: x.astype(int))),
+    "items that are numbers": ("all_item.npy", array("all_item.npy", lambda x: np.arange(len(x)))),
+    "items that are no text": ("all_item.npy", array("all_item.npy", strange_text)),
+    "a list that is no UTF-8": (
+        "all_feat.list", lambda base: put("all_feat.list", (base / "all_feat.list").read_bytes()
+                                          .replace(b"img/", b"im\xe9/", 1))(base)),
+    "a longer list": (
+        "all_feat.list",
+        lambda base: put("all_feat.list", (base / "all_feat.list").read_bytes() + b"a\n")(base)),
+    "NaN in the classifier": (
+        "all_classifier.npz", archive("all_classifier.npz", bias=np.full(20, np.nan))),
+    "a classifier without bias": ("all_classifier.npz", archive("all_classifier.npz", bias=None)),
+    "a compressed classifier": ("all_classifier.npz", bomb("all_classifier.npz")),
+    "nested JSON": ("all_feat.json", lambda base: (base / "all_feat.json").write_text("[" * 10**6)),
+    "JSON that is no UTF-8": (
+        "all_feat.json", lambda base: (base / "all_feat.json").write_bytes(b'{"\xff": 1}')),
+    "a huge number": ("all_feat.json", lambda base: (base / "all_feat.json").write_text(
+        (base / "all_feat.json").read_text().replace('"pictures": ', f'"pictures": {"9" * 5000}'))),
+    **{f"JSON with {name} = {value!r}": ("all_feat.json", edit(lambda i, n=name, v=value: i.update(
+        {n: v}))) for name, value in (
+            ("pictures", "263"), ("pictures", True), ("pictures", 0), ("category_names", None),
+            ("category_names", [1]), ("models", {}), ("models", []), ("models", [1]),
+            ("models", [{"file": "a", "sha256": "0" * 64, "network": []}]), ("settings", []),
+            ("sha256", []), ("sha256", {}), ("sha256_others", {}),
+            ("sha256", {"all_feat.npy": 1}), ("sha256", {"all_feat.npy": "0"}))},
+    **{f"JSON without {name}": ("all_feat.json", edit(lambda i, n=name: i.pop(n))) for name in (
+        "pictures", "category_names", "models", "settings", "sha256", "sha256_others")},
+    **{f"settings without {name}": (
+        "all_feat.json", edit(lambda i, n=name: i["settings"].pop(n)))
+       for name in ("AMP", "COLOR_TOP_N", "CROP_TO_BBOX", "FLIP", "PALETTE")},
+    "a dtype that is a function": (
+        "all_feat.json", edit(lambda info: info["settings"].update(AMP="load"))),
+    "what was held out": (
+        "all_feat.json", edit(lambda info: info["models"][0].update(held_out={"inshop": True}))),
+    "a palette that is a word": (
+        "all_feat.json", edit(lambda info: info["settings"].update(PALETTE="no"))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "damage"), DAMAGE.values(), ids=DAMAGE)
+def test_a_wrong_file_of_the_database_is_named(base: Path, refused, file: str, damage) -> None:
+    """Guards index._open_files: map_array, read_archive (arrays.py), description, first_wrong."""
+    damage(base)
+    refused("kmeans", file, f"{EXTRACT} --dataset-base {base}")
+
+
+@pytest.mark.parametrize("script", ["evaluate", "retrieval"])
+def test_every_script_refuses_features_that_are_no_numbers(base: Path, refused, script) -> None:
+    """Guards the call of `_fault` in index._open_files; kmeans.py looks itself, too."""
+    array("all_palette_feat.npy", lambda x: spoilt(x, np.nan))(base)
+    flags = query(base) if script == "retrieval" else ()
+    refused(script, "all_palette_feat.npy", f"holds NaN or infinity; {EXTRACT}", *flags)
+
+
+def test_hashes_of_other_files_are_not_followed(base: Path) -> None:
+    """Guards index._open_files: of the names in sha256_others, only those of the database count."""
+    edit(lambda info: info["sha256_others"].update({"/dev/zero": "0" * 64}))(base)
+    open_database(base)
+
+
+def test_features_in_columns_are_the_same_features(base: Path) -> None:
+    """Fortran's order is no fault: the values are where NumPy says."""
+    before = open_database(base).deep[0].copy()
+    array("all_feat.npy", np.asfortranarray)(base)
+    np.testing.assert_array_equal(open_database(base).deep[0], before)
+
+
+def test_features_of_another_width_are_not_compared(base: Path, refused) -> None:
+    """Guards the comparison of widths in query.load_models."""
+    array("all_feat.npy", lambda x: x[:, :7].copy())(base)
+    (base / "models/kmeans.m").unlink()
+    err = refused("retrieval", "", "", *query(base), "--engine", "exact")
+    assert "the features have (7, 3, 512) values each" in err
+
+
+KMEANS: dict[str, Damage] = {
+    **{f"cut at {share}": cut("models/kmeans.m", share) for share in (0, 0.01, 0.5, 0.99)},
+    "a pickle": lambda base: (base / "models/kmeans.m").write_bytes(PICKLE),
+    "objects": archive("models/kmeans.m", labels=np.array([Malicious()])),
+    "a folder": directory("models/kmeans.m"),
+    "a pipe": pipe("models/kmeans.m"),
+}
+
+
+def change(**changes: Callable[[np.ndarray], object]) -> Damage:
+    """Change arrays of kmeans.m."""
+
+    def damage(base: Path) -> None:
+        with np.load(base / "models/kmeans.m") as file:
+            arrays = {name: made(file[name]) for name, made in changes.items()}
+        archive("models/kmeans.m", **arrays)(base)
+
+    return damage
+
+
+KMEANS |= {
+    "labels too high": change(labels=lambda x: x + 1),
+    "labels below 0": change(labels=lambda x: x - 1),
+    "fewer labels": change(labels=lambda x: x[1:]),
+    "labels of halves": change(labels=lambda x: x + 0.5),
+    "no labels": change(labels=lambda x: None),
+    "a shorter recall": change(recall=lambda x: x[1:]),
+    "an older one, without recall": change(recall=lambda x: None),
+    "a recall of NaN": change(recall=lambda x: x * np.nan),
+    "centroids of another width": change(centroids=lambda x: x[:, 1:]),
+    "centroids of NaN": change(centroids=lambda x: x * np.nan),
+    "no centroid": change(centroids=lambda x: x[:0], recall=lambda x: x[:0]),
+    "of other features": change(features=lambda x: "0" * 64),
+    "a distance that is a number": change(distance=lambda x: 1.0),
+}
+
+
+@pytest.mark.parametrize("damage", KMEANS.values(), ids=KMEANS)
+def test_wrong_clusters_are_named(base: Path, refused, damage: Damage) -> None:
+    """Guards clusters.open_clusters, and arrays.read_archive below it."""
+    damage(base)
+    refused("evaluate", clusters.CLUSTERS, f"{CLUSTER} --dataset-base {base}", "--engine", "kmeans")
+
+
+def test_damaged_codes_are_made_anew(base: Path) -> None:
+    """They are no more than a copy. Guards codes._open."""
+    flags = (*query(base), "--engine", "exact", "--json")
+    asked = run("retrieval.py", "--dataset-base", base, *flags).stdout
+    for place in (*base.glob("all_*.codes.npy"), *base.glob("all_*.bounds.npy")):
+        place.write_bytes(PICKLE if "bounds" in place.name else place.read_bytes()[:200])
+    again = run("retrieval.py", "--dataset-base", base, *flags).stdout
+    assert json.loads(again)[0]["results"] == json.loads(asked)[0]["results"]
+
+
+def saved(change: Callable[[dict], object]) -> Callable[[Path], object]:
+    """Change a checkpoint's content."""
+
+    def damage(path: Path) -> None:
+        content = read_checkpoint(path)
+        change(content)
+        torch.save(content, path)
+
+    return damage
+
+
+def without_storage(name: str, shape: tuple[int, ...]) -> Callable[[dict], object]:
+    """A weight that claims to be huge: one value, seen again and again."""
+    return lambda content: content["state_dict"].update({name: torch.zeros(()).expand(shape)})
+
+
+def deflated(path: Path) -> None:
+    """The same archive, compressed: what a bomb is made of."""
+    with zipfile.ZipFile(path) as file:
+        content = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, value in content.items():
+            file.writestr(name, bytes(len(value)) if "/data/" in name else value)
+
+
+CHECKPOINTS: dict[str, Callable[[Path], object]] = {
+    **{f"cut at {share}": lambda path, s=share: os.truncate(path, int(s * path.stat().st_size))
+       for share in (0, 0.01, 0.5, 0.99)},
+    "a pickle": lambda path: path.write_bytes(PICKLE),
+    "a pickle in torch's archive": lambda path: torch.save({"state_dict": Malicious()}, path),
+    "a pickle in its old format": lambda path: torch.save(
+        {"state_dict": Malicious()}, path, _use_new_zipfile_serialization=False),
+    "compressed": deflated,
+    "a huge weight": saved(without_storage("fc.weight", (10**9, 10**6))),
+    "a weight of one dimension": saved(without_storage("fc.weight", (16,))),
+    "a scalar": saved(without_storage("fc2.weight", ())),
+    "a sparse weight": saved(
+        lambda c: c["state_dict"].update({"fc.weight": torch.zeros(16, 1280).to_sparse()})),
+    "a weight that is a word": saved(lambda c: c["state_dict"].update({"fc.weight": "x"})),
+    "a longer embedding": saved(lambda c: c["network"].update(inter_dim=10**9)),
+    "an embedding of words": saved(lambda c: c["network"].update(inter_dim="many")),
+    "categories by number": saved(lambda c: c["network"].update(categories=5)),
+    "pictures beyond memory": saved(lambda c: c["network"].update(img_size=10**7)),
+    "no such pooling": saved(lambda c: c["network"].update(pooling="max")),
+    "a network that is a list": saved(lambda c: c.update(network=[1])),
+    "an older one without sizes": saved(lambda c: c["network"].pop("img_size")),
+    "what was held out is a tensor": saved(lambda c: c.update(held_out=torch.zeros(3))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_wrong_checkpoints_are_named(base: Path, refused, damage) -> None:
+    """Guards net.read_checkpoint (weights_only, _refuse_bomb), _is_plain, network_of, load_net."""
+    damage(base / MODEL)
+    flags = ("--dumped-model", base / MODEL, *MACHINE)
+    refused("feature_extractor", MODEL, "", *flags)
+
+
+@pytest.mark.parametrize("kind", ["a pickle", "compressed", "a huge weight", "cut at 0.5"])
+def test_wrong_weights_to_start_from_are_named(base: Path, refused, kind: str) -> None:
+    """Guards net.read_weights for PRETRAINED: no loader of its own."""
+    CHECKPOINTS[kind](base / MODEL)
+    refused("train", MODEL, "", "--pretrained", base / MODEL, "--backbone", "efficientnet_b0")
+
+
+def test_weights_of_nan_are_no_start(base: Path, refused) -> None:
+    """Guards net.initial_net: training would blame the learning rate."""
+    saved(lambda c: c["state_dict"]["fc.bias"].fill_(torch.nan))(base / MODEL)
+    with pytest.raises(UserError, match=r"PRETRAINED .*model_0_final.pth.tar: holds NaN"):
+        train.main(["--dataset-base", str(base), "--pretrained", str(base / MODEL)])
+
+
+def misshape(state: dict) -> None:
+    """Let the optimizer's memory of a parameter be of another shape."""
+    state[0]["momentum_buffer"] = torch.zeros(7)
+
+
+RESUME: dict[str, Callable[[Path], object]] = {
+    "a pickle": lambda path: path.write_bytes(PICKLE),
+    "cut": lambda path: os.truncate(path, 5000),
+    "a checkpoint that is none": lambda path: torch.save({"progress": {}}, path),
+    "progress of words": saved(lambda c: c.update(progress={"epoch": "one"})),
+    "progress that is a list": saved(lambda c: c.update(progress=[1])),
+    "an identity that is a number": saved(lambda c: c.update(identity=1)),
+    "weights of another network": saved(lambda c: c["state_dict"].pop("fc.weight")),
+    "an optimizer of nothing": saved(lambda c: c.update(optimizer={})),
+    "an optimizer of other shapes": saved(lambda c: misshape(c["optimizer"]["state"])),
+    "a generator of words": saved(lambda c: c.update(rng="x")),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A resume point, and the flags of its run."""
+    base = tmp_path_factory.mktemp("stopped") / "data"
+    shutil.copytree(made, base, ignore=shutil.ignore_patterns("all_*", "*.m", "*.tar"),
+                    copy_function=os.link)  # fmt: skip
+    flags = "--backbone efficientnet_b0 --pretrained none --img-size 40 --crop-size 32".split()
+    flags += "--recipe original --epoch 1 --amp off --num-workers 0".split()
+    train.main(["--dataset-base", str(base), *flags])
+    return base / "models/checkpoint.pth.tar", flags
+
+
+@pytest.mark.parametrize("damage", RESUME.values(), ids=RESUME)
+def test_wrong_resume_points_are_named(base: Path, refused, stopped, damage) -> None:
+    """Guards trainer.Trainer._read_resume_point, and the `except` in resume."""
+    point, flags = stopped
+    shutil.copyfile(point, base / "models/checkpoint.pth.tar")
+    damage(base / "models/checkpoint.pth.tar")
+    refused("train", "models/checkpoint.pth.tar", "", *flags, "--resume")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[" * 10**5, b"\xff", b'{"parts": []}', b'{"parts": {"item": 3}}', PICKLE]
+)
+def test_wrong_earlier_figures_are_named(base: Path, content: bytes) -> None:
+    """Guards evaluate._earlier and utils.parsed_json."""
+    (base / "before.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"--against .*before\.json: "):
+        evaluate.main(["--dataset-base", str(base), "--against", str(base / "before.json")])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[" * 10**5, b"\xff", b"[]", b'{"": {}}', b'{"": {"category": {"map": "x"}}}']
+)
+def test_wrong_kept_figures_are_named(tmp_path: Path, content: bytes) -> None:
+    """Guards ablation._kept."""
+    (tmp_path / "figures.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"figures\.json: damaged; delete it"):
+        _kept(tmp_path / "figures.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 10**5, b"\xff", b"[1]", b'{"all_feat.npy": 1}'])
+def test_wrong_stamps_are_made_anew(base: Path, content: bytes) -> None:
+    """Guards stamps.first_wrong."""
+    (base / ".all_feat.stamps").write_bytes(content)
+    open_database(base)
+    assert b"all_feat.list" in (base / ".all_feat.stamps").read_bytes()
+
+
+def test_a_process_says_one_line_and_leaves_with_2(base: Path) -> None:
+    """As a user sees it: no warning of a library, no traceback. Guards utils.run_script."""
+    array("all_item.npy", lambda x: np.array([Malicious()] * len(x)))(base)
+    done = run("retrieval.py", "--dataset-base", base, *query(base), check=2)
+    assert done.stderr.startswith(f"retrieval.py: {base / 'all_item.npy'}: ")
+    assert done.stderr.count("\n") == 1
+    assert not Path("marker").exists()

@@ -1,0 +1,158 @@
+"""Training by torchrun: two processes do what one does, with the same batches."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from net import read_checkpoint
+from network.distributed import Ranks, share_of_machine, with_joined_norms
+from tests.conftest import ROOT, run
+from tools.soak import processes_below
+
+FLAGS = (
+    "--backbone resnet18 --pretrained none --img-size 40 --crop-size 32 --log-interval 1".split()
+)
+FLAGS += "--train-batch-size 15 --triplet-batch-size 8 --test-interval 3 --dump-interval 2".split()
+# In 16 bits, batches of another size are rounded otherwise.
+FLAGS += "--amp off --epoch 2 --log-interval 1 --num-workers 1 --enable-inshop-dataset".split()
+
+
+def train(base: Path, *flags: str, processes: int = 1, check: int = 0) -> str:
+    """Run train.py, by torchrun where there are several processes; returns what it says."""
+    arguments = ["--dataset-base", str(base), *FLAGS, *flags]
+    if processes == 1:
+        done = run("train.py", *arguments, check=check)
+        return done.stdout + done.stderr
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), ROOT / "train.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert (done.returncode == 0) == (check == 0), done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def run_until_resume_point(base: Path, processes: int) -> dict:
+    """Kill a run once it has left a resume point; returns the progress it had then."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), ROOT / "train.py"]
+    process = subprocess.Popen([*map(str, command), "--dataset-base", str(base), *FLAGS],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    point, deadline = base / "models/checkpoint.pth.tar", time.monotonic() + 300
+    while not point.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for pid in [process.pid, *processes_below(process.pid)]:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    return read_checkpoint(point)["progress"]
+
+
+def curve(base: Path, name: str) -> np.ndarray:
+    """A curve of the run: values by step."""
+    (folder,) = (base / "models/tensorboard").iterdir()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return np.array([point.value for point in events.Scalars(name)])
+
+
+@pytest.fixture(scope="module")
+def alone(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set, and what one process trains on it."""
+    base = Path(shutil.copytree(drawn, tmp_path_factory.mktemp("alone") / "data",
+                                copy_function=os.link))  # fmt: skip
+    train(base)
+    return base
+
+
+def test_two_processes_train_what_one_trains(alone: Path, drawn: Path, tmp_path: Path) -> None:
+    """Guards `Ranks.joined`, its gradients, `JoinedBatchNorm2d`, `OwnBatches`, validation.
+
+    The backbone is trained in the second epoch. Also that the first rank alone writes and tells.
+    """
+    base = Path(shutil.copytree(drawn, tmp_path / "data", copy_function=os.link))
+    said = train(base, processes=2)
+    for name in ("train/loss", "train/metric", "validation/cross entropy"):
+        one, two = curve(alone, name), curve(base, name)
+        assert len(one) == len(two) > 2
+        np.testing.assert_allclose(two, one, rtol=1e-3)
+    np.testing.assert_allclose(curve(base, "train/loss")[:4], curve(alone, "train/loss")[:4],
+                               rtol=1e-5)  # fmt: skip
+    assert said.count("2 processes") == 1
+    assert said.count("before training") == 1
+    files = {path.name for path in (base / "models").glob("*.tar")}
+    assert files == {path.name for path in (alone / "models").glob("*.tar")}
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    alone: Path, drawn: Path, tmp_path: Path, before: int, after: int
+) -> None:
+    """Guards that resume points hold the plain network, whatever wraps it."""
+    base = Path(shutil.copytree(drawn, tmp_path / "data", copy_function=os.link))
+    stopped = run_until_resume_point(base, before)
+    said = train(base, "--resume", processes=after)
+    assert f"resumed: epoch {stopped['epoch']}, step {stopped['step']}" in said
+    mine = read_checkpoint(base / "models/model_2_final.pth.tar")["state_dict"]
+    theirs = read_checkpoint(alone / "models/model_2_final.pth.tar")["state_dict"]
+    assert mine.keys() == theirs.keys()
+    for key in mine:
+        torch.testing.assert_close(mine[key], theirs[key], rtol=5e-3, atol=5e-3)
+
+
+def test_a_wrong_setting_ends_all_of_them(drawn: Path, tmp_path: Path) -> None:
+    """Guards that no rank waits for one that has ended."""
+    base = Path(shutil.copytree(drawn, tmp_path / "data", copy_function=os.link))
+    said = train(base, "--pretrained", "none.pth", processes=2, check=2)
+    assert "none.pth: no such file" in said
+
+
+def _norms(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    x, weight = 3 * torch.randn(7, 5, 4, 4) + 2, torch.randn(7, 5, 4, 4)
+    own = Ranks(rank, 2).own(7)
+    net = with_joined_norms(nn.Sequential(nn.BatchNorm2d(5)), torch.device("cpu")).train()
+    mine = x[own].clone().requires_grad_()
+    out = net(mine)
+    (out * weight[own]).sum().backward()
+    torch.save([out.detach(), mine.grad, dict(net[0].named_buffers())], f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+def test_a_joined_batch_norm_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+    """Output, gradient and running statistics are nn.BatchNorm2d's, with batches of 4 and 3."""
+    mp.spawn(_norms, (str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    x, weight = 3 * torch.randn(7, 5, 4, 4) + 2, torch.randn(7, 5, 4, 4)
+    x.requires_grad_()
+    norm = nn.BatchNorm2d(5).train()
+    out = norm(x)
+    (out * weight).sum().backward()
+    for rank in range(2):
+        found, gradient, buffers = torch.load(tmp_path / str(rank), weights_only=True)
+        torch.testing.assert_close(found, out.detach()[rank::2], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradient, x.grad[rank::2], rtol=1e-4, atol=1e-5)
+        for name, buffer in norm.named_buffers():
+            torch.testing.assert_close(buffers[name], buffer, rtol=1e-4, atol=1e-5)
+
+
+def test_alone_nothing_is_joined() -> None:
+    rows = torch.randn(3, 2, requires_grad=True)
+    assert Ranks().joined(rows, 3) is rows
+    assert list(range(10))[Ranks(1, 3).own(10)] == [1, 4, 7]
+
+
+def test_processes_of_a_machine_share_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert [share_of_machine(count) for count in (0, 2, 8)] == [0, 1, 2]

@@ -1,0 +1,486 @@
+"""data_import.py: a folder of one's own photos, imported by `python data.py import`, read back."""
+
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import main
+from pictures.annotations import Pictures, read_inshop
+from pictures.collection import read_collection
+from tests.conftest import run
+from utils import UserError
+
+PATTERN = r"(?P<item>\w+)-(?P<color>[\w ]+)-\d+\.jpg$"
+
+
+def touch(base: Path, *names: str) -> Path:
+    for name in names:
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).touch()
+    return base
+
+
+def run_import(folder: Path, base: Path, *argv: str) -> Pictures:
+    """Import, then read everything back."""
+    assert main(["import", str(folder), "--dataset-base", str(base), *argv]) == 0
+    inshop = (base / "in_shop" / "list_eval_partition.txt").exists()
+    return read_collection(base, 1000, inshop, 0.1)
+
+
+def column(pictures: Pictures, values: object) -> dict[str, str]:
+    return dict(zip((path.removeprefix("img/") for path in pictures.paths), values, strict=True))
+
+
+def categories(pictures: Pictures) -> dict[str, str]:
+    return column(pictures, [pictures.category_names[i] for i in pictures.categories])
+
+
+def check_protocol(base: Path, whole: Pictures) -> None:
+    """No item is divided; of a held-out one the first picture of each colour is gallery."""
+    status = dict(zip(whole.paths, whole.partitions.tolist(), strict=True))
+    inshop = read_inshop(base)
+    parts, views = defaultdict(set), defaultdict(list)
+    for row, path in enumerate(inshop.paths):
+        parts[inshop.items[row]].add(status[path])
+        views[inshop.items[row], inshop.colors[row]].append((path, inshop.partitions[row]))
+    assert {len(part) for part in parts.values()} == {1}
+    assert {part for (part,) in parts.values()} == {"train", "val"}
+    for (item, _), pictures in views.items():
+        expected = ["train"] * len(pictures)
+        if parts[item] == {"val"}:
+            expected = ["gallery"] + ["query"] * (len(pictures) - 1)
+        assert [part for _, part in sorted(pictures)] == expected
+
+
+def test_category_folders_are_linked_and_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"Tees/{i:02}.jpg" for i in range(20)] + [f"Long Coats/a b {i}.png" for i in range(10)]
+    photos = touch(tmp_path / "photos", *names, "Tees/notes.txt", ".trash/0.jpg")
+    found = run_import(photos, tmp_path / "set", "--val-share", "0.2")
+    assert (tmp_path / "set" / "img").is_symlink()
+    assert (tmp_path / "set" / "img").resolve() == photos
+    assert {p.name for p in (tmp_path / "set").iterdir()} == {"Anno", "Eval", "img"}
+    assert categories(found) == {name: name.split("/")[0] for name in names}
+    assert all((tmp_path / "set" / path).exists() for path in found.paths)
+    held = Counter(
+        path.split("/")[0] for path, p in column(found, found.partitions).items() if p == "val"
+    )
+    assert held == {"Tees": 4, "Long Coats": 2}
+    assert set(found.items) == {""}
+
+    head = (tmp_path / "set" / "Anno" / "list_category_img.txt").read_text().split("\n")
+    assert head[0] == "30"
+    assert re.fullmatch(r"img/Long Coats/a b 0\.png +1", head[2])
+    said = capsys.readouterr().out
+    assert "30 pictures (24 train, 6 val, 0 test) of 2 categories" in said
+    assert f"python train.py --dataset-base {tmp_path / 'set'}\n" in said
+
+
+def test_split_folders_are_kept(tmp_path: Path) -> None:
+    split = {"train/Tees/1.jpg": "train", "validation/Tees/2.jpg": "val", "test/Hats/3.jpg": "test"}
+    found = run_import(touch(tmp_path / "photos", *split), tmp_path / "set")
+    assert column(found, found.partitions) == split
+    assert set(categories(found).values()) == {"Tees", "Hats"}
+
+
+def test_item_folders(tmp_path: Path) -> None:
+    names = [
+        f"{category}/{item}/{color}_{view}.jpg"
+        for category, items in {"MEN/Tees": 12, "MEN/Coats": 3}.items()
+        for item in range(items)
+        for color in ("dark blue", "red")
+        for view in ("1_front", "2_back", "3_side")[: 1 + item % 3]
+    ]
+    photos = touch(tmp_path / "photos", *names)
+    found = run_import(photos, tmp_path / "set", "--item-level", "--val-share", "0.25")
+    assert categories(found) == {name: name.rsplit("/", 2)[0] for name in names}
+    assert column(found, found.colors) == {
+        name: "dark_blue" if "dark" in name else "red" for name in names
+    }
+    # Item 0 of Tees is another garment than item 0 of Coats: folders and ids pair off one to one.
+    pairs = {(path.rsplit("/", 1)[0], item) for path, item in column(found, found.items).items()}
+    assert len(pairs) == len({pair[0] for pair in pairs}) == len({pair[1] for pair in pairs}) == 15
+    check_protocol(tmp_path / "set", found)
+    with pytest.raises(UserError, match=r"flat\.jpg does not lie in CATEGORY/ITEM/"):
+        run_import(touch(photos, "MEN/flat.jpg"), tmp_path / "other", "--item-level")
+
+
+def test_item_pattern_with_color_and_category_groups(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [
+        f"shoot{item % 2}/{kind}-{item}-{color}-{view}.jpg"
+        for item, kind in enumerate(["Tee", "Coat", "Hat"] * 6)
+        for color in ("dark blue", "red")
+        for view in range(1 + item % 4)
+    ]
+    photos = touch(tmp_path / "photos", *names, "shoot0/group picture.jpg")
+    pattern = r"(?P<category>\w+)-" + PATTERN
+    found = run_import(photos, tmp_path / "set", "--item-pattern", pattern, "--val-share", "0.3")
+    colors, kinds, items = (
+        column(found, found.colors),
+        categories(found),
+        column(found, found.items),
+    )
+    for name in names:
+        kind, _, color, _ = name.split("/")[1].split("-")
+        assert (kinds[name], colors[name]) == (kind, color.replace(" ", "_"))
+    assert (kinds["shoot0/group picture.jpg"], items["shoot0/group picture.jpg"]) == ("shoot0", "")
+    pairs = {(name.split("-")[1], items[name]) for name in names}
+    assert len(pairs) == len({pair[1] for pair in pairs}) == 18
+    check_protocol(tmp_path / "set", found)
+    said = capsys.readouterr().out
+    assert f"matches {len(names)} of {len(names) + 1} pictures; not, for instance, shoot0/" in said
+
+
+def test_item_in_two_categories_is_not_divided(tmp_path: Path) -> None:
+    names = [f"{c}/{i}-red-{v}.jpg" for i in range(30) for c in ("Sale", "Tees") for v in range(2)]
+    photos = touch(tmp_path / "photos", *names)
+    found = run_import(photos, tmp_path / "set", "--item-pattern", PATTERN)
+    check_protocol(tmp_path / "set", found)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--item-pattern", "(?P<item>"], r"--item-pattern '\(\?P<item>': "),
+        (["--item-pattern", r"(\w+)-"], r"has no group \(\?P<item>"),
+        (["--item-pattern", r"(?P<item>\d{9})"], "matches no picture"),
+        (["--item-pattern", "(?P<item>1)", "--item-level"], "exclude each other"),
+        (["--in-shop"], "--in-shop is about items: add --item-level or --item-pattern REGEX"),
+        (["--gallery", "1"], "--gallery is about items: add --item-level or --item-pattern"),
+        (["--item-level", "--gallery", "(1"], r"--gallery '\(1': "),
+        (["--item-level", "--gallery", "9"], "'9': matches none of 1 held-out pictures"),
+        (["--item-level", "--gallery", ""], "'': matches every one of 1 held-out pictures"),
+        (["--item-level", "--test", "--gallery", "Tees"], "matches every one of 2 held-out"),
+        (["--in-shop", "--item-pattern", "(?P<item>9)?"], "matches no picture"),
+    ],
+)
+def test_bad_item_options_are_refused_and_nothing_is_written(
+    tmp_path: Path, argv: list[str], said: str
+) -> None:
+    photos = touch(tmp_path / "photos", "Tees/1/1.jpg", "Tees/2/2.jpg")
+    with pytest.raises(UserError, match=said):
+        run_import(photos, tmp_path / "set", *argv)
+    assert not (tmp_path / "set").exists()
+
+
+def test_folder_without_pictures_or_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").touch()
+    for folder, said in [("none", "no such folder"), (".", "no pictures below it"),
+                         ("a.tar", r"an archive\? unpack it first")]:  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            run_import(tmp_path / folder, tmp_path / "set")
+    with pytest.raises(UserError, match="name the folder"):
+        main(["import"])
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        "Anno/list_category_img.txt",
+        "img/Tees/1.jpg",
+        "Anno_coarse/list_category_img.txt",
+        "Eval/list_eval_partition.txt",
+        "in_shop/list_eval_partition.txt",
+    ],
+)
+def test_other_data_set_is_refused_and_left_alone(tmp_path: Path, held: str) -> None:
+    photos = touch(tmp_path / "photos", *[f"Tees/{i}/1.jpg" for i in range(4)])
+    base = touch(tmp_path / "set", held)
+    (base / held).write_text("somebody's")
+    with pytest.raises(UserError, match="another data set"):
+        run_import(photos, base, "--item-level")
+    assert [p.relative_to(base).as_posix() for p in base.rglob("*") if p.is_file()] == [held]
+    assert (base / held).read_text() == "somebody's"
+    with pytest.raises(UserError, match="set DATASET_BASE to another folder"):
+        run_import(photos, photos)
+
+
+def test_import_again_takes_new_pictures_and_forgets_the_items_of_before(tmp_path: Path) -> None:
+    names = [f"Tees/{i}-red-{v}.jpg" for i in range(4) for v in range(2)]
+    photos, base = touch(tmp_path / "photos", *names), tmp_path / "set"
+    found = run_import(photos, base, "--item-pattern", PATTERN)
+    assert (len(found), set(found.colors)) == (8, {"red"})
+    touch(photos, "Hats/9-blue-0.jpg")
+    found = run_import(photos, base, "--item-pattern", r"(?P<item>\w+)-")
+    assert (len(found), set(found.colors)) == (9, {""})
+    found = run_import(photos, base)
+    assert (len(found), set(found.items)) == (9, {""})
+
+
+def test_real_photos_of_items(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "inshop-men" / "img"
+    found = run_import(folder, tmp_path / "set", "--item-level", "--val-share", "0.3")
+    on_disk = {p.relative_to(folder).as_posix() for p in folder.rglob("*.jpg")}
+    assert set(categories(found)) == on_disk
+    assert (len(found), len(set(found.items)), len(found.category_names)) == (326, 72, 6)
+    assert categories(found) == {path: path.rsplit("/", 2)[0] for path in on_disk}
+    assert column(found, found.colors) == {
+        path: path.rsplit("/", 1)[1].split("_")[0] for path in on_disk
+    }
+    pairs = {(path.rsplit("/", 1)[0], item) for path, item in column(found, found.items).items()}
+    assert len(pairs) == 72
+    check_protocol(tmp_path / "set", found)
+    assert Counter(read_inshop(tmp_path / "set").partitions.tolist())["query"] > 0
+
+
+ITEMS = [
+    f"MEN/{category}/{item}/{color}_{view}.jpg"
+    for category, items in {"Tees": "ab", "Long Coats": "a"}.items()
+    for item in items
+    for color in ("blue", "red")
+    for view in ("back", "main")
+]
+
+
+def statuses(base: Path) -> dict[str, str]:
+    inshop = read_inshop(base)
+    paths = (path.partition("img/")[2] for path in inshop.paths)
+    return dict(zip(paths, inshop.partitions.tolist(), strict=True))
+
+
+def next_commands(said: str, base: Path) -> list[str]:
+    """The commands printed last, without `python` and the folder."""
+    lines = re.findall("^  python (.*)$", said, re.MULTILINE)
+    assert all(f" --dataset-base {base}" in line for line in lines)
+    return [line.replace(f" --dataset-base {base}", "") for line in lines]
+
+
+def test_in_shop_part_beside_an_attribute_part_in_either_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = touch(tmp_path / "photos", *[f"Tees/{i}.jpg" for i in range(10)])
+    items = touch(tmp_path / "items", *ITEMS)
+    tables = []
+    for name, first in (("one", True), ("other", False)):
+        base = tmp_path / name
+        if first:
+            run_import(photos, base)
+            capsys.readouterr()
+        run_import(items, base, "--in-shop", "--item-level")
+        said = capsys.readouterr().out
+        tables.append(run_import(photos, base))  # once more, or for the first time
+        capsys.readouterr()
+        assert (base / "img").resolve() == photos
+        assert (base / "in_shop" / "img").resolve() == items
+        assert {path.name for path in (base / "in_shop").iterdir()} == {
+            "img", "list_eval_partition.txt", "list_color_inshop.txt"
+        }  # fmt: skip
+    assert next_commands(said, base) == [
+        f"{script} --enable-inshop-dataset"
+        for script in ("data.py check", "train.py", "feature_extractor.py")
+    ]
+    assert "12 pictures (8 train, 2 query, 2 gallery) of 2 categories and 3 items" in said
+    one, other = tables
+    assert one.paths == other.paths
+    assert one.partitions.tolist() == other.partitions.tolist()
+    assert one.paths[10:] == [f"in_shop/img/{path}" for path in sorted(ITEMS)]
+    assert all((base / path).exists() for path in one.paths)
+    named = dict(zip(one.paths, (one.category_names[i] for i in one.categories), strict=True))
+    assert named["img/Tees/0.jpg"] == named["in_shop/img/MEN/Tees/b/red_main.jpg"] == "Tees"
+    assert named["in_shop/img/MEN/Long Coats/a/red_main.jpg"] == "Long Coats"
+    assert Counter(one.partitions[:10].tolist()) == {"train": 9, "val": 1}
+    for path, color, item in zip(one.paths[10:], one.colors[10:], one.items[10:], strict=True):
+        assert path.rsplit("/", 1)[1].split("_")[0] == color
+        assert item
+    assert len(set(one.items[10:])) == 3
+
+
+def test_in_shop_import_alone_is_a_data_set(tmp_path: Path) -> None:
+    base, items = tmp_path / "set", touch(tmp_path / "items", *ITEMS)
+    found = run_import(items, base, "--in-shop", "--item-level")
+    assert {path.name for path in base.iterdir()} == {"in_shop"}
+    assert found.paths == [f"in_shop/img/{path}" for path in sorted(ITEMS)]
+    assert Counter(found.partitions.tolist()) == {"train": 4, "val": 4, "query": 2, "gallery": 2}
+    again = run_import(touch(items, "MEN/Tees/c/red_1.jpg"), base, "--in-shop", "--item-level")
+    assert len(again) == 13
+
+
+def test_in_shop_categories_are_folders_without_a_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{top}/{i}/{v}.jpg" for top in ("MEN/Tees", "WOMEN/Tees", "Hats") for i in (1, 2)
+             for v in (1, 2)]  # fmt: skip
+    photos = touch(tmp_path / "photos", *names)
+    found = run_import(photos, tmp_path / "a", "--in-shop", "--item-level", "--categories", "1")
+    said = capsys.readouterr().out
+    assert "of 2 categories and 6 items" in said
+    assert "--categories" not in said
+    assert (found.category_names, len(set(found.items))) == (["Hats", "Tees"], 6)
+    run_import(photos, tmp_path / "b", "--item-level", "--categories", "1")
+    said = capsys.readouterr().out
+    assert "of 3 categories and 6 items" in said
+    assert said.count("--categories 3") == 3
+
+
+def test_in_shop_categories_of_a_pattern_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["shoot/Long Coat-1-red.jpg", "shoot/Long Coat-1-blue.jpg", "shoot/Tee-2-red.jpg",
+             "shoot/Tee-2-blue.jpg", "Hats/hat 3-red.jpg", "shoot/group.jpg"]  # fmt: skip
+    photos, base = touch(tmp_path / "photos", *names), tmp_path / "set"
+    pattern = r"((?P<category>[A-Z][\w ]+)-)?(?P<item>\d)-(?P<color>\w+)"
+    found = run_import(photos, base, "--in-shop", "--item-pattern", pattern)
+    kinds = {path.removeprefix("in_shop/"): kind for path, kind in categories(found).items()}
+    assert kinds == {
+        "img/shoot/Long Coat-1-red.jpg": "Long Coat",
+        "img/shoot/Long Coat-1-blue.jpg": "Long Coat",
+        "img/shoot/Tee-2-red.jpg": "Tee",
+        "img/shoot/Tee-2-blue.jpg": "Tee",
+        "img/Hats/hat 3-red.jpg": "Hats",
+    }
+    assert "1 pictures without an item are left out" in capsys.readouterr().out
+    # By folders, what the pattern said is forgotten.
+    touch(tmp_path / "photos", "new/Tees/4/1_1.jpg")
+    for name in names:
+        (photos / name).unlink()
+    found = run_import(photos, base, "--in-shop", "--item-level")
+    assert list(categories(found).values()) == ["Tees"]
+    assert not (base / "in_shop" / "list_category_img.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("held", "argv", "said"),
+    [
+        ("in_shop/list_eval_partition.txt", ["--in-shop"], "in_shop: holds another data set"),
+        ("in_shop/Eval/list_eval_partition.txt", ["--in-shop"], "in_shop: holds another data set"),
+        ("in_shop/Img/img/1.jpg", ["--in-shop"], "in_shop: holds another data set"),
+        ("in_shop/img/1.jpg", ["--in-shop"], "in_shop: holds another data set"),
+        ("in_shop/img/1.jpg", [], "in_shop: holds another data set; import items with --in-shop"),
+        ("in_shop/Img/img/1.jpg", [], "in_shop: holds another data set; import items with"),
+    ],
+)
+def test_another_in_shop_part_is_refused_and_left_alone(
+    tmp_path: Path, held: str, argv: list[str], said: str
+) -> None:
+    items, base = touch(tmp_path / "items", *ITEMS), touch(tmp_path / "set", held)
+    (base / held).write_text("somebody's")
+    with pytest.raises(UserError, match=said):
+        run_import(items, base, "--item-level", *argv)
+    assert [p.relative_to(base).as_posix() for p in base.rglob("*") if p.is_file()] == [held]
+    assert (base / held).read_text() == "somebody's"
+
+
+def test_in_shop_import_refuses_what_would_list_pictures_twice(tmp_path: Path) -> None:
+    items, base = touch(tmp_path / "items", *ITEMS), tmp_path / "set"
+    run_import(items, base)
+    with pytest.raises(UserError, match=r"set/img: is .*items already"):
+        run_import(items, base, "--in-shop", "--item-level")
+    assert not (base / "in_shop").exists()
+    run_import(items, tmp_path / "other", "--in-shop", "--item-level")
+    with pytest.raises(UserError, match=r"in_shop/img: is .*items already"):
+        run_import(items, tmp_path / "other")
+    more = touch(tmp_path / "more", *ITEMS)
+    with pytest.raises(UserError, match="in_shop: holds another data set"):
+        run_import(more, tmp_path / "other", "--in-shop", "--item-level")
+    with pytest.raises(UserError, match="set DATASET_BASE to another folder"):
+        run_import(items, items, "--in-shop", "--item-level")
+
+
+def test_plain_import_leaves_an_official_in_shop_part_alone(tmp_path: Path) -> None:
+    held = "in_shop/Eval/list_eval_partition.txt"
+    base = touch(tmp_path / "set", held, "in_shop/Img/img/MEN/Tees/i1/02_1.jpg")
+    text = "1\ncolumns\nimg/MEN/Tees/i1/02_1.jpg id_1 train\n"
+    (base / held).write_text(text)
+    main(["import", str(touch(tmp_path / "photos", "Hats/1.jpg")), "--dataset-base", str(base)])
+    assert (base / held).read_text() == text
+    merged = read_collection(base, 20, True, 0.1)
+    assert merged.paths == ["img/Hats/1.jpg", "in_shop/Img/img/MEN/Tees/i1/02_1.jpg"]
+
+
+@pytest.mark.parametrize("place", [[], ["--in-shop"]])
+def test_gallery_names_the_held_out_pictures_of_the_gallery(
+    tmp_path: Path, place: list[str]
+) -> None:
+    base, items = tmp_path / "set", touch(tmp_path / "items", *ITEMS)
+    before = run_import(items, base, *place, "--item-level")
+    default = statuses(base)
+    found = run_import(items, base, *place, "--item-level", "--gallery", r"_main\.")
+    assert before.items.tolist() == found.items.tolist()
+    status = statuses(base)
+    assert Counter(status.values()) == {"train": 8, "query": 2, "gallery": 2}
+    for path, part in status.items():
+        assert (part == "train") == (default[path] == "train")
+        if part != "train":
+            assert part == ("gallery" if "_main." in path else "query")
+            assert default[path] == ("query" if "_main." in path else "gallery")
+    # Also the folders count, and the case does; an item may then have gallery pictures alone.
+    run_import(items, base, *place, "--item-level", "--test", "--gallery", "^MEN/Tees/a")
+    for path, part in statuses(base).items():
+        assert part == ("gallery" if path.startswith("MEN/Tees/a") else "query")
+
+
+def test_test_holds_out_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["train/Tees/1.jpg", "validation/Tees/2.jpg", "test/Hats/3.jpg"]
+    found = run_import(touch(tmp_path / "photos", *names), tmp_path / "set", "--test")
+    assert set(column(found, found.partitions).items()) == {(name, "test") for name in names}
+    said = capsys.readouterr().out
+    assert "3 pictures (0 train, 0 val, 3 test) of 2 categories" in said
+    assert next_commands(said, tmp_path / "set") == [
+        "feature_extractor.py --dumped-model MODEL",
+        "evaluate.py",
+    ]
+
+    items, base = touch(tmp_path / "items", *ITEMS), tmp_path / "items set"
+    found = run_import(items, base, "--test", "--item-level")
+    assert set(found.partitions) == {"test"}
+    assert statuses(base) == {p: "gallery" if "back" in p else "query" for p in ITEMS}
+    commands = next_commands(capsys.readouterr().out, base)
+    assert commands == [
+        "feature_extractor.py --dumped-model MODEL --enable-inshop-dataset",
+        "evaluate.py --enable-inshop-dataset",
+    ]
+
+
+def test_folder_with_test_alone_is_all_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = touch(tmp_path / "photos", "test/Tees/1.jpg", "test/Hats/2.jpg")
+    found = run_import(photos, tmp_path / "set")
+    assert found.partitions.tolist() == ["test", "test"]
+    assert categories(found) == {"test/Tees/1.jpg": "Tees", "test/Hats/2.jpg": "Hats"}
+    assert "train.py" not in capsys.readouterr().out
+
+
+def test_nonsense_is_one_line_and_status_2(tmp_path: Path) -> None:
+    photos = touch(tmp_path / "photos", *ITEMS)
+    done = run("data.py", "import", photos, "--in-shop", "--dataset-base", tmp_path / "s", check=2)
+    assert done.stderr.startswith("data.py: --in-shop is about items")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_real_photos_and_real_items_as_one_data_set(shared: Path, tmp_path: Path) -> None:
+    base, items = tmp_path / "set", shared / "inshop-men" / "img"
+    run_import(shared / "photos", base)
+    found = run_import(items, base, "--in-shop", "--item-level")
+    labelled, inshop = found.select(np.arange(3409)), found.select(np.arange(3409, len(found)))
+    assert all(path.startswith("img/") for path in labelled.paths)
+    folder = {"train": "train", "val": "validation"}
+    for path, part in zip(labelled.paths, labelled.partitions.tolist(), strict=True):
+        assert path.split("/")[1] == folder[part]
+    assert set(inshop.partitions) == {"train", "query", "gallery"}
+    on_disk = {f"in_shop/img/{p.relative_to(items).as_posix()}" for p in items.rglob("*.jpg")}
+    assert (len(inshop), set(inshop.paths)) == (326, on_disk)
+    assert len(set(inshop.items)) == 72
+    names = [inshop.category_names[i] for i in inshop.categories]
+    assert names == [path.split("/")[3] for path in inshop.paths]
+    assert all((base / path).is_file() for path in found.paths)
+
+
+@pytest.mark.parametrize("folder", ["img", "img/MEN"])
+def test_real_items_to_be_measured_only_are_the_published_task(
+    shared: Path, tmp_path: Path, folder: str
+) -> None:
+    base = tmp_path / "set"
+    argv = ["--in-shop", "--test", "--gallery", r"_main\.", "--item-level"]
+    found = run_import(shared / "inshop-men" / folder, base, *argv)
+    assert Counter(found.partitions.tolist()) == {"query": 127, "gallery": 199}
+    assert len(set(found.items)) == 72
+    for path, part in zip(found.paths, found.partitions.tolist(), strict=True):
+        assert (part == "gallery") == path.endswith("_main.jpg")

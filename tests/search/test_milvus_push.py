@@ -1,0 +1,231 @@
+"""What a push sends to a Milvus that holds something already: the difference."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.database import FeatureDatabase, open_database
+from search import milvus_push
+from search.engine import ExactEngine
+from search.milvus_numbers import file_of, make_numbers, open_numbers, versions_of
+from search.milvus_server import Place, Server
+from search.signals import Signal, signals_of
+from tests.conftest import replace_features
+from tests.features.test_incremental import change
+from tests.search.test_milvus import WAITS, assert_same, opened, push, settings
+from tests.test_feature_extractor import extract
+from utils import UserError
+
+pytest.importorskip("pymilvus")
+pytest.importorskip("milvus_lite")
+
+
+def counts(said: str) -> list[int]:
+    """Pictures there are, sent, and dropped, as the last push tells."""
+    form = r"(\d+) pictures, (\d+) of them sent, (\d+) dropped"
+    return [int(number) for number in re.findall(form, said)[-1]]
+
+
+@pytest.fixture
+def pushed(few_photos: Path, tmp_path: Path, uri: str, request) -> Path:
+    """Photos with their database, which a server has, too, in a collection of the test's own."""
+    base = Path(shutil.copytree(few_photos, tmp_path / request.node.name))
+    assert extract(base) == 0
+    push(base, *flags(uri))
+    return base
+
+
+def flags(uri: str) -> tuple[str, ...]:
+    return ("--milvus-uri", uri, "--milvus-index", "FLAT")
+
+
+def held(base: Path, uri: str) -> dict[str, dict]:
+    """What the collection of a data set's features holds, by path."""
+    place = Place(**settings(base, uri).milvus)
+    server, fields = Server(place), ["path", "category", "item", "deep", "color", "palette"]
+    name = place.collection(open_database(base))
+    records = server.ask("query", name, filter='path != ""', output_fields=fields)
+    assert [n for n in server.ask("list_collections") if n[:-16] == name[:-16]] == [name]
+    return {record["path"]: record for record in records}
+
+
+def assert_holds_the_database(base: Path, uri: str) -> None:
+    """Every picture once, with its features, and found by them."""
+    found = held(base, uri)
+    database = open_database(base)
+    assert sorted(found) == sorted(database.paths)
+    for row, path in enumerate(database.paths):
+        record = found[path]
+        assert record["category"] == database.category(row)
+        for field, matrix in zip(
+            ("deep", "color", "palette"),
+            (database.deep[0], database.color, database.palette),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(np.float32(record[field]), matrix[row])
+    database, signals, engine = opened(settings(base, uri))
+    engine.candidates = len(database.categories) - 1
+    queries = [signal.features[:] for signal in signals]
+    assert_same(engine.search(queries, 3), ExactEngine(signals).search(queries, 3))
+
+
+def test_an_update_sends_the_difference(pushed: Path, uri: str, capsys) -> None:
+    """`--update` does it: the new, the changed and the moved go, the dropped and the old leave."""
+    change(pushed)
+    capsys.readouterr()
+    assert extract(pushed, "--update", *WAITS, *flags(uri)) == 0
+    assert counts(capsys.readouterr().out) == [24, 3, 2]
+    assert_holds_the_database(pushed, uri)
+    assert extract(pushed, "--update", *WAITS, *flags(uri)) == 0
+    assert "of them sent" not in capsys.readouterr().out
+    assert len([*(pushed / "models").glob("*.numbers.npy")]) == 1
+
+
+def test_an_update_does_not_push_to_another_place(pushed: Path, uri: str, capsys) -> None:
+    """Settings that name another server, or another collection, than the last push had."""
+    change(pushed)
+    told = (pushed / "models/milvus.json").read_text()
+    capsys.readouterr()
+    assert extract(pushed, "--update", *WAITS) == 0
+    assert "the last push was to test_an_update_does_not_push_to_another_place_" in (
+        said := capsys.readouterr().out
+    )
+    assert f"at {uri}, which the settings MILVUS_... do not name" in said
+    assert not (pushed / "models/milvus.db").exists()
+    assert extract(pushed, "--update", *WAITS, *flags(uri), "--milvus-collection", "x") == 0
+    assert "do not name" in capsys.readouterr().out
+    assert (pushed / "models/milvus.json").read_text() == told
+
+
+def test_what_was_measured_is_kept_where_little_has_changed(
+    pushed: Path, uri: str, rng: np.random.Generator, capsys
+) -> None:
+    """Of an update; not of features of another model."""
+    file = pushed / "models/milvus.json"
+    planted = {**json.loads(file.read_text()), "recall": 0.25}
+    file.write_text(json.dumps(planted))
+    change(pushed)
+    assert extract(pushed, "--update", *WAITS, *flags(uri)) == 0
+    assert json.loads(file.read_text())["recall"] == 0.25
+    deep = open_database(pushed).deep[0]
+    replace_features(pushed, "all_feat.npy", rng.normal(size=deep.shape).astype(np.float32))
+    milvus_push.follow(settings(pushed, uri, MILVUS_INDEX="FLAT"), open_database(pushed))
+    assert json.loads(file.read_text())["recall"] == 1.0
+    assert_holds_the_database(pushed, uri)
+
+
+def test_a_server_that_is_away_in_an_update(pushed: Path, uri: str, capsys) -> None:
+    """The files are updated; status 3; the next update, of nothing, lets Milvus catch up."""
+    change(pushed)
+    told = pushed / "models/milvus.json"
+    away = "http://127.0.0.1:1"
+    told.write_text(told.read_text().replace(uri, away))
+    where = ("--milvus-uri", away, "--milvus-timeout", "1", "--milvus-index", "FLAT")
+    assert extract(pushed, "--update", *where) == 3
+    told.write_text(told.read_text().replace(away, uri))
+    assert "nothing is lost" in capsys.readouterr().err
+    assert "dress/000 new.jpg" in open_database(pushed).paths
+    with pytest.raises(UserError, match="other features"):
+        opened(settings(pushed, uri))
+    assert extract(pushed, "--update", *WAITS, *flags(uri)) == 0
+    assert_holds_the_database(pushed, uri)
+
+
+@pytest.mark.parametrize("step", ["delete", "upsert", "flush", "rename_collection"])
+def test_a_push_that_is_cut_off_midway(
+    pushed: Path,
+    uri: str,
+    step: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
+) -> None:
+    """After each step the collection is refused, until another push has done the rest."""
+    change(pushed)
+    assert extract(pushed) == 0
+    ask = Server.ask
+
+    def cut_off(server: Server, method: str, *args, **options) -> object:
+        done = ask(server, method, *args, **options)
+        if method == step:
+            raise KeyboardInterrupt
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Server, "ask", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            milvus_push.push(settings(pushed, uri, MILVUS_INDEX="FLAT"))
+    if step != "rename_collection":
+        with pytest.raises(UserError, match="other features"):
+            opened(settings(pushed, uri))
+    capsys.readouterr()
+    push(pushed, *flags(uri))
+    assert counts(capsys.readouterr().out)[1] == (3 if step == "delete" else 0)
+    assert_holds_the_database(pushed, uri)
+
+
+def test_another_collection_where_less_than_half_stays(
+    pushed: Path,
+    uri: str,
+    rng: np.random.Generator,
+    capsys,
+) -> None:
+    """The older one is left as it is until the new one is whole."""
+    deep = open_database(pushed).deep[0]
+    replace_features(pushed, "all_feat.npy", rng.normal(size=deep.shape).astype(np.float32))
+    capsys.readouterr()
+    push(pushed, *flags(uri))
+    said = capsys.readouterr().out
+    assert counts(said) == [24, 24, 0]
+    assert "dropped test_another" in said
+    assert_holds_the_database(pushed, uri)
+
+
+def read(base: Path) -> tuple[FeatureDatabase, list[Signal]]:
+    database = open_database(base)
+    return database, signals_of(database, **settings(base, "").distance)
+
+
+def test_versions_tell_what_milvus_is_told(pushed: Path) -> None:
+    """Features, category and item; one float more or less is another version."""
+    database, signals = read(pushed)
+    before = versions_of(database, signals)
+    assert len(np.unique(before)) == len(before)
+    color = database.color.copy()
+    color[3, -1] = np.nextafter(color[3, -1], np.float32(9))
+    replace_features(pushed, "all_color_feat.npy", color)
+    after = versions_of(*read(pushed))
+    assert np.flatnonzero(after != before).tolist() == [3]
+
+
+def test_numbers_lead_to_rows_and_back(pushed: Path) -> None:
+    """Against a dictionary; numbers that no row has are left out. A damaged file is made anew."""
+    database = open_database(pushed)
+    numbers = make_numbers(database)
+    row_of = {int(number): row for row, number in enumerate(numbers.of_rows)}
+    assert len(row_of) == 24
+    asked = [*list(row_of)[::-1], 1, 2**63 - 1, -(2**63)]
+    assert numbers.rows(np.array(asked)).tolist() == [row_of[n] for n in asked if n in row_of]
+    name = next((pushed / "models").glob("*.numbers.npy")).name.removesuffix(".numbers.npy")
+    kept = open_numbers(database, name)
+    np.testing.assert_array_equal(kept.of_rows, numbers.of_rows)
+    for wrong in (np.full((2, 24), 24), np.zeros((2, 23), np.int64), np.zeros((2, 24))):
+        np.save(pushed / file_of(name), wrong)
+        np.testing.assert_array_equal(open_numbers(database, name).order, numbers.order)
+
+
+def test_two_pictures_of_one_number_are_refused(pushed: Path, monkeypatch) -> None:
+    """Rather than that one takes the other's place."""
+    monkeypatch.setattr("search.milvus_numbers.hashlib.blake2b", lambda *_, **__: Same())
+    with pytest.raises(UserError, match=r"have the same number in Milvus; rename one"):
+        make_numbers(open_database(pushed))
+
+
+class Same:
+    """A hash of anything."""
+
+    def digest(self) -> bytes:
+        return b"8 bytes."

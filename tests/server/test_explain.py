@@ -1,0 +1,104 @@
+"""web_explain.py: the parts of a distance, and what the network sees."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from network.color import MEAN, STD
+from server.collection import Collection
+from server.explain import explain, thumbnail
+from server.schemas import Explanation, SearchOptions
+from server.search import Memory, search
+from utils import Stopwatch
+
+pytest_plugins = ("tests.server.web_base",)
+
+
+@pytest.fixture
+def told(collection: Collection):
+    """Search, and explain an answer by its place."""
+
+    def run(place: int, **options: object) -> tuple[Explanation, object]:
+        asked = SearchOptions(**options)
+        found = search(collection, Memory(), asked, None, Stopwatch()).answers[place]
+        return explain(collection, Memory(), asked, found.id), found
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pictures": [7]}, {"pictures": [7, 30]}, {"like": [7], "unlike": [9]},
+        {"pictures": [7], "balance": 0.8}, {"pictures": [7], "balance": 0.0},
+        {"pictures": [7], "color": "#b3202c"}, {"color": "#b3202c"},
+        {"pictures": [7], "category": "Blouse"}, {"pictures": [7], "engine": "kmeans"},
+    ],
+)  # fmt: skip
+def test_the_parts_add_up_to_the_distance_of_the_search(told, options: dict) -> None:
+    explained, found = told(3, **options)
+    total = sum(part.weight * part.value for part in explained.parts)
+    assert total == pytest.approx(found.distance, abs=1e-4)
+    assert explained.distance == pytest.approx(found.distance, abs=1e-4)
+    assert {part.signal: part.value for part in explained.parts} == pytest.approx(
+        found.parts, abs=1e-4
+    )
+    alone = "pictures" not in options and "like" not in options
+    assert (explained.query is None) == alone
+    assert (explained.similar == []) == alone
+
+
+def test_the_cells_are_those_of_the_colour_feature(told, collection: Collection) -> None:
+    """Their mean colours, strongest first, as the feature database has them."""
+    explained, found = told(2, pictures=[7])
+    names = [signal.name for signal in collection.signals]
+    stored = collection.signals[names.index("color")].features
+    for view, row in ((explained.query, 7), (explained.answer, found.id)):
+        rgb = np.asarray(stored[row]).reshape(3, -1).T * STD + MEAN
+        assert len(view.cells) == len(rgb) == 3
+        for cell, color in zip(view.cells, rgb, strict=True):
+            value = [int(cell.color[i : i + 2], 16) for i in (1, 3, 5)]
+            assert value == pytest.approx(255 * color, abs=1.5)
+            assert 0 <= cell.row < view.rows
+            assert 0 <= cell.column < view.columns
+
+
+def test_the_palette_s_greatest_parts_are_shown(told, collection: Collection) -> None:
+    explained, found = told(2, pictures=[7])
+    names = [signal.name for signal in collection.signals]
+    palette = np.asarray(collection.signals[names.index("palette")].features[found.id]) ** 2
+    shares = [shade.share for shade in explained.answer.shades]
+    assert shares == sorted(shares, reverse=True)
+    assert shares == pytest.approx(np.sort(palette)[::-1][: len(shares)], abs=1e-3)
+    assert sum(shares) <= 1 + 1e-6
+
+
+def test_similar_cells_of_a_picture_and_itself(collection: Collection) -> None:
+    """1 on the diagonal; never beyond -1 to 1."""
+    explained = explain(collection, Memory(), SearchOptions(pictures=[7]), 7)
+    similar = np.array(explained.similar)
+    cells = explained.answer.rows * explained.answer.columns
+    assert similar.shape == (cells, cells)
+    assert np.diag(similar) == pytest.approx(np.ones(cells), abs=1e-3)
+    assert similar == pytest.approx(similar.T, abs=2e-3)
+    assert np.abs(similar).max() <= 1
+
+
+def test_the_views_are_what_the_network_sees(told) -> None:
+    explained, _ = told(0, pictures=[7])
+    for view in (explained.query, explained.answer):
+        head, _, data = view.image.partition(",")
+        assert head == "data:image/jpeg;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+            assert picture.size == (96, 96)
+
+
+@pytest.mark.parametrize("side", [64, 384, 2048])
+def test_a_thumbnail_is_no_larger_than_wanted(collection: Collection, side: int) -> None:
+    with Image.open(io.BytesIO(thumbnail(collection, 0, side))) as picture:
+        assert picture.format == "JPEG"
+        assert max(picture.size) == min(side, 300)
+        assert not picture.getexif()

@@ -1,0 +1,358 @@
+"""POST /api/search of a real server: what it answers is what the scripts answer."""
+
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.spatial.distance import cdist
+
+import retrieval
+from features.database import unit_rows
+from network.color import PALETTE_BINS
+from search.query import extract_queries
+from search.rerank import join_queries
+from server.collection import Collection
+from server.schemas import SearchOptions
+from server.search import LIKE, UNLIKE, color_features_of
+from server.service import _read
+from tests.server.web_base import MACHINE, RECALL, Server, paths_of, post, query_file
+
+pytest_plugins = ("tests.server.web_base",)
+Ask = Callable[..., dict]
+
+
+@pytest.fixture
+def photo(served: Path, tmp_path: Path) -> Path:
+    """A picture that lies elsewhere, so that no box of the lists is known for it."""
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(query_file(served).read_bytes())
+    return file
+
+
+def png_of(color: str | tuple[int, int, int], side: int = 120) -> bytes:
+    """A picture of one colour."""
+    data = io.BytesIO()
+    Image.new("RGB", (side, side), color).save(data, "PNG")
+    return data.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of 20,000 x 20,000 black pixels in 49 kB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(20_000 * 2501))
+    parts = (b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def by_retrieval(*arguments: object) -> list[dict]:
+    """What retrieval.py answers."""
+    with redirect_stdout(io.StringIO()) as out:
+        retrieval.main([str(argument) for argument in arguments])
+    return json.loads(out.getvalue())
+
+
+def same_as_script(answers: list[dict], results: list[dict]) -> None:
+    """Answers of the interface against those of `retrieval.py --json`."""
+    assert [one["path"] for one in answers] == [one["path"] for one in results]
+    for one, other in zip(answers, results, strict=True):
+        assert (one["rank"], one["category"], one["item"]) == tuple(
+            other[key] for key in ("rank", "category", "item")
+        )
+        assert one["distance"] == pytest.approx(other["distance"], abs=1e-4)
+        for signal, value in one["parts"].items():
+            assert value == pytest.approx(other[signal], abs=1e-4)
+
+
+def test_the_answers_are_those_of_the_script(ask: Ask, served: Path, photo: Path) -> None:
+    """Both engines, then those of a category and of items; a box equals cropping beforehand."""
+    flags = ("--dataset-base", served, *MACHINE, *RECALL, "--top-n", "15", "--json")
+    by_script = {one["engine"]: one for one in by_retrieval(photo, *flags)}
+    for engine in ("exact", "kmeans"):
+        answer = ask(photo, engine=engine, count=15)
+        assert answer["engine"] == engine
+        same_as_script(answer["answers"], by_script[engine]["results"])
+    assert answer["searched"] == "4 of 6 clusters"
+    assert 0.9 <= answer["recall"] < 1
+    narrow = ("--category", "Blouse", "--per-item", "--engine", "exact", "--bbox", 30, 20, 190, 200)
+    (found,) = by_retrieval(photo, *flags, *narrow)
+    options = {"category": "Blouse", "per_item": True, "count": 15}
+    answer = ask(photo, box=[30, 20, 190, 200], **options)
+    same_as_script(answer["answers"], found["results"])
+    assert answer["category"] == "Blouse"
+    cropped = io.BytesIO()
+    Image.open(photo).crop((30, 20, 190, 200)).save(cropped, "PNG")
+    again = ask(cropped.getvalue(), **options)
+    assert again["answers"] == answer["answers"]
+
+
+def test_a_picture_of_the_collection_finds_its_neighbours_without_itself(
+    ask: Ask, collection: Collection
+) -> None:
+    answer = ask(pictures=[7], count=200)
+    assert [one["rank"] for one in answer["answers"]] == list(range(1, 201))
+    assert 7 not in {one["id"] for one in answer["answers"]}
+    assert answer["query"] is None
+    assert "network" not in answer["seconds"]
+    by_hand = sum(weighted_distances(collection, [7]).values())
+    for one in answer["answers"]:
+        assert one["distance"] == pytest.approx(by_hand[one["id"]], abs=1e-4)
+    assert paths_of(answer)[0] == collection.database.paths[np.argsort(by_hand)[1]]
+
+
+def weighted_distances(collection: Collection, rows: list[int]) -> dict[str, np.ndarray]:
+    """Of each signal its part of the distance of all pictures to some pictures as one query."""
+    groups = np.zeros(len(rows), np.int64)
+    parts = {}
+    for signal in collection.signals:
+        (query,) = join_queries([np.asarray(signal.features[rows])], groups)
+        parts[signal.name] = signal.weight * cdist(query, signal.features, signal.metric)[0]
+    return parts
+
+
+def test_the_slider_ranks_again_without_the_network(
+    ask: Ask, collection: Collection, photo: Path
+) -> None:
+    """Guards that a `query` needs no picture and no extraction; the ends are one kind alone."""
+    first = ask(photo, count=30)
+    assert "network" in first["seconds"]
+    again = ask(query=first["query"], count=30)
+    assert again["answers"] == first["answers"]
+    assert list(again["seconds"]) == ["ranking"]
+    row = 30
+    parts = weighted_distances(collection, [row])
+    kinds = {0: parts["deep"], 1: parts["color"] + parts["palette"]}
+    for balance, by_hand in kinds.items():
+        found = ask(pictures=[row], balance=balance, count=30)["answers"]
+        order = [i for i in np.argsort(by_hand, kind="stable") if i != row][:30]
+        assert [one["distance"] for one in found] == pytest.approx(by_hand[order], abs=1e-4)
+        assert [one["id"] for one in found][:5] == order[:5]
+        assert set(found[0]["parts"]) == ({"color", "palette"} if balance else {"deep"})
+
+
+def test_more_and_less_like_move_the_query_by_rocchio(ask: Ask, collection: Collection) -> None:
+    asked, liked, unliked = [3], [20, 21], [40]
+    found = ask(pictures=asked, like=liked, unlike=unliked, count=20)["answers"]
+    assert not {one["id"] for one in found} & {*asked, *liked, *unliked}
+    total = np.zeros(len(collection))
+    for signal in collection.signals:
+        features = np.asarray(signal.features, np.float64)
+        moved = features[asked].mean(0) + LIKE * features[liked].mean(0)
+        moved = moved - UNLIKE * features[unliked].mean(0)
+        lengths = np.linalg.norm(features[asked + liked + unliked], axis=1)
+        if signal.name == "color":  # raw values, of no common length
+            moved /= 1 + LIKE - UNLIKE
+        else:
+            moved = lengths[0] * unit_rows(moved[None])[0]
+        total += signal.weight * cdist(moved[None], features, signal.metric)[0]
+    for one in found:
+        assert one["distance"] == pytest.approx(total[one["id"]], abs=1e-3)
+    assert found[0]["distance"] <= np.delete(total, asked + liked + unliked).min() + 1e-3
+
+
+def test_likes_alone_are_searched_by(ask: Ask) -> None:
+    liked, asked = (ask(**{key: [5]}, count=5) for key in ("like", "pictures"))
+    assert liked["answers"] == asked["answers"]
+
+
+def test_same_cut_other_colour_stays_in_the_category_and_goes_far_in_colour(ask: Ask) -> None:
+    for row in (0, 50):
+        plain = ask(pictures=[row], count=5)
+        other = ask(pictures=[row], other_color=True, count=5)
+        assert {one["category"] for one in other["answers"]} == {other["category"]} != {""}
+        near, far = (
+            np.mean([one["parts"]["palette"] for one in found["answers"]])
+            for found in (plain, other)
+        )
+        assert far > near + 0.1
+
+
+def test_a_colour_finds_pictures_of_that_colour(ask: Ask, collection: Collection) -> None:
+    """Among flat colours the nearest palette to red is red's; no cut counts."""
+    found = ask(color="#b3202c", count=5)
+    assert set(found["answers"][0]["parts"]) == {"color", "palette"}
+    names = ["#ff0000", "#00aa00", "#2040ff", "#ffffff", "#101010", "#f2cc3d"]
+    palettes = [color_features_of(collection.signals, name)["palette"] for name in names]
+    wanted = np.concatenate(palettes)
+    assert np.linalg.norm(wanted, axis=1) == pytest.approx(np.ones(len(names)), abs=1e-5)
+    assert wanted.shape[1] == PALETTE_BINS**3
+    for place, name in enumerate(names):
+        query = _read(collection, png_of(name), SearchOptions())
+        features = extract_queries(collection.nets, [query], collection.device, "float32", 1)
+        own = features[[s.name for s in collection.signals].index("palette")]
+        assert np.argmin(cdist(own, wanted)[0]) == place
+
+
+def test_a_colour_beside_a_picture_takes_the_place_of_its_colour(
+    ask: Ask, collection: Collection
+) -> None:
+    found = ask(pictures=[9], color="#b3202c", count=10)["answers"]
+    parts = weighted_distances(collection, [9])
+    colors = color_features_of(collection.signals, "#b3202c")
+    for signal in collection.signals:
+        if signal.name in colors:
+            distances = cdist(colors[signal.name], signal.features, signal.metric)[0]
+            parts[signal.name] = signal.weight * distances
+    total = sum(parts.values())
+    for one in found:
+        assert one["distance"] == pytest.approx(total[one["id"]], abs=1e-3)
+
+
+def test_one_answer_per_item_and_of_one_category(ask: Ask) -> None:
+    every = ask(pictures=[200], count=100)["answers"]
+    items = ask(pictures=[200], count=30, per_item=True)["answers"]
+    named = [one["item"] for one in items if one["item"]]
+    assert len(named) == len(set(named)) > 5
+    seen: set[str] = set()
+    first = []
+    for one in every:
+        if not one["item"] or one["item"] not in seen:
+            first.append(one["id"])
+        seen.add(one["item"])
+    assert [one["id"] for one in items][:20] == first[:20]
+    assert items[0]["id"] == every[0]["id"] == 201  # another picture of the query's own item
+    only = ask(pictures=[200], count=200, category="blouse")
+    assert {one["category"] for one in only["answers"]} == {"Blouse"}
+
+
+def test_several_files_are_one_query(ask: Ask, served: Path, collection: Collection) -> None:
+    """As `retrieval.py --together` joins them."""
+    rows = [1, 12, 40]
+    files = [served / collection.database.paths[row] for row in rows]
+    answer = ask(*files, count=10)
+    flags = ("--dataset-base", served, *MACHINE, "--top-n", "10", "--together", "--json")
+    copies = []
+    for i, file in enumerate(files):
+        copies.append(Path(f"copy_{i}.jpg").absolute())
+        copies[-1].write_bytes(file.read_bytes())
+    (found,) = by_retrieval(*copies, *flags, "--engine", "exact")
+    same_as_script(answer["answers"], found["results"])
+    joined = ask(pictures=rows, count=10)["answers"]
+    total = sum(weighted_distances(collection, rows).values())
+    for one in joined:
+        assert one["distance"] == pytest.approx(total[one["id"]], abs=1e-3)
+
+
+def test_two_uploads_have_two_names_and_each_keeps_its_own(ask: Ask, served: Path) -> None:
+    files = sorted((served / "img").glob("*/*.jpg"))[:2]
+    one, other = (ask(file, count=5) for file in files)
+    assert one["query"] != other["query"]
+    assert one["answers"] != other["answers"]
+    for first in (one, other):
+        assert ask(query=first["query"], count=5)["answers"] == first["answers"]
+
+
+@pytest.mark.parametrize(
+    ("status", "options", "said"),
+    [
+        (404, {"query": "0" * 32}, "send its pictures again"),
+        (404, {"pictures": [263]}, "there are 263"),
+        (404, {"like": [2**53 - 1]}, "there are 263"),
+        (404, {"pictures": [1], "category": "Kimono"}, "there are Anorak, Blazer"),
+        (409, {"pictures": [1], "engine": "milvus"}, "run: python milvus_push.py"),
+        (422, {"pictures": [-1]}, "pictures.0"),
+        (422, {"pictures": [1], "count": 0}, "count"),
+        (422, {"pictures": [1], "count": 201}, "count"),
+        (422, {"pictures": [1], "balance": 1.1}, "balance"),
+        (422, {"pictures": [1], "balance": "0.5"}, "balance"),
+        (422, {"pictures": [1], "engine": "milvus7"}, "engine"),
+        (422, {"pictures": [1], "color": "red"}, "color"),
+        (422, {"pictures": [1], "box": [1, 2, 3]}, "box"),
+        (422, {"pictures": [1], "top_n": 5}, "top_n"),
+        (422, {"pictures": [1] * 17}, "pictures"),
+    ],
+)
+def test_what_cannot_be_searched_is_said(
+    ask: Ask, served: Path, status: int, options: dict, said: str
+) -> None:
+    problem = ask(status=status, **options)
+    assert said in problem["detail"]
+    assert problem["status"] == status
+    assert str(served.parent) not in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"no picture", "cannot be read as a picture"),
+        (b"", "cannot be read as a picture"),
+        (b"\xff\xd8\xff\xe0", "cannot be read as a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        (png_of("red")[:90], "cannot be read as a picture"),
+    ],
+)
+def test_a_file_that_is_no_picture_is_refused(ask: Ask, content: bytes, said: str) -> None:
+    problem = ask(content, status=409)
+    assert said in problem["detail"]
+    assert problem["detail"].startswith("the picture: ")
+
+
+def test_a_box_outside_the_picture_is_refused(ask: Ask) -> None:
+    assert "leaves nothing" in ask(png_of("red"), box=[500, 0, 600, 90], status=409)["detail"]
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(ask: Ask, server: Server) -> None:
+    """Guards the memory: decoded, its pixels would take 400 MB, as RGB 1.2 GB."""
+    before = peak_memory(server)
+    problem = ask(bomb(), status=409)
+    assert "million pixels" in problem["detail"]
+    assert peak_memory(server) - before < 100e6
+
+
+def peak_memory(server: Server) -> int:
+    """The most memory that the server has held until now, in bytes."""
+    status = Path(f"/proc/{server.process.pid}/status")
+    if not status.exists():
+        pytest.skip("peak memory is read from /proc")
+    return next(
+        1024 * int(line.split()[1]) for line in status.read_text().splitlines()
+        if line.startswith("VmHWM")
+    )  # fmt: skip
+
+
+def test_seventeen_files_are_too_many(client: httpx.Client) -> None:
+    response = post(client, *[png_of("red", 20)] * 17)
+    assert response.status_code == 422
+    assert "16" in response.json()["detail"]
+
+
+def test_uploads_leave_no_file_behind(
+    ask: Ask, client: httpx.Client, server: Server, served: Path
+) -> None:
+    """Large ones too, which are spooled to a nameless file while they are read."""
+    before = {path for path in served.rglob("*")}
+    noise = np.random.default_rng(0).integers(0, 255, (1000, 1000, 3), np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(noise).save(data, "PNG")
+    assert len(data.getvalue()) > 2e6
+    form = [("file", ("../../my photo.png", data.getvalue()))]
+    assert client.post("/api/search", files=form).status_code == 200
+    ask(b"no picture", status=409)
+    left = {path for path in served.rglob("*")} - before
+    assert left <= {served / "models" / "map.npz"}
+    assert list((server.folder / "tmp").rglob("*")) == []
+    assert {path.name for path in server.folder.iterdir()} == {"out", "err", "tmp"}
+    assert not list(Path.cwd().iterdir())
+
+
+def test_browsing_without_a_query_shows_pictures_evenly_spread(ask: Ask) -> None:
+    answer = ask(count=10)
+    ids = [one["id"] for one in answer["answers"]]
+    assert ids[0] == 0
+    assert ids[-1] == 262
+    assert len(ids) == 10
+    assert answer["query"] is None
+    assert {one["category"] for one in ask(category="Blouse")["answers"]} == {"Blouse"}

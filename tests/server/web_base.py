@@ -1,0 +1,145 @@
+"""What the tests of the page share: a small collection, and a real server of it.
+
+A test module names it in `pytest_plugins`, so that all of them share one server.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+import feature_extractor
+import kmeans
+import train
+from config import Config
+from server.collection import Collection, open_collection
+from tests.conftest import BY_CTRL_C, ROOT
+
+MACHINE = ("--amp", "off", "--device", "cpu", "--num-workers", "0")
+RECALL = ("--target-recall", "0.9")  # so that k-means does not search all clusters
+START_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running web.py.
+
+    Attributes
+    ----------
+    process : its process
+    address : as it prints it
+    folder : has its output, `out` and `err`, and `tmp`, its folder for temporary files
+    """
+
+    process: subprocess.Popen[str]
+    address: str
+    folder: Path
+
+    @property
+    def said(self) -> str:
+        """What it has written on standard error."""
+        return (self.folder / "err").read_text()
+
+
+@contextmanager
+def serving(base: Path, folder: Path, *flags: str) -> Iterator[Server]:
+    """Run web.py on a free port until the block ends."""
+    (folder / "tmp").mkdir(parents=True)
+    command = [*BY_CTRL_C, sys.executable, str(ROOT / "web.py"), "--dataset-base", str(base)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("FASHION_")}
+    environment["TMPDIR"] = str(folder / "tmp")
+    with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
+        process = subprocess.Popen(
+            [*command, "--port", "0", "--device", "cpu", *flags],
+            stdout=out, stderr=err, cwd=folder, env=environment, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not (line := (folder / "out").read_text()).endswith("\n"):
+            assert process.poll() is None, (folder / "err").read_text()
+            assert time.monotonic() < end, "the server does not start"
+            time.sleep(0.02)
+        yield Server(process, line.split()[-1], folder)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+    assert "Traceback" not in (folder / "err").read_text()
+
+
+@pytest.fixture(scope="session")
+def served(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn collection with the features and clusters of an untrained ResNet18."""
+    base = tmp_path_factory.mktemp("served") / "drawn"
+    shutil.copytree(drawn, base, copy_function=os.link)
+    data = ("--dataset-base", str(base))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(base)  # no .env of the developer
+        train.main([*data, "--epoch", "0", "--backbone", "resnet18", "--pretrained", "none",
+                    "--img-size", "104", "--crop-size", "96", "--inter-dim", "32"])  # fmt: skip
+        flags = ("--color-top-n", "3", "--enable-inshop-dataset")
+        assert feature_extractor.main([*data, *MACHINE, *flags]) == 0
+        kmeans.main([*data, "--n-clusters", "6"])
+    return base
+
+
+@pytest.fixture(scope="session")
+def collection(served: Path) -> Collection:
+    """The collection as the server opens it, in this process."""
+    return open_collection(Config(DATASET_BASE=served, _env_file=None), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def server(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server of the collection, for all tests."""
+    with serving(served, tmp_path_factory.mktemp("server") / "run", *RECALL) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    """Asks the server."""
+    with httpx.Client(base_url=server.address, timeout=60, trust_env=False) as asking:
+        yield asking
+
+
+@pytest.fixture
+def ask(client: httpx.Client) -> Callable[..., dict[str, Any]]:
+    """Search by files and options; the answer as JSON, whose status must be `status`."""
+
+    def search(*files: Path | bytes, status: int = 200, **options: object) -> dict[str, Any]:
+        response = post(client, *files, **options)
+        assert response.status_code == status, response.text
+        return response.json()
+
+    return search
+
+
+def post(client: httpx.Client, *files: Path | bytes, **options: object) -> httpx.Response:
+    """A search, as a form."""
+    contents = [file if isinstance(file, bytes) else file.read_bytes() for file in files]
+    form = [("file", ("picture", content)) for content in contents]
+    form.append(("options", (None, json.dumps(options))))
+    return client.post("/api/search", files=form)
+
+
+def paths_of(answer: dict[str, Any]) -> list[str]:
+    """The paths of the answers, in their order."""
+    return [one["path"] for one in answer["answers"]]
+
+
+def query_file(base: Path) -> Path:
+    """A picture of the collection that has no box of its own in a copy elsewhere."""
+    return min((base / "img").glob("*/img_00000002.jpg"))

@@ -1,0 +1,70 @@
+"""The ablation: which groups are held out, its table, and one row of it on a few real photos."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tools import ablation
+from utils import UserError
+
+
+def test_every_product_group_is_measured_once_and_never_trained_on_there(tmp_path: Path) -> None:
+    items = tmp_path / "items"
+    for name in "ABCDEFG":
+        (items / name).mkdir(parents=True)
+    seen = []
+    for fold in range(3):
+        trained, measured = ablation._divide(items, tmp_path / str(fold), fold)
+        own = {path.name for path in measured.iterdir()}
+        assert {path.name for path in trained.iterdir()} == set("ABCDEFG") - own
+        assert all(path.resolve() == items / path.name for path in measured.iterdir())
+        seen += own
+    assert sorted(seen) == list("ABCDEFG")
+    with pytest.raises(UserError, match="2 product groups"):
+        ablation._divide(tmp_path / "0", tmp_path / "x", 0)
+
+
+def test_the_table_has_means_and_spreads_by_hand(capsys: pytest.CaptureFixture) -> None:
+    def figures(value: float) -> dict:
+        return {part: {name: value for p, name in ablation.COLUMNS if p == part}
+                for part in ("category", "inshop")}  # fmt: skip
+
+    ablation.print_table({"a row": [figures(0.4), figures(0.5), figures(0.6)]})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| | category p@1 | category map | inshop recall@1 |")
+    assert lines[2] == "| a row |" + " 50.0 ± 10.0 |" * 5
+
+
+def test_a_row_is_trained_measured_and_kept(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    photos, items = tmp_path / "photos", tmp_path / "items"
+    for part, count in (("train", 12), ("validation", 4)):
+        for name in ("dress", "hat"):
+            (photos / part / name).mkdir(parents=True)
+            for photo in sorted((shared / "photos" / part / name).iterdir())[:count]:
+                shutil.copyfile(photo, photos / part / name / photo.name)
+    for group in ("Pants", "Shorts", "Tees"):
+        for item in sorted((shared / "inshop-men/img/MEN" / group).iterdir())[:4]:
+            (items / group).mkdir(parents=True, exist_ok=True)
+            (items / group / item.name).symlink_to(item, target_is_directory=True)
+    last = "+ pooling, LayerNorm, sphere (modern)"
+    monkeypatch.setattr(ablation, "TRAININGS", {last: ablation.TRAININGS[last]})
+    weights = shared / "weights/mobilenet_v2-imagenet-features.pth"
+    flags = ["--photos", photos, "--items", items, "--runs", 1, "--dataset-base", tmp_path / "work"]
+    flags += ["--backbone", "mobilenet_v2", "--pretrained", weights, "--epoch", 1]
+    flags += ["--img-size", 128, "--crop-size", 128]
+    ablation.main([str(flag) for flag in flags])
+    out = capsys.readouterr().out
+    rows = [line.split("|")[1].strip() for line in out.splitlines()[2:]]
+    assert rows == [last, "+ palette", "+ untrained network"]
+    (kept,) = (tmp_path / "work").glob("row0_run0_*/figures.json")
+    figures = json.loads(kept.read_text())
+    assert 0 < figures["+ palette"]["inshop"]["recall@1"] <= 1
+    assert figures["+ palette"] != figures[""]
+    changed = kept.stat().st_mtime_ns
+    ablation.main([str(flag) for flag in flags])
+    assert capsys.readouterr().out == out
+    assert kept.stat().st_mtime_ns == changed

@@ -1,0 +1,124 @@
+"""The metric losses by hand and by loops, and the learning rate."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from net import Network, initial_net
+from training.losses import build_metric_loss, build_optimizer, rate, triplet_loss
+
+
+def test_triplet_loss_by_hand() -> None:
+    anchor = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    positive = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    negative = torch.tensor([[0.0, 4.5], [-1.0, 0.0]])
+    # Distances 5 and 4.5, then sqrt(2) and 2: hinges 1.5 and 1 + sqrt(2) - 2.
+    expected = (1.5 + math.sqrt(2) - 1) / 2
+    assert triplet_loss(anchor, positive, negative, cosine=False).item() == pytest.approx(
+        expected, abs=1e-5
+    )
+    # Cosine distances of the second triplet: 1 and 2, so its hinge is 0.
+    loss = triplet_loss(anchor[1:], positive[1:], negative[1:], cosine=True)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    loss = triplet_loss(anchor[1:], negative[1:], positive[1:], cosine=True)
+    assert loss.item() == pytest.approx(2, abs=1e-6)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_proxy_anchor_is_the_formula_of_the_paper(rng: np.random.Generator) -> None:
+    """Equation (4) of Kim et al. (CVPR 2020) by loops, alpha 32, delta 0.1; unknown labels out."""
+    loss = build_metric_loss("proxy_anchor", 4, False, classes=5, dim=6)
+    embedding = rng.normal(size=(9, 6))
+    labels = np.array([0, 0, 1, 1, 3, 3, -1, 3, -1])
+    proxies = unit(loss.loss.proxies.detach().double().numpy())
+    cosine = unit(embedding) @ proxies.T
+    known = [i for i in range(9) if labels[i] >= 0]
+    positive = [
+        math.log(1 + sum(math.exp(-32 * (cosine[i, p] - 0.1)) for i in known if labels[i] == p))
+        for p in (0, 1, 3)
+    ]
+    negative = [
+        math.log(1 + sum(math.exp(32 * (cosine[i, p] + 0.1)) for i in known if labels[i] != p))
+        for p in range(5)
+    ]
+    expected = sum(positive) / 3 + sum(negative) / 5
+    found = loss(torch.from_numpy(embedding).float(), torch.from_numpy(labels))
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_batch_hard_takes_the_farthest_positive_and_the_nearest_negative(rng) -> None:
+    embedding = rng.normal(size=(8, 3))
+    labels = np.repeat([0, 1, 2, 3], 2)
+    x = unit(embedding)
+    distance = np.linalg.norm(x[:, None] - x[None], axis=2)
+    hinges = []
+    for i in range(8):
+        same = [distance[i, j] for j in range(8) if labels[j] == labels[i] and j != i]
+        other = [distance[i, j] for j in range(8) if labels[j] != labels[i]]
+        hinges.append(max(0, max(same) - min(other) + 0.2))
+    expected = np.mean([hinge for hinge in hinges if hinge > 0])
+    loss = build_metric_loss("batch_hard", 2, False, classes=4, dim=3)
+    found = loss(torch.from_numpy(embedding).float(), torch.from_numpy(labels))
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_triplets_of_a_balanced_batch_are_all_that_break_the_margin(rng, cosine: bool) -> None:
+    embedding = 0.3 * rng.normal(size=(8, 3))
+    labels = np.repeat([0, 1, 2, 3], 2)
+    x = unit(embedding)
+    distance = 1 - x @ x.T
+    if not cosine:
+        distance = np.linalg.norm(embedding[:, None] - embedding[None], axis=2)
+    hinges = [
+        1 + distance[a, p] - distance[a, n]
+        for a in range(8)
+        for p in range(8)
+        for n in range(8)
+        if a != p and labels[a] == labels[p] and labels[a] != labels[n]
+    ]
+    expected = np.mean([hinge for hinge in hinges if hinge > 0])
+    loss = build_metric_loss("triplet", 2, cosine, classes=4, dim=3)
+    found = loss(torch.from_numpy(embedding).float(), torch.from_numpy(labels))
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_sampled_triplets_are_anchors_positives_negatives() -> None:
+    loss = build_metric_loss("triplet", 0, False, classes=4, dim=3)
+    rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    expected = triplet_loss(rows[:2], rows[2:4], rows[4:], cosine=False)
+    assert loss(rows, torch.zeros(6)).item() == expected.item()
+
+
+def test_rate_warms_up_and_falls_to_nothing() -> None:
+    rates = [rate(step, step, 20, 3) for step in range(60)]
+    assert rates[0] == pytest.approx(0.1)  # a tenth of half an epoch's steps
+    assert rates[9] == pytest.approx(0.5 * (1 + math.cos(math.pi * 9 / 60)))
+    assert max(rates) == rates[9]
+    assert rates[30] == pytest.approx(0.5)
+    assert rates[-1] < 0.001
+    assert rate(30, 0, 20, 3) == pytest.approx(0.05)  # let go in step 30: warmed up again
+
+
+def test_adamw_moves_proxies_a_hundred_times_faster() -> None:
+    network = Network("resnet18", 8, ["a", "b"], 40, 32, normalised=True)
+    net = initial_net(network, "none")
+    metric = build_metric_loss("proxy_anchor", 4, False, 5, 8)
+    optimizer = build_optimizer("adamw", net, metric, 0.001, 0.9)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(net.parameters())) + 1
+    assert rates[id(net.fc2.weight)] == rates[id(metric.loss.proxies)] == pytest.approx(0.1)
+    assert rates[id(net.fc.weight)] == rates[id(net.backbone[0].weight)] == 0.001
+    assert isinstance(metric, nn.Module)
+    plain = initial_net(Network("resnet18", 8, ["a", "b"], 40, 32), "none")
+    groups = build_optimizer("adamw", plain, metric, 0.001, 0.9).param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rates[id(plain.fc2.weight)] == 0.001  # a linear classifier's rows are no proxies
+    sgd = build_optimizer("sgd", net, metric, 0.01, 0.9)
+    assert {group["lr"] for group in sgd.param_groups} == {0.01}

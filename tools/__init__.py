@@ -1,0 +1,1 @@
+"""Run by developers: the drawn collection, benchmark, ablation, soak."""

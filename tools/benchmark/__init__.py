@@ -1,0 +1,1 @@
+"""The speed of every part beside its peers: `python -m tools.benchmark`."""

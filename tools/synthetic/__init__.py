@@ -1,0 +1,1 @@
+"""The drawn collection: `python -m tools.synthetic`."""

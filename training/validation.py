@@ -1,0 +1,114 @@
+"""How good a network is in the middle of its training: loss, accuracy, retrieval."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from evaluation.metrics import held_out_score
+from net import EmbeddingNet, FeatureNet
+from network.device import autocast, network_input
+from network.distributed import Ranks
+
+
+def is_stable(history: Sequence[tuple[float, float]], patience: int = 3) -> bool:
+    """Whether training has settled: neither loss nor accuracy still gets better.
+
+    Parameters
+    ----------
+    history : (loss, accuracy in 0 to 1) of each validation, in order
+    patience : validations to look at
+
+    Returns
+    -------
+    True where none of the last `patience` validations lowers the best loss before them by more
+    than 1%, or raises the best accuracy by more than half a percentage point.
+    """
+    before, last = history[:-patience], history[-patience:]
+    if not before:
+        return False
+    loss_falls = min(loss for loss, _ in last) < 0.99 * min(loss for loss, _ in before)
+    accuracy_rises = max(a for _, a in last) > 0.005 + max(a for _, a in before)
+    return not loss_falls and not accuracy_rises
+
+
+@torch.inference_mode()
+def validate(
+    net: EmbeddingNet,
+    loader: DataLoader,
+    device: torch.device,
+    amp: torch.dtype | None,
+    ranks: Ranks,
+) -> tuple[float, float]:
+    """Mean cross entropy, and accuracy in 0 to 1, over the pictures of all ranks' loaders."""
+    training = net.training
+    net.eval()
+    sums = torch.zeros(3, device=device, dtype=torch.float32)  # of loss, right ones, pictures
+    for images, categories, _ in loader:
+        targets = categories.to(device)
+        with autocast(device, amp):
+            logits = net(network_input(images, device))[0]
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        right = (logits.argmax(1) == targets).sum()
+        sums += torch.stack([loss, right, targets.new_tensor(len(targets))])
+    net.train(training)
+    loss, right, count = ranks.summed(sums).tolist()
+    return loss / count, right / count
+
+
+@torch.inference_mode()
+def retrieval_score(
+    net: FeatureNet,
+    palette_weight: float,
+    loader: DataLoader,
+    of_items: bool,
+    device: torch.device,
+    amp: torch.dtype | None,
+    ranks: Ranks,
+) -> tuple[float, int]:
+    """How well the pictures of all ranks find each other, by category (mAP@R) or item (MRR).
+
+    Parameters
+    ----------
+    net : the network, with the palette
+    palette_weight : of the palette's distance, which is added to the embedding's
+    loader : this rank's pictures, with categories and items
+    of_items : the others of its item are right, instead of those of its category
+    device, amp : where and in which 16-bit type the network runs
+    ranks : of whom each has every W-th picture
+
+    Returns
+    -------
+    See `measures.held_out_score`.
+    """
+    training = net.net.training
+    net.eval()
+    batches, labels = [], []
+    for images, categories, items in loader:
+        with autocast(device, amp):
+            batches.append([feature.float() for feature in net(network_input(images, device))])
+        labels.append(items if of_items else categories)
+    net.train(training)
+    own = [torch.cat(signal) for signal in zip(*batches, strict=True)]
+    own.append(torch.cat(labels).to(device))
+    total = int(ranks.summed(own[-1].new_tensor(len(own[-1]))))
+    embedding, palette, label = (ranks.joined(rows, total).cpu() for rows in own)
+    distances = torch.cdist(embedding, embedding) + palette_weight * torch.cdist(palette, palette)
+    return leave_one_out(distances, label.numpy(), of_items)
+
+
+def leave_one_out(distances: Tensor, labels: np.ndarray, of_items: bool) -> tuple[float, int]:
+    """`measures.held_out_score` where every picture asks for the others of its label.
+
+    Parameters
+    ----------
+    distances : N x N; changed
+    labels : N; pictures whose label no other one has, or that are -1, do not ask
+    of_items : see `measures.held_out_score`
+    """
+    order = distances.fill_diagonal_(torch.inf).argsort(dim=1, stable=True)[:, :-1].numpy()
+    hits = (labels[order] == labels[:, None]) & (labels[:, None] >= 0)
+    return held_out_score(hits, hits.sum(1), of_items)
