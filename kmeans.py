@@ -11,12 +11,12 @@ import numpy as np
 
 from command_line import parse_args
 from features.database import DEEP, open_database
-from search.clustering import cluster, held_out, measure_recall
+from search.clustering import QUERIES, cluster, measure_recall
 from search.clusters import Clusters, nprobe_of, save_clusters
 from search.exact import exact_engine
 from search.quantised import open_codes
 from search.signals import describe_distance, signals_of
-from utils import run_script
+from utils import evenly_spaced, run_script
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     start = time.perf_counter()
     features = database.deep[0]
-    asked = held_out(len(features))
+    asked = evenly_spaced(len(features), QUERIES)
     centroids, labels = cluster(features, normalised, config.N_CLUSTERS, config.SEED, asked)
     seconds = time.perf_counter() - start
 

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 from tqdm import tqdm
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -197,6 +198,11 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def evenly_spaced(count: int, max_count: int) -> np.ndarray:
+    """Rows spread evenly over 0 to count - 1: up to `max_count`, int64, ascending."""
+    return np.unique(np.linspace(0, count - 1, min(max_count, count)).astype(np.int64))
 
 
 def parsed_json(content: str | bytes) -> Any:

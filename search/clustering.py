@@ -13,17 +13,12 @@ from search.engine import Engine
 from search.exact import exact_engine
 from search.quantised import open_codes
 from search.signals import Signal, describe_distance, signals_of
-from utils import UserError
+from utils import UserError, evenly_spaced
 
 FITTED = 1000  # rows for each cluster: k-means gains next to nothing by more
 QUERIES = 200
 BLOCK = 8192  # rows at once
 STALE = 0.2  # share of pictures that clusters were not made of, from which on they are made anew
-
-
-def held_out(count: int, most: int = QUERIES) -> np.ndarray:
-    """Rows to measure the recall with, evenly spread: up to `most`, int64, ascending."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
 
 
 def cluster(
@@ -60,13 +55,13 @@ def cluster(
         raise UserError(f"{DEEP}: holds NaN or infinity; extract the features again")
     others = np.setdiff1d(np.arange(count), asked)
     rows = others if len(others) >= max(n_clusters, len(asked)) else np.arange(count)
-    places = np.linspace(0, len(rows) - 1, min(len(rows), FITTED * n_clusters)).astype(np.int64)
+    places = evenly_spaced(len(rows), FITTED * n_clusters)
     fitted = KMeans(n_clusters, n_init="auto", random_state=seed).fit(read(rows[places]))
     centroids = fitted.cluster_centers_.astype(np.float32)
-    return centroids, nearest(features, centroids, normalised)
+    return centroids, nearest_centroids(features, centroids, normalised)
 
 
-def nearest(features: np.ndarray, centroids: np.ndarray, normalised: bool) -> np.ndarray:
+def nearest_centroids(features: np.ndarray, centroids: np.ndarray, normalised: bool) -> np.ndarray:
     """The nearest of K centroids of each row: N x D, K x D -> N, int32."""
     from sklearn.metrics import pairwise_distances_argmin
 
@@ -134,7 +129,7 @@ def follow(config: Config, database: FeatureDatabase) -> None:
     except UserError:  # they have followed already, or never belonged to it
         return
     signals = signals_of(database, **config.distance)
-    labels = nearest(database.deep[0], old.centroids, old.normalised)
+    labels = nearest_centroids(database.deep[0], old.centroids, old.normalised)
     moved = replace(
         old,
         labels=labels,
@@ -142,7 +137,9 @@ def follow(config: Config, database: FeatureDatabase) -> None:
         distance=describe_distance(signals),
         assigned=old.assigned + database.info["came"],
     )
-    recall = measure_recall(signals, moved, exact_engine(database, signals), held_out(len(labels)))
+    recall = measure_recall(
+        signals, moved, exact_engine(database, signals), evenly_spaced(len(labels), QUERIES)
+    )
     path = save_clusters(database.base, replace(moved, recall=recall))
     open_codes(database, signals, moved.by_cluster)
     print(f"{path}: follows the update")

@@ -48,7 +48,7 @@ class Engine(Protocol):
         """
 
 
-def nearest(distances: np.ndarray, k: int) -> np.ndarray:
+def smallest(distances: np.ndarray, k: int) -> np.ndarray:
     """Places of the k smallest of N values, in the order of a stable `argsort` (NaN last)."""
     if k < len(distances):
         limit = np.partition(distances, k - 1)[k - 1]
@@ -82,7 +82,7 @@ class ExactEngine:
         for start in range(0, len(queries[0]), step):
             parts = self.parts([features[start : start + step] for features in queries], rows)
             for i, distances in enumerate(weighted_sum(parts, self.weights)):
-                places = nearest(distances, k)
+                places = smallest(distances, k)
                 found = places if rows is None else rows[places]
                 answers.append(Answer(found, distances[places], parts[:, i, places].T))
         return answers

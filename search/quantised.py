@@ -18,7 +18,7 @@ from torch import Tensor
 from features.arrays import map_array
 from features.database import COLOR, PALETTE, FeatureDatabase, deep_file
 from search.signals import Signal
-from utils import UserError, atomic_write, progress_bar
+from utils import UserError, atomic_write, evenly_spaced, progress_bar
 
 METRICS = ("euclidean", "cosine")
 LEVELS = 127  # of a code, either way
@@ -158,7 +158,7 @@ def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None = 
 
 def _fits(codes: Codes, signal: Signal, order: np.ndarray | None) -> bool:
     """Whether codes are those of a signal's features, by a few rows that are encoded anew."""
-    places = np.unique(np.linspace(0, len(codes.values) - 1, TRIED).astype(np.int64))
+    places = evenly_spaced(len(codes.values), TRIED)
     fresh = encode(signal.features[places if order is None else order[places]], signal.metric)
     return all(
         torch.equal(getattr(fresh, name), getattr(codes, name)[torch.from_numpy(places)])

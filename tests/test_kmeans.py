@@ -7,12 +7,12 @@ import pytest
 
 import kmeans
 from features.database import open_database
-from search.clustering import cluster, held_out, measure_recall
+from search.clustering import cluster, measure_recall
 from search.clusters import Clusters, KMeansEngine, open_clusters
 from search.engine import ExactEngine
 from search.signals import Signal
 from tests.conftest import describe
-from utils import UserError, run_script, sha256_of
+from utils import UserError, evenly_spaced, run_script, sha256_of
 
 CENTRES = np.float32([[0, 0, 0], [10, 0, 0], [0, 10, 5]])
 
@@ -26,7 +26,7 @@ def blobs(sizes=(30, 50, 20), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def test_three_blobs_are_three_clusters() -> None:
     points, group = blobs()
-    centroids, labels = cluster(points, False, 3, 5, held_out(100))
+    centroids, labels = cluster(points, False, 3, 5, evenly_spaced(100, 200))
     assert (centroids.dtype, labels.dtype) == (np.float32, np.int32)
     assert len({(a, b) for a, b in zip(group.tolist(), labels.tolist(), strict=True)}) == 3
     for number in range(3):
@@ -74,7 +74,7 @@ def test_recall_is_what_searches_find_for_every_number_of_clusters(metric: str, 
     centroids, labels = cluster(signals[0].features, False, 8, 0, np.arange(5))
     clusters = Clusters(centroids, labels, "", metric == "cosine", "", np.zeros(0))
 
-    asked = held_out(120, queries)
+    asked = evenly_spaced(120, queries)
     assert asked.tolist() == sorted({int(row) for row in np.linspace(0, 119, min(queries, 120))})
     expected = []
     for nprobe in range(1, 9):

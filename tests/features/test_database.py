@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 
 from features.database import FeatureDatabase, open_database
 from search import engine
-from search.engine import Answer, ExactEngine, nearest
+from search.engine import Answer, ExactEngine, smallest
 from search.signals import Signal, describe_distance, signals_of, weighted_sum
 from tests.conftest import describe
 from utils import UserError
@@ -129,7 +129,7 @@ def test_rows_that_are_not_numbers_come_last(k: int) -> None:
 def test_nearest_are_the_first_of_a_stable_argsort(values: list[float], k: int) -> None:
     distances = np.array(values, np.float64)
     expected = np.argsort(distances, kind="stable")[:k]
-    np.testing.assert_array_equal(nearest(distances, k), expected)
+    np.testing.assert_array_equal(smallest(distances, k), expected)
 
 
 def test_metrics_with_parameters_take_them_from_the_whole_collection() -> None:
