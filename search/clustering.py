@@ -12,6 +12,7 @@ from search.clusters import CLUSTERS, Clusters, open_clusters, save_clusters
 from search.engine import Engine
 from search.exact import exact_engine
 from search.quantised import open_codes
+from search.recall import nearest_others
 from search.signals import Signal, describe_distance, signals_of
 from utils import UserError, evenly_spaced
 
@@ -97,13 +98,11 @@ def measure_recall(
     -------
     K, float64: the share of the true answers found with 1, 2 ... K clusters searched.
     """
-    features = [signal.features[asked] for signal in signals]
-    order = clusters.order(features[0])
+    order = clusters.order(signals[0].features[asked])
     rank = np.argsort(order, axis=1)  # of each cluster, in each query's order
     found = np.zeros(len(clusters.centroids))
     total = 0
-    for i, answer in enumerate(exact.search(features, k + 1)):
-        truth = answer.rows[answer.rows != asked[i]][:k]
+    for i, truth in enumerate(nearest_others(exact, signals, asked, k)):
         ranks = rank[i, clusters.labels[truth]]
         found += (ranks[:, None] <= np.arange(len(found))).sum(0)
         total += len(truth)

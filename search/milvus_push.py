@@ -14,6 +14,7 @@ from search.exact import exact_engine
 from search.milvus import MOST, TOLD, K, MilvusEngine, Told, lists_of, milvus_metric, read_told
 from search.milvus_numbers import make_numbers, save_numbers, versions_of
 from search.milvus_server import Place, Server, library, older
+from search.recall import nearest_others, recall_of
 from search.signals import Signal, describe_distance, signals_of
 from utils import AwayError, UserError, atomic_write, progress_bar
 
@@ -212,14 +213,10 @@ def measure(engine: MilvusEngine, exact: Engine, target: float) -> tuple[int, fl
     count = len(engine.signals[0].features)
     asked = np.unique(np.linspace(0, count - 1, min(QUERIES, count)).astype(np.int64))
     queries = [signal.features[asked] for signal in engine.signals]
-    answers = zip(asked, exact.search(queries, K + 1), strict=True)
-    truth = [answer.rows[answer.rows != row][:K] for row, answer in answers]
+    truth = nearest_others(exact, engine.signals, asked, K)
     engine.candidates = LEAST
     while True:
-        found = engine.search(queries, K + 1)
-        pairs = zip(truth, found, strict=True)
-        shares = [np.isin(rows, answer.rows).mean() for rows, answer in pairs if len(rows)]
-        recall = float(np.mean(shares)) if shares else 1.0
+        recall = recall_of([answer.rows for answer in engine.search(queries, K + 1)], truth)
         if recall >= target or engine.candidates >= min(count, MOST // 4):
             return engine.candidates, recall
         engine.candidates *= 2

@@ -14,14 +14,14 @@ import torch
 from scipy.spatial.distance import cdist
 
 import kmeans as kmeans_script
-from evaluation.metrics import item_measures
-from evaluation.protocols import Task, of_gallery, query_features, run_task
+from evaluation.metrics import item_metrics
+from evaluation.protocols import Task, gallery_engine, of_gallery, query_features, run_task
 from features.database import FeatureDatabase, open_database, unit_rows
 from search.clusters import Clusters, KMeansEngine, open_clusters
 from search.engine import Answer, Engine, ExactEngine
 from search.exact import exact_engine
 from search.quantised import open_codes
-from search.ranking import RankingEngine
+from search.recall import recall_of
 from search.signals import Signal, signals_of
 from tools.benchmark.data import made_up, make_database
 from tools.benchmark.table import Row, compare_times, in_units
@@ -46,12 +46,6 @@ def interleaved(runs: dict[str, Run], rounds: int) -> dict[str, float]:
             if number >= 0:  # the first is to warm up
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def recall_of(found: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
-    """Share of the true rows that were found, those of each query in an array."""
-    pairs = zip(found, truth, strict=True)
-    return float(np.mean([np.isin(right, rows).mean() for rows, right in pairs]))
 
 
 def _rows(answers: Sequence[Answer]) -> list[np.ndarray]:
@@ -240,12 +234,12 @@ def inshop_evaluation(_: Path, rounds: int) -> Iterator[Row]:
         gallery=np.arange(queries, rows),
         labels=np.arange(rows) % items,
         groups=np.arange(queries) % items,
-        measures=item_measures,
+        metrics=item_metrics,
     )
     narrowed = of_gallery(signals, task.gallery)
     features = query_features(task, signals)
     start = time.perf_counter()
-    run_task(task, RankingEngine(narrowed), features)
+    run_task(task, gallery_engine(signals, task.gallery), features)
     seconds = time.perf_counter() - start
     exact, few = ExactEngine(narrowed), [feature[:64] for feature in features]
     peer = interleaved({"cdist": lambda _: exact.search(few, gallery)}, rounds)["cdist"]
