@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from command_line import parse_args
-from evaluation.metrics import top_k_measures
+from evaluation.metrics import top_k_metrics
 from evaluation.protocols import (
     Outcome,
     Task,
     category_task,
+    gallery_engine,
     item_tasks,
     of_gallery,
     query_features,
@@ -39,8 +40,7 @@ from features.arrays import read_archive
 from features.database import CLASSIFIER, CLASSIFIER_FORMS, DEEP, FeatureDatabase, open_database
 from pictures.annotations import align, inshop_list, read_inshop
 from search.clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
-from search.engine import Engine, ExactEngine
-from search.ranking import METRICS, RankingEngine
+from search.engine import Engine
 from search.signals import Signal, describe_distance, signals_of
 from utils import UserError, parsed_json, run_script
 
@@ -60,10 +60,10 @@ def tasks_of(
     base = database.base
     tasks: list[Task] = []
     if protocol != "inshop":
-        task = category_task(database, base, val_share, partition)
+        task = category_task(database, val_share, partition)
         tasks += [task] if task else []
     if protocol == "inshop" or (protocol == "folder" and inshop_list(base)):
-        tasks += item_tasks(database, base)
+        tasks += item_tasks(database)
     if not tasks:
         advice = unextracted(database) or "see `python data.py check`"
         raise UserError(
@@ -94,11 +94,11 @@ def engine_of(
     nprobe: int,
 ) -> Engine:
     """An engine over a gallery, exact or k-means with `nprobe` of the database's clusters."""
-    narrowed = of_gallery(signals, gallery)
     if kind == "exact" or clusters is None:
-        fast = all(signal.metric in METRICS for signal in narrowed)
-        return RankingEngine(narrowed) if fast else ExactEngine(narrowed)
-    return KMeansEngine(narrowed, replace(clusters, labels=clusters.labels[gallery]), nprobe)
+        return gallery_engine(signals, gallery)
+    return KMeansEngine(
+        of_gallery(signals, gallery), replace(clusters, labels=clusters.labels[gallery]), nprobe
+    )
 
 
 def read_classifier(database: FeatureDatabase) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +140,7 @@ def with_classifier(
         return outcome
     weight, bias = classifier
     logits = database.deep[0][rows] @ weight.T + bias
-    return replace(outcome, values={**outcome.values, **top_k_measures(logits, targets)})
+    return replace(outcome, values={**outcome.values, **top_k_metrics(logits, targets)})
 
 
 def as_json(

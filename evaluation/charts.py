@@ -4,7 +4,7 @@ from html import escape
 
 import numpy as np
 
-from evaluation.metrics import resampled
+from evaluation.metrics import bootstrap_means
 from evaluation.protocols import Outcome
 from features.database import FeatureDatabase
 
@@ -25,7 +25,7 @@ def recall_curve(first: np.ndarray, groups: np.ndarray, ranks: int) -> np.ndarra
     Parameters
     ----------
     first : Q, rank of the first right answer, from 1; 0 where there is none
-    groups : Q; whole groups are resampled, as by `measures.summarise`
+    groups : Q; whole groups are bootstrap_means, as by `measures.summarise`
     ranks : largest K
 
     Returns
@@ -33,7 +33,7 @@ def recall_curve(first: np.ndarray, groups: np.ndarray, ranks: int) -> np.ndarra
     3 x K: the share, and the lower and upper end of its 95% bootstrap interval.
     """
     found = (first[:, None] > 0) & (first[:, None] <= np.arange(1, ranks + 1))
-    means = resampled(found.astype(np.float64), groups)
+    means = bootstrap_means(found.astype(np.float64), groups)
     return np.stack([found.mean(axis=0), *np.percentile(means, [2.5, 97.5], axis=0)])
 
 

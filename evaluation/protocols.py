@@ -1,40 +1,47 @@
-"""Who asks whom, and which answers are right: the published protocols on a feature database."""
+"""The published protocols on a feature database: queries, gallery and correct answers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from evaluation.metrics import Figure, category_measures, color_measures, item_measures, summarise
+from evaluation.metrics import (
+    Figure,
+    category_metrics,
+    color_metrics,
+    first_hit,
+    item_metrics,
+    summarise,
+)
 from features.database import FeatureDatabase
 from pictures.annotations import align, has_color_names, read_inshop
 from pictures.collection import read_labelled
-from search.engine import Engine
+from search.engine import Engine, ExactEngine
+from search.ranking import METRICS, RankingEngine
 from search.signals import Signal
 from utils import progress_bar
 
 BLOCK = 64  # queries at once
-SHOWN = 10  # answers of each query that are kept for a report
-UPPER = 1  # clothes type of list_bbox_inshop.txt
+MAX_ANSWERS = 10  # of each query, for the report
+UPPER_BODY = 1  # clothes type of list_bbox_inshop.txt
 
-Measures = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+Metrics = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A protocol's queries, gallery and truth.
+    """The queries, the gallery and the correct answers of a protocol.
 
     Attributes
     ----------
-    name : what an answer has to share with its query, as in "item" or "category"
+    name : what a correct answer has in common with its query: "item", "category" ...
     queries, gallery : rows of the feature database, ascending; a query that lies in the gallery
-        does not answer itself
-    labels : of all rows of the feature database; an answer with its query's label is right
+        is not among its own answers
+    labels : of all rows of the feature database; an answer with its query's label is correct
     groups : Q; queries of one group (the views of an item, where items are known) are not
         independent of each other
-    measures : hits Q x N and number of right pictures Q -> values of each query
+    metrics : hits Q x N and number of correct pictures Q -> values of each query
     """
 
     name: str
@@ -42,25 +49,26 @@ class Task:
     gallery: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
-    measures: Measures
+    metrics: Metrics
 
     @cached_property
     def relevant(self) -> np.ndarray:
-        """See `relevant_of`."""
-        return relevant_of(self.queries, self.gallery, self.labels)
+        """See `count_relevant`."""
+        return count_relevant(self.queries, self.gallery, self.labels)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an engine did on a task.
+    """The answers of an engine to the queries of a task, compared with the correct ones.
 
     Attributes
     ----------
-    task : what was asked
-    values : of each measure, Q
+    task : the queries and their gallery
+    values : of each metric, Q
     chance : expected p@1 (recall@1) of answers in random order
-    first : Q, rank of the first right answer, from 1; 0 where there was none
-    answers : Q x up to 10 rows of the feature database, nearest first; -1 where there are fewer
+    first : Q, rank of the first correct answer, from 1; 0 where there was none
+    answers : Q x `MAX_ANSWERS` rows of the feature database, nearest first; -1 where there are
+        fewer
     """
 
     task: Task
@@ -70,7 +78,7 @@ class Outcome:
     answers: np.ndarray
 
     def figures(self) -> dict[str, Figure]:
-        """The mean of each measure over the queries, with its interval."""
+        """The mean of each metric over the queries, with its interval."""
         return {name: summarise(v, self.task.groups) for name, v in self.values.items()}
 
 
@@ -86,13 +94,26 @@ def of_gallery(signals: Sequence[Signal], gallery: np.ndarray) -> list[Signal]:
     return narrowed
 
 
+def gallery_engine(signals: Sequence[Signal], gallery: np.ndarray) -> Engine:
+    """The fastest engine that ranks a whole gallery exactly.
+
+    Parameters
+    ----------
+    signals : of the whole feature database
+    gallery : rows of it
+    """
+    narrowed = of_gallery(signals, gallery)
+    fast = all(signal.metric in METRICS for signal in narrowed)
+    return RankingEngine(narrowed) if fast else ExactEngine(narrowed)
+
+
 def query_features(task: Task, signals: Sequence[Signal]) -> list[np.ndarray]:
     """Of each signal of the whole feature database, the features of a task's queries: Q x D."""
     return [signal.features[task.queries] for signal in signals]
 
 
-def relevant_of(queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many right pictures, itself not among them, the gallery has for each query: Q, int64.
+def count_relevant(queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Number of correct pictures in the gallery, without the query itself: Q, int64.
 
     Parameters
     ----------
@@ -103,35 +124,34 @@ def relevant_of(queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray) ->
     return counts - np.isin(queries, gallery)
 
 
-def judge(
+def compare(
     task: Task, block: slice, found: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Compare the answers to some queries of a task with the truth.
+    """Compare the answers to some queries of a task with the correct ones.
 
     Parameters
     ----------
-    task : what was asked
-    block : the places of q queries among the task's
+    task : the queries and their gallery
+    block : places of q queries among the task's
     found : of each of them places in the gallery, nearest first
 
     Returns
     -------
-    answers : q x up to `SHOWN` rows of the feature database, -1 where there are fewer
-    first : q, rank of the first right answer, 0 where there is none
-    values : of each measure, q
+    answers : q x `MAX_ANSWERS` rows of the feature database, -1 where there are fewer
+    first : q, rank of the first correct answer, 0 where there is none
+    values : of each metric, q
     """
     labels, gallery, queries = task.labels, task.gallery, task.queries[block]
     hits = np.zeros((len(queries), len(gallery)), bool)
-    answers = np.full((len(queries), SHOWN), -1)
+    answers = np.full((len(queries), MAX_ANSWERS), -1)
     for i, (query, places) in enumerate(zip(queries, found, strict=True)):
         rows = gallery[places]
         rows = rows[rows != query]
         hits[i, : len(rows)] = labels[rows] == labels[query]
-        answers[i, : len(rows[:SHOWN])] = rows[:SHOWN]
-    # A query in the gallery has one answer less than there are pictures.
+        answers[i, : len(rows[:MAX_ANSWERS])] = rows[:MAX_ANSWERS]
+    # A query in the gallery has one answer fewer than there are pictures.
     width = len(gallery) - 1 if np.isin(queries, gallery).all() else len(gallery)
-    values = task.measures(hits[:, :width], task.relevant[block])
-    return answers, np.where(hits.any(1), hits.argmax(1) + 1, 0), values
+    return answers, first_hit(hits), task.metrics(hits[:, :width], task.relevant[block])
 
 
 def blocks_of(task: Task) -> list[slice]:
@@ -140,21 +160,21 @@ def blocks_of(task: Task) -> list[slice]:
 
 
 def run_task(task: Task, engine: Engine, features: Sequence[np.ndarray]) -> Outcome:
-    """Ask every query of a task and compare the answers with the truth.
+    """Search with every query of a task and compare the answers with the correct ones.
 
     Parameters
     ----------
-    task : what to ask
-    engine : over the task's gallery, see `of_gallery`
+    task : the queries and their gallery
+    engine : over the task's gallery, see `gallery_engine`
     features : of the queries, see `query_features`
     """
-    judged = []
-    with progress_bar(len(task.queries), f"asking, {task.name}", "query picture") as bar:
+    compared = []
+    with progress_bar(len(task.queries), f"searching, {task.name}", "query picture") as bar:
         for block in blocks_of(task):
             found = engine.search([feature[block] for feature in features], len(task.gallery))
-            judged.append(judge(task, block, [answer.rows for answer in found]))
+            compared.append(compare(task, block, [answer.rows for answer in found]))
             bar.update(len(found))
-    answers, first, values = zip(*judged, strict=True)
+    answers, first, values = zip(*compared, strict=True)
     others = len(task.gallery) - np.isin(task.queries, task.gallery)
     return Outcome(
         task,
@@ -166,14 +186,14 @@ def run_task(task: Task, engine: Engine, features: Sequence[np.ndarray]) -> Outc
 
 
 def category_task(
-    database: FeatureDatabase, base: Path, val_share: float, partition: str | None
+    database: FeatureDatabase, val_share: float, partition: str | None
 ) -> Task | None:
-    """Retrieval by category: every picture of a partition asks for the others of it.
+    """Retrieval by category: every picture of a partition is a query for the others of it.
 
     Parameters
     ----------
-    database : of `base`
-    base, val_share : as for `collection.read_labelled`
+    database : of the data set
+    val_share : as for `collection.read_labelled`
     partition : train, val, test or all; None takes test, or val where there is no test; of the
         in-shop part alone query and gallery
 
@@ -181,13 +201,12 @@ def category_task(
     -------
     None where fewer than two pictures of the partition are in the database.
     """
-    labelled = read_labelled(base, len(database.category_names), val_share)
+    labelled = read_labelled(database.base, len(database.category_names), val_share)
     parts = set(labelled.partitions.tolist())
     measured = next((p for p in (("test",), ("query", "gallery")) if set(p) & parts), ("val",))
     if partition is not None:
         measured = tuple(parts) if partition == "all" else (partition,)
-    held = labelled.in_partition(*measured)
-    rows = align(held.paths, database.paths)
+    rows = align(labelled.in_partition(*measured).paths, database.paths)
     labels = np.asarray(database.categories)
     rows = np.sort(rows[rows >= 0])
     rows = rows[labels[rows] >= 0]
@@ -195,24 +214,24 @@ def category_task(
         return None
     _, groups = np.unique(database.items[rows], return_inverse=True)
     groups = np.where(database.items[rows] != "", groups, -1 - rows)
-    return Task("category", rows, rows, labels, groups, category_measures)
+    return Task("category", rows, rows, labels, groups, category_metrics)
 
 
-def item_tasks(database: FeatureDatabase, base: Path) -> list[Task]:
-    """In-shop retrieval: every query picture asks the gallery for its item.
+def item_tasks(database: FeatureDatabase) -> list[Task]:
+    """In-shop retrieval: every query picture searches the gallery for its item.
 
     Returns
     -------
-    Tasks "item" (the published protocol), "item, upper body" (both sides alone), "item and color"
-    (queries whose gallery has their colour), and "color" (any item of the query's colour, where
-    colours have names), each where there is anything to ask; all on pictures that are in the
-    database.
+    Up to four tasks, on the pictures that are in the database; one without a query or without a
+    gallery is omitted: "item" (the published protocol), "item, upper body" (queries and gallery of
+    upper-body clothes only), "item and color" (queries whose gallery has their colour), and
+    "color" (any item of the query's colour, where colours have names).
 
     Raises
     ------
     UserError : the in-shop list is missing or malformed
     """
-    inshop = read_inshop(base)
+    inshop = read_inshop(database.base)
     place = align(database.paths, inshop.paths)
     known = place >= 0
     item = np.where(known, inshop.items[place], "")
@@ -220,20 +239,20 @@ def item_tasks(database: FeatureDatabase, base: Path) -> list[Task]:
     color = np.where(known, inshop.colors[place], "")
     both = np.char.add(np.char.add(item.astype(str), "\n"), color.astype(str))
     queries, gallery = np.flatnonzero(part == "query"), np.flatnonzero(part == "gallery")
-    upper = np.where(known, inshop.types[place], 0) == UPPER
-    upper &= ~upper[queries].all()  # or it would be the whole over again
+    upper = np.where(known, inshop.types[place], 0) == UPPER_BODY
+    upper &= ~upper[queries].all()  # else it would be the whole protocol a second time
     colored = queries[(color[queries] != "") & np.isin(both[queries], both[gallery])]
-    # Numbers count the colours of each item; only names mean the same in all of them.
+    # Numbers count the colours of one item; only names mean the same for all items.
     named = queries[(color[queries] != "") & ~np.char.isdigit(color[queries].astype(str))]
-    named = named if has_color_names(base) else named[:0]
-    tasks = [
-        ("item", queries, gallery, item, item_measures),
-        ("item, upper body", queries[upper[queries]], gallery[upper[gallery]], item, item_measures),
-        ("item and color", colored, gallery, both, item_measures),
-        ("color", named, gallery, color, color_measures),
+    named = named if has_color_names(database.base) else named[:0]
+    tasks: list[tuple[str, np.ndarray, np.ndarray, np.ndarray, Metrics]] = [
+        ("item", queries, gallery, item, item_metrics),
+        ("item, upper body", queries[upper[queries]], gallery[upper[gallery]], item, item_metrics),
+        ("item and color", colored, gallery, both, item_metrics),
+        ("color", named, gallery, color, color_metrics),
     ]
     return [
-        Task(name, asked, searched, labels, item[asked], measures)
-        for name, asked, searched, labels, measures in tasks
-        if len(asked) and len(searched)
+        Task(name, rows, searched, labels, item[rows], metrics)
+        for name, rows, searched, labels, metrics in tasks
+        if len(rows) and len(searched)
     ]

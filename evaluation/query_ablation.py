@@ -11,7 +11,7 @@ from evaluation.protocols import (
     Outcome,
     Task,
     blocks_of,
-    judge,
+    compare,
     of_gallery,
     query_features,
     run_task,
@@ -192,6 +192,6 @@ def _values_by(
             parts = engine.parts([feature[block] for feature in features])
             for weights, values in zip(weightings, found, strict=True):
                 order = np.argsort(weighted_sum(parts, weights), axis=1, kind="stable")
-                values.append(judge(task, block, order)[2])
+                values.append(compare(task, block, order)[2])
             bar.update(parts.shape[1])
     return [{n: np.concatenate([v[n] for v in values]) for n in values[0]} for values in found]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.metrics import held_out_score, pooled_score
-from evaluation.protocols import relevant_of
+from evaluation.metrics import pooled_score, validation_score
+from evaluation.protocols import count_relevant
 from features.database import FeatureDatabase
 from pictures.annotations import Pictures, align, inshop_list, read_inshop
 from pictures.splits import Parts, read_parts
@@ -35,10 +35,10 @@ class HeldOut:
     right: np.ndarray
 
     def score(self, weights: np.ndarray) -> tuple[float, int]:
-        """`measures.held_out_score` with these weights of the signals, S."""
+        """`metrics.validation_score` with these weights of the signals, S."""
         order = np.argsort(weighted_sum(self.parts, weights), axis=1, kind="stable")
         hits = np.take_along_axis(self.right, order, axis=1)
-        return held_out_score(hits, self.right.sum(1), self.name == "item")
+        return validation_score(hits, self.right.sum(1), self.name == "item")
 
 
 def _held_out(
@@ -52,12 +52,12 @@ def _held_out(
 
     Queries and gallery are rows of the database, labels are of all its rows.
     """
-    queries = _spread(queries[relevant_of(queries, gallery, labels) > 0], MOST_QUERIES)
+    queries = _spread(queries[count_relevant(queries, gallery, labels) > 0], MOST_QUERIES)
     # An item has few pictures, and each is an answer: only the others may go.
     kept = np.isin(labels[gallery], labels[queries]) & (name == "item")
     others = _spread(gallery[~kept], max(MOST_GALLERY - int(kept.sum()), 0))
     gallery = np.sort(np.concatenate([gallery[kept], others]))
-    queries = queries[relevant_of(queries, gallery, labels) > 0]
+    queries = queries[count_relevant(queries, gallery, labels) > 0]
     if not len(queries):
         return []
     features = [signal.features[queries] for signal in signals]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from evaluation.metrics import held_out_score
+from evaluation.metrics import validation_score
 from net import EmbeddingNet, FeatureNet
 from network.device import autocast, network_input
 from network.distributed import Ranks
@@ -82,7 +82,7 @@ def retrieval_score(
 
     Returns
     -------
-    See `measures.held_out_score`.
+    See `evaluation.metrics.validation_score`.
     """
     training = net.net.training
     net.eval()
@@ -101,14 +101,14 @@ def retrieval_score(
 
 
 def leave_one_out(distances: Tensor, labels: np.ndarray, of_items: bool) -> tuple[float, int]:
-    """`measures.held_out_score` where every picture asks for the others of its label.
+    """`evaluation.metrics.validation_score` where every picture asks for the others of its label.
 
     Parameters
     ----------
     distances : N x N; changed
     labels : N; pictures whose label no other one has, or that are -1, do not ask
-    of_items : see `measures.held_out_score`
+    of_items : see `evaluation.metrics.validation_score`
     """
     order = distances.fill_diagonal_(torch.inf).argsort(dim=1, stable=True)[:, :-1].numpy()
     hits = (labels[order] == labels[:, None]) & (labels[:, None] >= 0)
-    return held_out_score(hits, hits.sum(1), of_items)
+    return validation_score(hits, hits.sum(1), of_items)

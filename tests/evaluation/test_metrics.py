@@ -7,13 +7,13 @@ from sklearn.metrics import average_precision_score, top_k_accuracy_score
 from evaluation.metrics import (
     average_precision,
     average_precision_at_r,
-    category_measures,
+    category_metrics,
     first_hit,
-    held_out_score,
-    item_measures,
+    item_metrics,
     pooled_score,
     summarise,
-    top_k_measures,
+    top_k_metrics,
+    validation_score,
 )
 
 HITS = np.array([[1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 0, 0]], bool)
@@ -37,29 +37,31 @@ def test_average_precision_at_r_by_hand() -> None:
     assert average_precision_at_r(HITS[3:], np.array([8])) == pytest.approx([2 / 8])
 
 
-def test_item_measures_by_hand() -> None:
+def test_item_metrics_by_hand() -> None:
     hits = np.zeros((3, 60), bool)
     hits[0, 0] = hits[1, 9] = hits[2, 10] = True
-    values = item_measures(hits, np.array([1, 1, 1]))
+    values = item_metrics(hits, np.array([1, 1, 1]))
     assert values["recall@1"].tolist() == [1, 0, 0]
     assert values["recall@10"].tolist() == [1, 1, 0]
     assert values["recall@20"].tolist() == [1, 1, 1]
     assert values["mrr"] == pytest.approx([1, 1 / 10, 1 / 11])
-    nothing = item_measures(np.zeros((1, 5), bool), np.array([1]))
+    nothing = item_metrics(np.zeros((1, 5), bool), np.array([1]))
     assert {name: value[0] for name, value in nothing.items()} == dict.fromkeys(nothing, 0)
 
 
 def test_a_short_gallery_does_not_make_recall_perfect() -> None:
-    """With 5 answers and none right, recall@10 is 0, not the rank 6 <= 10."""
-    assert first_hit(np.zeros((1, 5), bool)).tolist() == [6]
-    assert item_measures(np.zeros((1, 5), bool), np.array([1]))["recall@10"] == 0
+    """With 5 answers and none right, recall@10 is 0."""
+    assert first_hit(np.zeros((1, 5), bool)).tolist() == [0]
+    assert item_metrics(np.zeros((1, 5), bool), np.array([1]))["recall@10"] == 0
 
 
-def test_the_held_out_score_is_of_those_with_an_answer_and_says_how_many() -> None:
+def test_the_validation_score_is_of_those_with_an_answer_and_says_how_many() -> None:
     relevant = np.array([2, 1, 0, 2])
-    assert held_out_score(HITS, relevant, of_items=False) == pytest.approx(((1 / 2 + 0 + 1) / 3, 3))
-    assert held_out_score(HITS, relevant, of_items=True) == pytest.approx(((1 + 1 / 4 + 1) / 3, 3))
-    assert held_out_score(HITS[2:3], np.array([0]), of_items=True) == (0, 0)
+    assert validation_score(HITS, relevant, by_item=False) == pytest.approx(
+        ((1 / 2 + 0 + 1) / 3, 3)
+    )
+    assert validation_score(HITS, relevant, by_item=True) == pytest.approx(((1 + 1 / 4 + 1) / 3, 3))
+    assert validation_score(HITS[2:3], np.array([0]), by_item=True) == (0, 0)
 
 
 def test_tasks_are_pooled_by_their_queries() -> None:
@@ -67,12 +69,12 @@ def test_tasks_are_pooled_by_their_queries() -> None:
     assert pooled_score([(0.5, 0)]) == pooled_score([]) == 0
 
 
-def test_category_measures_equal_scikit_learn(rng: np.random.Generator) -> None:
+def test_category_metrics_equal_scikit_learn(rng: np.random.Generator) -> None:
     scores = rng.normal(size=(40, 90))
     right = rng.random((40, 90)) < 0.2
     order = np.argsort(-scores, axis=1)
     hits = np.take_along_axis(right, order, axis=1)
-    values = category_measures(hits, right.sum(1))
+    values = category_metrics(hits, right.sum(1))
     expected = [average_precision_score(right[i], scores[i]) for i in range(40)]
     assert values["map"] == pytest.approx(expected)
     assert values["p@10"] == pytest.approx([right[i, order[i, :10]].mean() for i in range(40)])
@@ -80,12 +82,12 @@ def test_category_measures_equal_scikit_learn(rng: np.random.Generator) -> None:
 
 def test_top_k_equals_scikit_learn(rng: np.random.Generator) -> None:
     logits, targets = rng.normal(size=(300, 12)), rng.integers(12, size=300)
-    values = top_k_measures(logits, targets)
+    values = top_k_metrics(logits, targets)
     for k in (1, 3, 5):
         expected = top_k_accuracy_score(targets, logits, k=k, labels=np.arange(12))
         assert values[f"top{k}"].mean() == pytest.approx(expected)
-    assert top_k_measures(np.zeros((1, 12)), np.array([0]))["top5"] == 0  # all equal: it knows none
-    assert top_k_measures(np.ones((1, 2)), np.array([-1]))["top5"] == 0
+    assert top_k_metrics(np.zeros((1, 12)), np.array([0]))["top5"] == 0  # all equal: it knows none
+    assert top_k_metrics(np.ones((1, 2)), np.array([-1]))["top5"] == 0
 
 
 def test_the_interval_is_the_binomial_one_for_single_queries() -> None:

@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 import data
 import feature_extractor
 import train
-from evaluation.metrics import category_measures, item_measures
+from evaluation.metrics import category_metrics, item_metrics
 from evaluation.protocols import (
     Task,
     category_task,
@@ -31,7 +31,7 @@ def rows_of_list(path: Path) -> list[list[str]]:
 def ask(base: Path, name: str) -> dict[str, np.ndarray]:
     database = open_database(base)
     signals = signals_of(database, ("euclidean", "cityblock"), (), 0.1, 2.0)
-    tasks = [*item_tasks(database, base), category_task(database, base, 0.1, None)]
+    tasks = [*item_tasks(database), category_task(database, 0.1, None)]
     (task,) = [task for task in tasks if task.name == name]
     engine = ExactEngine(of_gallery(signals, task.gallery))
     return run_task(task, engine, query_features(task, signals)).values
@@ -117,7 +117,7 @@ def line(positions: list[float]) -> list[Signal]:
 def test_a_query_in_the_gallery_does_not_answer_itself_by_hand() -> None:
     """Five pictures on a line; each asks for the others of its label."""
     signals, rows = line([0.0, 1.0, 2.5, 2.6, 9.0]), np.arange(5)
-    task = Task("category", rows, rows, np.array([7, 7, 8, 7, 8]), rows, category_measures)
+    task = Task("category", rows, rows, np.array([7, 7, 8, 7, 8]), rows, category_metrics)
     outcome = run_task(task, ExactEngine(signals), query_features(task, signals))
     # Nearest others: 0 -> 1 (right), 1 -> 0 (right), 2 -> 3, 3 -> 2, 4 -> 3 (all wrong).
     assert outcome.values["p@1"].tolist() == [1, 1, 0, 0, 0]
@@ -136,7 +136,7 @@ def test_views_of_an_item_are_one_group_and_other_pictures_their_own(measured: P
     items = np.where(number % 2, "", (number // 6).astype(str))
     replace_features(measured, "all_item.npy", items)
     database = open_database(measured)
-    task = category_task(database, measured, 0.1, None)
+    task = category_task(database, 0.1, None)
     by_group = {}
     for row, group in zip(task.queries.tolist(), task.groups.tolist(), strict=True):
         by_group.setdefault(group, []).append(row)
@@ -168,7 +168,7 @@ def test_what_an_engine_does_not_find_counts_as_missed() -> None:
 
     signals = line([0.0, 1.0, 2.0, 3.0, 4.0])
     labels = np.array(["a", "b", "b", "a", "a"])
-    task = Task("item", np.array([0]), np.arange(1, 5), labels, np.array(["a"]), item_measures)
+    task = Task("item", np.array([0]), np.arange(1, 5), labels, np.array(["a"]), item_metrics)
     gallery = of_gallery(signals, task.gallery)
     whole = run_task(task, ExactEngine(gallery), query_features(task, signals))
     assert whole.values["recall@10"].tolist() == [1]
@@ -200,7 +200,7 @@ def test_the_mens_shop_gives_the_figures_that_are_known(shared: Path, tmp_path: 
     feature_extractor.main(["--dataset-base", str(base), "--dumped-model", model, "--amp", "off"])
     database = open_database(base)
     signals = signals_of(database, ("cosine", "euclidean"), (), 0, 0)
-    tasks = {task.name: task for task in item_tasks(database, base)}
+    tasks = {task.name: task for task in item_tasks(database)}
     item, colored = tasks["item"], tasks["item and color"]
     assert (len(item.queries), len(item.gallery)) == (127, 199)
     assert len(np.unique(item.labels[item.gallery])) == 72

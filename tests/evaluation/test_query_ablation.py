@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.metrics import category_measures, item_measures, summarise
+from evaluation.metrics import category_metrics, item_metrics, summarise
 from evaluation.protocols import Task, of_gallery, query_features, run_task
 from evaluation.query_ablation import gains_table, signals_table, thinned
 from search.engine import ExactEngine
@@ -18,7 +18,7 @@ def task_of(views: list[int], name: str = "item") -> Task:
     labels = np.concatenate([asked, np.arange(len(views))]).astype(str)
     rows = np.arange(len(labels))
     queries, gallery = rows[: len(asked)], rows[len(asked) :]
-    measures = item_measures if name == "item" else category_measures
+    measures = item_metrics if name == "item" else category_metrics
     return Task(name, queries, gallery, labels, labels[queries], measures)
 
 

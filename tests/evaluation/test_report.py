@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from evaluation.charts import confusion, recall_curve
-from evaluation.metrics import item_measures, summarise
+from evaluation.metrics import item_metrics, summarise
 from evaluation.protocols import Outcome, Task
 from evaluation.report import Table, hardest, write_report
 from features.database import FeatureDatabase
@@ -102,7 +102,7 @@ def asked(labels, queries, first, answers, groups=None, values=None, name="item"
     everything, queries = np.arange(len(labels)), np.array(queries)
     gallery = everything if gallery is None else np.array(gallery)
     groups = np.arange(len(queries)) if groups is None else np.array(groups)
-    task = Task(name, queries, gallery, np.array(list(labels)), groups, item_measures)
+    task = Task(name, queries, gallery, np.array(list(labels)), groups, item_metrics)
     first = np.array(first)
     rows = np.full((len(queries), 10), -1)
     for line, found in zip(rows, answers, strict=True):
