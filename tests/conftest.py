@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import train
 from pictures.annotations import inshop_list
 from pictures.collection import read_collection
+from tests.fake_cuda import fake_cuda_device
 from tools.synthetic.collection import make_collection
 from utils import sha256_of
 
@@ -66,6 +68,13 @@ def ctrl_c_stops_the_tests() -> Iterator[None]:
 def rng() -> np.random.Generator:
     """A source of randomness, the same in every run."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def fake_cuda() -> Iterator[torch.device]:
+    """A CUDA device for tests of devices, see `tests.fake_cuda`."""
+    with fake_cuda_device() as device:
+        yield device
 
 
 class Killed(BaseException):
