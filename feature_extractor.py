@@ -60,7 +60,7 @@ from features.writer import (
     write_database,
 )
 from network.device import amp_type
-from network.distributed import Ranks, share_of_machine, together
+from network.distributed import Distributed, init_distributed, per_process
 from pictures.annotations import Pictures
 from pictures.collection import read_collection
 from search import clustering, milvus_push
@@ -86,27 +86,27 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     uses = ("data set", "feature database", "network", "ranking", "milvus", "machine")
     config, args = parse_args(argv, __doc__ or "", uses, _arguments)
-    with together(config.DEVICE) as (ranks, device):
+    with init_distributed(config.DEVICE) as (distributed, device):
         if not args.watch:
-            return run(config, args.update, ranks, device)
-        if ranks.count > 1:
+            return run(config, args.update, distributed, device)
+        if distributed.world_size > 1:
             raise UserError("--watch takes one process; --update may have several")
         for _ in below(config.DATASET_BASE):
             try:
-                run(config, True, ranks, device)
+                run(config, True, distributed, device)
             except UserError as error:  # a list that is just being written, say
                 print(f"{error}; waiting for the next change", file=sys.stderr)
     return 0
 
 
-def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int:
+def run(config: Config, update: bool, distributed: Distributed, device: torch.device) -> int:
     """Extract all pictures, or those only that have changed; returns the exit status.
 
     Parameters
     ----------
     config : the settings
     update : keep the features of what has not changed
-    ranks : the processes that extract together; the first one writes the database
+    distributed : the processes that extract together; the first one writes the database
     device : of this one
 
     Raises
@@ -117,51 +117,53 @@ def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int
     pictures = read_collection(
         base, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE
     )
-    _agree(ranks, len(pictures), base)
+    _agree(distributed, len(pictures), base)
     models = load_models(config, pictures.category_names, device)
     settings, amp = settings_of(config, device), amp_type(device, config.AMP)
-    with locked(base, "an extraction") if ranks.first else nullcontext():
+    with locked(base, "an extraction") if distributed.is_main else nullcontext():
         old = None
-        if update and ranks.first:
+        if update and distributed.is_main:
             finish_writing(base)
             old = database_to_update(base, [model.record for model in models], settings, amp)
         changes = find_changes(old, pictures, crop) if old else all_new(len(pictures))
-        job = ranks.told(np.flatnonzero(changes.origin < 0))
+        job = distributed.broadcast(np.flatnonzero(changes.origin < 0))
         if old:
             print(f"{len(pictures):,} pictures, {len(job):,} of them new or changed")
             clustering.follow(config, old)  # the last update may have been killed before
         datasets = [dataset_of(base, pictures.select(job), crop, model) for model in models]
         if old and old.info["settings"]["AMP"] == "float32":
             amp = None
-        measured = config.AMP == "auto" and amp and not old and ranks.first
+        measured = config.AMP == "auto" and amp and not old and distributed.is_main
         if measured and not is_harmless(models, datasets, device, amp):
             print("float32, as 16 bits would change these embeddings by more than rounding")
             amp = None
-        amp = ranks.told(amp)
+        amp = distributed.broadcast(amp)
         settings["AMP"] = str(amp or torch.float32).removeprefix("torch.")
         columns = [columns_of(number, model, settings) for number, model in enumerate(models)]
 
         shards, seconds, fresh = [], 0.0, 0
         for number, (model, dataset) in enumerate(zip(models, datasets, strict=True)):
             key = key_of({**settings, **model.record}, dataset.dataset.pictures)
-            _agree(ranks, key, base)
+            _agree(distributed, key, base)
             folder = base / f".extract_{number + 1}"
             read = partial(read_shards, folder, key, columns[number], len(job))
-            gaps = ranks.told(missing(read(), len(job)) if ranks.first else [])
+            gaps = distributed.broadcast(missing(read(), len(job)) if distributed.is_main else [])
             left = sum(map(len, gaps))
             resumed = f", going on from {len(job) - left:,}" if left < len(job) else ""
             if len(job):
                 print(f"{len(job):,} pictures, {model.file} on {device}{resumed}", flush=True)
             size = config.EXTRACT_BATCH_SIZE
             size = min(size, CPU_BATCH) if device.type == "cpu" else size
-            own = shared_out(gaps, ranks.count, size, len(job))[ranks.rank]
+            own = shared_out(gaps, distributed.world_size, size, len(job))[distributed.rank]
             empty = [Shard(folder / place_of(r.start), key, r, columns[number]) for r in own]
-            workers = share_of_machine(config.NUM_WORKERS)
-            seconds += extract(model.net, dataset, empty, device, amp, workers, size, ranks.first)
+            workers = per_process(config.NUM_WORKERS)
+            seconds += extract(
+                model.net, dataset, empty, device, amp, workers, size, distributed.is_main
+            )
             fresh += left
-            ranks.wait()
-            shards.append(read() if ranks.first else [])
-        if not ranks.first:
+            distributed.barrier()
+            shards.append(read() if distributed.is_main else [])
+        if not distributed.is_main:
             return 0
 
         errors: dict[int, str] = {}  # what one model could not read is left out of all
@@ -200,10 +202,10 @@ def run(config: Config, update: bool, ranks: Ranks, device: torch.device) -> int
     return 1 if errors else 0
 
 
-def _agree(ranks: Ranks, value: object, base: Path) -> None:
-    """See to it that all ranks have the same value."""
-    if value != ranks.told(value):
-        raise UserError(f"{base}: rank {ranks.rank} finds other pictures or models there")
+def _agree(distributed: Distributed, value: object, base: Path) -> None:
+    """See to it that all processes have the same value."""
+    if value != distributed.broadcast(value):
+        raise UserError(f"{base}: rank {distributed.rank} finds other pictures or models there")
 
 
 def _stamps_of(shards: Sequence[Shard], count: int) -> np.ndarray:

@@ -28,9 +28,16 @@ from data import (
 from features.lock import locked
 from net import Network, initial_net, save_checkpoint
 from network.device import amp_type
-from network.distributed import Ranks, share_of_machine, together, with_joined_norms
+from network.distributed import Distributed, init_distributed, per_process
 from pictures.splits import read_parts
-from training.loop import BEST, RESUME_POINT, Progress, Trainer, mark_best
+from training.loop import (
+    BEST,
+    RESUME_POINT,
+    Progress,
+    Trainer,
+    mark_best,
+    synchronise_norms,
+)
 from training.losses import build_metric_loss, build_optimizer
 from utils import UserError, run_script
 
@@ -58,18 +65,18 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     uses = ("data set", "network", "training", "machine")
     config, args = parse_args(argv, __doc__ or "", uses, _arguments)
-    with together(config.DEVICE) as (own, device):
-        train(config, args.resume, own, device)
+    with init_distributed(config.DEVICE) as (distributed, device):
+        train(config, args.resume, distributed, device)
 
 
-def train(config: Config, resume: bool, ranks: Ranks, device: torch.device) -> None:
+def train(config: Config, resume: bool, distributed: Distributed, device: torch.device) -> None:
     """Train by the settings.
 
     Parameters
     ----------
     config : the settings
     resume : go on from the last resume point
-    ranks : the processes that train together
+    distributed : the processes that train together
     device : of this one
 
     Raises
@@ -99,7 +106,7 @@ def train(config: Config, resume: bool, ranks: Ranks, device: torch.device) -> N
     )
     net = initial_net(network, config.PRETRAINED).to(device, memory_format=torch.channels_last)
     if config.EPOCH == 0:
-        if not ranks.first:
+        if not distributed.is_main:
             return
         path = models / "model_0_final.pth.tar"
         with locked(models, "a training run"):
@@ -128,24 +135,25 @@ def train(config: Config, resume: bool, ranks: Ranks, device: torch.device) -> N
         classes,
         net.fc2.in_features,
     ).to(device)
-    if ranks.count > 1:
-        with_joined_norms(net, device)
-        torch.manual_seed(config.SEED + ranks.rank)  # of what networks draw, dropout for one
+    if distributed.world_size > 1:
+        net = synchronise_norms(net, device)
+        torch.manual_seed(config.SEED + distributed.rank)  # of what networks draw, dropout for one
     sizes, least = (config.IMG_SIZE, config.CROP_SIZE), DETAIL * config.IMG_SIZE
     pictures = PictureDataset(
         base, parts.train, train_transform(*sizes), config.CROP_TO_BBOX, least
     )
     validation = PictureDataset(base, held, eval_transform(*sizes), config.CROP_TO_BBOX, least)
     items = PictureDataset(base, parts.items, eval_transform(*sizes), False, least)
-    workers = share_of_machine(config.NUM_WORKERS)
+    workers = per_process(config.NUM_WORKERS)
 
     def spread(dataset: PictureDataset, most: int) -> DataLoader:
         """A loader of this rank's part of evenly spread pictures."""
         count = min(len(dataset), most)
-        if 0 < count < ranks.count:
-            raise UserError(f"{count} held-out pictures for {ranks.count} processes; take fewer")
+        if 0 < count < distributed.world_size:
+            world_size = distributed.world_size
+            raise UserError(f"{count} held-out pictures for {world_size} processes; take fewer")
         rows = torch.linspace(0, len(dataset) - 1, count).round().int().tolist()
-        subset = Subset(dataset, rows[ranks.own(count)])
+        subset = Subset(dataset, rows[distributed.shard(count)])
         return make_loader(subset, workers, pin, batch_size=config.TEST_BATCH_SIZE)
 
     identity = {name: getattr(config, name) for name in IDENTITY}
@@ -158,7 +166,9 @@ def train(config: Config, resume: bool, ranks: Ranks, device: torch.device) -> N
         net=net,
         network=network,
         optimizer=build_optimizer(config.OPTIMIZER, net, metric, config.LR, config.MOMENTUM),
-        loader=make_loader(pictures, workers, pin, batch_sampler=OwnBatches(batches, ranks.own)),
+        loader=make_loader(
+            pictures, workers, pin, batch_sampler=OwnBatches(batches, distributed.shard)
+        ),
         batches=batches,
         part_loader=spread(validation, config.TEST_BATCH_COUNT * config.TEST_BATCH_SIZE),
         val_loader=spread(validation, len(validation)),
@@ -178,11 +188,11 @@ def train(config: Config, resume: bool, ranks: Ranks, device: torch.device) -> N
         freeze=config.FREEZE_PARAM,
         identity=identity,
         held_out=held_out,
-        ranks=ranks,
+        distributed=distributed,
         progress=Progress(frozen=config.FREEZE_PARAM != "false"),
     )
-    with locked(models, "a training run") if ranks.first else nullcontext():
-        ranks.wait()
+    with locked(models, "a training run") if distributed.is_main else nullcontext():
+        distributed.barrier()
         if trainer.resume_point.exists():
             if resume:
                 trainer.resume()
@@ -193,7 +203,7 @@ def train(config: Config, resume: bool, ranks: Ranks, device: torch.device) -> N
             f"{len(parts.train):,} pictures to train on ({labelled:,} with a category); held out"
             f" from the training part: {len(held):,} and {len(parts.items):,} of items;"
             f" {config.BACKBONE} on {device}, {amp or torch.float32}"
-            + (f", {ranks.count} processes" if ranks.count > 1 else "")
+            + (f", {distributed.world_size} processes" if distributed.world_size > 1 else "")
         )
         trainer.run(config.LOG_INTERVAL, config.TEST_INTERVAL, config.DUMP_INTERVAL)
         best = trainer.progress.best

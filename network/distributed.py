@@ -1,8 +1,7 @@
 """Several processes that train or extract together, as `torchrun` starts them.
 
-Each process is a rank. What they do is what one process would do with the same batches: a rank
-takes every W-th picture of a batch, and what is computed from a whole batch (losses, the statistics
-of batch norms) is computed from all ranks' pictures.
+Together they compute what one process would compute with the same batches: each reads every W-th
+picture of a batch, and a loss is that of the whole batch.
 """
 
 import os
@@ -15,159 +14,131 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as across
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from network.device import pick_device
 from utils import UserError
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=30)  # for the slowest rank; one that has died is noticed at once
+TIMEOUT = timedelta(minutes=30)  # for the slowest process; one that died is noticed at once
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Which of how many processes this one is."""
+class Distributed:
+    """The processes of a run, and which of them this one is.
+
+    Every collective method must be called by all processes. Without `torchrun` there is one
+    process, and each method returns its argument.
+
+    Attributes
+    ----------
+    rank : number of this process, from 0
+    world_size : number W of processes
+    """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether it is the one that writes files and tells of the run."""
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
-    def own(self, total: int) -> slice:
-        """Its places among `total` things."""
-        return slice(self.rank, total, self.count)
+    def shard(self, total: int) -> slice:
+        """The positions among `total` that belong to this process: every W-th, from `rank` on."""
+        return slice(self.rank, total, self.world_size)
 
-    def wait(self) -> None:
-        """Wait until all ranks have come to this line."""
-        if self.count > 1:
+    def barrier(self) -> None:
+        """Wait until all processes have reached this line."""
+        if dist.is_initialized():
             dist.barrier()
 
-    def told(self, thing: T) -> T:
-        """What the first rank has for it, on all ranks."""
-        if self.count == 1:
-            return thing
-        held = [thing]
-        dist.broadcast_object_list(held)
-        return held[0]
+    def broadcast(self, value: T) -> T:
+        """The main process's value, in all processes."""
+        if not dist.is_initialized():
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
 
-    def joined(self, own: Tensor, total: int) -> Tensor:
-        """The rows of all ranks in their order: n x ... of each -> total x ...
+    def all_gather(self, rows: Tensor, total: int) -> Tensor:
+        """The rows of all processes in their original order: n x ... of each -> total x ...
 
-        A loss of the result gives this rank's rows the gradient that one process would give them,
-        once `DistributedDataParallel` has taken the mean over the ranks.
+        A loss of the result gives the rows of this process the gradient that a single process
+        would give them, once `DistributedDataParallel` has averaged over the processes.
 
         Parameters
         ----------
-        own : rows `own(total)` of them; more are left out
-        total : number of all rows
+        rows : those of `shard(total)`; further ones are ignored
+        total : number of rows of all processes
         """
-        if self.count == 1:
-            return own
-        places = len(range(total)[self.own(total)])
-        own = own[:places]
-        most = -(-total // self.count)
-        mine = F.pad(own.detach(), (0, 0) * (own.dim() - 1) + (0, most - places)).contiguous()
-        parts = [torch.empty_like(mine) for _ in range(self.count)]
-        dist.all_gather(parts, mine)
-        rows = torch.stack(parts, 1).flatten(0, 1)[:total]
-        if not own.requires_grad:
+        if not dist.is_initialized():
             return rows
-        own.register_hook(lambda gradient: gradient * self.count)
-        return rows.index_copy(0, torch.arange(total, device=own.device)[self.own(total)], own)
+        count = len(range(total)[self.shard(total)])
+        rows = rows[:count]
+        padding = -(-total // self.world_size) - count
+        padded = F.pad(rows.detach(), (0, 0) * (rows.dim() - 1) + (0, padding)).contiguous()
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(parts, padded)
+        gathered = torch.stack(parts, 1).flatten(0, 1)[:total]
+        if not rows.requires_grad:
+            return gathered
+        rows.register_hook(lambda gradient: gradient * self.world_size)
+        positions = torch.arange(total, device=rows.device)[self.shard(total)]
+        return gathered.index_copy(0, positions, rows)
 
-    def summed(self, values: Tensor) -> Tensor:
-        """The sum over all ranks."""
-        if self.count > 1:
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """The sum over all processes; `values` is changed."""
+        if dist.is_initialized():
             dist.all_reduce(values)
         return values
 
 
 @contextmanager
-def together(device: str) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the other processes of `torchrun`; alone without it.
+def init_distributed(device: str) -> Iterator[tuple[Distributed, torch.device]]:
+    """Join the other processes that `torchrun` started; without it, do nothing.
 
-    Other ranks than the first print nothing.
+    Only the main process prints to standard output.
 
     Parameters
     ----------
-    device : the setting DEVICE; `auto` and `cuda` give each rank of a machine a card of its own
+    device : the setting DEVICE; `auto` and `cuda` give each process of a machine its own card
 
     Yields
     ------
-    This rank, and its device.
+    The processes, and the device of this one.
 
     Raises
     ------
-    UserError : the device is missing, or the others do not come
+    UserError : the device is missing, or the processes cannot connect
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        yield Ranks(), pick_device(device)
-        return
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = pick_device(device)
-    if chosen.type == "cuda" and chosen.index is None:
-        chosen = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    if world_size == 1 and not dist.is_torchelastic_launched():
+        yield Distributed(), chosen
+        return
+    on_cuda = chosen.type == "cuda"
+    if on_cuda:
+        if chosen.index is None:
+            chosen = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(chosen)
     try:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group(
+            "nccl" if on_cuda else "gloo", timeout=TIMEOUT, device_id=chosen if on_cuda else None
+        )
     except (ValueError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"the {count} processes do not find each other: {reason}") from None
-    rank = Ranks(dist.get_rank(), count)
+        raise UserError(f"the {world_size} processes cannot connect: {reason}") from None
+    distributed = Distributed(dist.get_rank(), world_size)
     try:
-        with redirect_stdout(sys.stdout if rank.first else open(os.devnull, "w")):
-            yield rank, chosen
+        with redirect_stdout(sys.stdout if distributed.is_main else open(os.devnull, "w")):
+            yield distributed, chosen
     finally:
         dist.destroy_process_group()
 
 
-def share_of_machine(count: int) -> int:
-    """This rank's part of a number of processes that a machine is to have, at least 1."""
+def per_process(count: int) -> int:
+    """The share of this process in a machine's `count` reading processes: at least 1, 0 of 0."""
     return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) if count else 0
-
-
-class JoinedBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm over the pictures of all ranks, for a CPU; torch has one for CUDA alone."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """N x C x h x w -> the same."""
-        if not self.training:
-            return super().forward(x)
-        wide = x.float()
-        sums = torch.stack([wide.sum((0, 2, 3)), (wide**2).sum((0, 2, 3))])
-        count = wide.new_tensor([[float(x.numel() // x.shape[1])]])
-        total = across.all_reduce(torch.cat([sums, count.expand(1, x.shape[1])]))
-        mean = total[0] / total[2]
-        variance = total[1] / total[2] - mean**2
-        with torch.no_grad():
-            count = total[2, 0]
-            self.num_batches_tracked.add_(1)
-            momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(variance * count / (count - 1), momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        shift = self.bias - mean * scale
-        return (x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
-
-
-def with_joined_norms(net: nn.Module, device: torch.device) -> nn.Module:
-    """Let every batch norm of a network see the pictures of all ranks."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    for name, child in net.named_children():
-        if type(child) is nn.BatchNorm2d and child.affine and child.track_running_stats:
-            joined = JoinedBatchNorm2d(child.num_features, child.eps, child.momentum)
-            joined.load_state_dict(child.state_dict())
-            joined.train(child.training)
-            for own, new in zip(child.parameters(), joined.parameters(), strict=True):
-                new.requires_grad_(own.requires_grad)
-            setattr(net, name, joined.to(next(child.parameters()).device))
-        else:
-            with_joined_norms(child, device)
-    return net

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from evaluation.metrics import pooled_score
 from net import EmbeddingNet, FeatureNet, Network, read_checkpoint, save_checkpoint
 from network.color import Palette
 from network.device import autocast, network_input
-from network.distributed import Ranks
+from network.distributed import Distributed
 from training.losses import LabelledLoss, SampledTriplets, rate
 from training.validation import is_stable, retrieval_score, validate
 from utils import UserError, atomic_write, progress_bar
@@ -84,7 +85,7 @@ class Trainer:
     freeze : the setting FREEZE_PARAM
     identity : settings and data that a resumed run must share
     held_out : what `holdout.read_parts` was asked and gave, for the models' files
-    ranks : the processes that train together; the loaders give each its part
+    distributed : the processes that train together; each reads its part
     progress : where the run stands
     """
 
@@ -109,7 +110,7 @@ class Trainer:
     freeze: str
     identity: dict[str, Any]
     held_out: dict[str, Any]
-    ranks: Ranks
+    distributed: Distributed
     progress: Progress
 
     def __post_init__(self) -> None:
@@ -117,12 +118,17 @@ class Trainer:
         self._freeze_backbone(self.progress.frozen)
 
     def _freeze_backbone(self, frozen: bool) -> None:
-        """Freeze it or let it go, and see to it that all ranks get the mean of the gradients."""
+        """Freeze or unfreeze it; several processes average the gradients of what is trained."""
         self.net.freeze_backbone(frozen)
         self.joined: nn.Module = self.net
-        if self.ranks.count > 1:
-            # The batch norms' statistics are those of all ranks already.
-            self.joined = DistributedDataParallel(self.net, broadcast_buffers=False)
+        if dist.is_initialized():
+            self.joined = DistributedDataParallel(
+                self.net,
+                # Synchronised batch norms have the same statistics in all processes already.
+                broadcast_buffers=self.device.type == "cpu",
+                # Some timm models have parameters that their features do not use.
+                static_graph=True,
+            )
 
     @property
     def resume_point(self) -> Path:
@@ -131,9 +137,9 @@ class Trainer:
 
     def save(self, finished: bool = False) -> None:
         """Write the resume point."""
-        if self.ranks.first:
+        if self.distributed.is_main:
             self._save(finished)
-        self.ranks.wait()
+        self.distributed.barrier()
 
     def _save(self, finished: bool) -> None:
         save_checkpoint(
@@ -207,12 +213,12 @@ class Trainer:
                 torch.cuda.set_rng_state_all(content["cuda_rng"])
         except Exception as error:  # of many types, where something else is loaded
             raise self._no_resume_point(error) from None
-        if not self.ranks.first:  # only the first one's state is kept
-            torch.manual_seed(torch.initial_seed() + self.ranks.rank)
+        if not self.distributed.is_main:  # only the first one's state is kept
+            torch.manual_seed(torch.initial_seed() + self.distributed.rank)
         self.progress = content["progress"]
         self._freeze_backbone(self.progress.frozen)
         best = self.models / f"model_{self.progress.best.get('epoch')}_final.pth.tar"
-        if best.exists() and self.ranks.first:  # something else may have been marked since
+        if best.exists() and self.distributed.is_main:  # something else may have been marked since
             mark_best(best)
 
     def run(self, log_every: int, test_every: int, dump_every: int) -> None:
@@ -230,8 +236,8 @@ class Trainer:
         writer.close()
 
     def _writer(self, folder: Path) -> Any:
-        """What takes the curves; nothing on all ranks but the first."""
-        if not self.ranks.first:
+        """What takes the curves; nothing in all processes but the main one."""
+        if not self.distributed.is_main:
             return NoWriter()
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
@@ -242,7 +248,7 @@ class Trainer:
         self.batches.enter(at.epoch, at.step)
         self.net.train()
         title = f"epoch {at.epoch}/{self.epochs}"
-        steps, shown = self.batches.steps(), self.ranks.first
+        steps, shown = self.batches.steps(), self.distributed.is_main
         with progress_bar(steps, title, "step", at.step, shown) as bar:
             for batch in self.loader:
                 losses = self._step(*batch, self.batches.size(at.step))
@@ -286,9 +292,9 @@ class Trainer:
             self._set_rate()
         with autocast(self.device, self.amp):
             logits, embedding, _ = self.joined(images)
-        logits, embedding, categories, items = (
-            self.ranks.joined(rows, total) for rows in (logits, embedding, categories, items)
-        )
+        gather = self.distributed.all_gather
+        logits, embedding = gather(logits, total), gather(embedding, total)
+        categories, items = gather(categories, total), gather(items, total)
         logits, targets = logits[:count], categories[:count]
         classification = F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
         loss, metric = classification, torch.zeros(())
@@ -313,7 +319,7 @@ class Trainer:
         }
 
     def _say(self, text: str) -> None:
-        if self.ranks.first:
+        if self.distributed.is_main:
             tqdm.write(text)
 
     def _set_rate(self) -> None:
@@ -343,7 +349,7 @@ class Trainer:
             )
 
     def _validate(self, loader: DataLoader, writer: Any, title: str) -> tuple[float, float]:
-        loss, accuracy = validate(self.net, loader, self.device, self.amp, self.ranks)
+        loss, accuracy = validate(self.net, loader, self.device, self.amp, self.distributed)
         writer.add_scalar("validation/cross entropy", loss, self.progress.total_steps)
         writer.add_scalar("validation/accuracy", accuracy, self.progress.total_steps)
         frozen = ", backbone frozen" if self.progress.frozen else ""
@@ -373,7 +379,7 @@ class Trainer:
         """
         at = self.progress
         features = FeatureNet(self.net, [Palette()], flip=False)
-        machine = (self.device, self.amp, self.ranks)
+        machine = (self.device, self.amp, self.distributed)
         scores = {
             name: retrieval_score(features, self.palette_weight, loader, name == "item", *machine)
             for name, loader in self.score_loaders.items()
@@ -391,7 +397,7 @@ class Trainer:
         better = not at.best or (score, -loss) > (at.best["score"], -at.best["loss"])
         if better:
             at.best = result
-        if self.ranks.first:
+        if self.distributed.is_main:
             facts = {"validation": result, "held_out": self.held_out}
             save_checkpoint(path, self.net, self.network, **facts)
             if better:
@@ -409,6 +415,15 @@ class Trainer:
             metric = metric.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)
         pixels = metric[: most // across * across].permute(0, 3, 1, 2)
         writer.add_image("metric loss", make_grid(pixels, nrow=across), self.progress.total_steps)
+
+
+def synchronise_norms(net: EmbeddingNet, device: torch.device) -> EmbeddingNet:
+    """Have batch norms use the statistics of all processes' pictures; on CUDA only."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
+        print("batch norms use the pictures of each process alone; only on CUDA are they joined")
+    return net
 
 
 def mark_best(model: Path) -> None:

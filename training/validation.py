@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from evaluation.metrics import validation_score
 from net import EmbeddingNet, FeatureNet
 from network.device import autocast, network_input
-from network.distributed import Ranks
+from network.distributed import Distributed
 
 
 def is_stable(history: Sequence[tuple[float, float]], patience: int = 3) -> bool:
@@ -41,9 +41,9 @@ def validate(
     loader: DataLoader,
     device: torch.device,
     amp: torch.dtype | None,
-    ranks: Ranks,
+    distributed: Distributed,
 ) -> tuple[float, float]:
-    """Mean cross entropy, and accuracy in 0 to 1, over the pictures of all ranks' loaders."""
+    """Mean cross entropy, and accuracy in 0 to 1, over the pictures of all processes."""
     training = net.training
     net.eval()
     sums = torch.zeros(3, device=device, dtype=torch.float32)  # of loss, right ones, pictures
@@ -55,7 +55,7 @@ def validate(
         right = (logits.argmax(1) == targets).sum()
         sums += torch.stack([loss, right, targets.new_tensor(len(targets))])
     net.train(training)
-    loss, right, count = ranks.summed(sums).tolist()
+    loss, right, count = distributed.all_reduce(sums).tolist()
     return loss / count, right / count
 
 
@@ -67,9 +67,9 @@ def retrieval_score(
     of_items: bool,
     device: torch.device,
     amp: torch.dtype | None,
-    ranks: Ranks,
+    distributed: Distributed,
 ) -> tuple[float, int]:
-    """How well the pictures of all ranks find each other, by category (mAP@R) or item (MRR).
+    """How well the pictures of all processes find each other, by category (mAP@R) or item (MRR).
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def retrieval_score(
     loader : this rank's pictures, with categories and items
     of_items : the others of its item are right, instead of those of its category
     device, amp : where and in which 16-bit type the network runs
-    ranks : of whom each has every W-th picture
+    distributed : the processes, each with every W-th picture
 
     Returns
     -------
@@ -94,8 +94,8 @@ def retrieval_score(
     net.train(training)
     own = [torch.cat(signal) for signal in zip(*batches, strict=True)]
     own.append(torch.cat(labels).to(device))
-    total = int(ranks.summed(own[-1].new_tensor(len(own[-1]))))
-    embedding, palette, label = (ranks.joined(rows, total).cpu() for rows in own)
+    total = int(distributed.all_reduce(own[-1].new_tensor(len(own[-1]))))
+    embedding, palette, label = (distributed.all_gather(rows, total).cpu() for rows in own)
     distances = torch.cdist(embedding, embedding) + palette_weight * torch.cdist(palette, palette)
     return leave_one_out(distances, label.numpy(), of_items)
 

@@ -8,7 +8,7 @@ from torchvision.transforms.functional import normalize
 
 from net import FeatureNet, Network, initial_net
 from network.color import Palette
-from network.distributed import Ranks
+from network.distributed import Distributed
 from training.validation import is_stable, leave_one_out, retrieval_score, validate
 
 
@@ -70,7 +70,7 @@ def test_the_score_is_of_embedding_and_palette_together(weight: float, of_items:
     loader = DataLoader(list(zip(pictures, categories, items, strict=True)), batch_size=4)
     cpu = torch.device("cpu")
     features = FeatureNet(net, [Palette()], False)
-    found = retrieval_score(features, weight, loader, of_items, cpu, None, Ranks())
+    found = retrieval_score(features, weight, loader, of_items, cpu, None, Distributed())
     assert net.training, "the network is left as it was"
     with torch.inference_mode():
         embedding, palette = features.eval()(normalised(pictures))
@@ -85,7 +85,7 @@ def test_validation_is_of_every_picture_once() -> None:
     pictures = torch.randint(256, (7, 32, 32, 3), dtype=torch.uint8)
     categories = torch.tensor([0, 1, 1, 0, 1, 0, 0])
     loader = DataLoader(list(zip(pictures, categories, categories, strict=True)), batch_size=3)
-    loss, accuracy = validate(net, loader, torch.device("cpu"), None, Ranks())
+    loss, accuracy = validate(net, loader, torch.device("cpu"), None, Distributed())
     with torch.inference_mode():
         logits = net.eval()(normalised(pictures))[0].numpy()
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
