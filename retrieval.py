@@ -19,43 +19,26 @@ import numpy as np
 from PIL import Image
 
 from command_line import parse_args
-from config import Config
-from data import DETAIL, eval_transform
-from features.database import FeatureDatabase, open_database
-from network.device import pick_device
-from search.engine import Answer
-from search.engines import ENGINES, SCRIPTS, NamedEngine, open_engine
-from search.query import extract_queries, find_query, load_models, read_query
-from search.rerank import CollapsedEngine, improved, join_queries
+from search import Searcher
+from search.engines import ENGINES, SCRIPTS, NamedEngine
+from search.query import Query, find_query
+from search.rerank import join_queries
+from search.searcher import Match
 from search.sheet import SheetRow, draw_sheet
-from search.signals import Signal, signals_of
 from utils import Stopwatch, UserError, atomic_write, one_line, run_script
 
 
-def as_records(
-    database: FeatureDatabase, signals: Sequence[Signal], answer: Answer
-) -> list[dict[str, Any]]:
-    """An answer as plain values, for JSON and for people."""
-    return [
-        {
-            "rank": rank + 1,
-            "path": database.paths[row],
-            "distance": float(distance),
-            **{signal.name: float(part) for signal, part in zip(signals, parts, strict=True)},
-            "category": database.category(row),
-            "item": str(database.items[row]),
-        }
-        for rank, (row, distance, parts) in enumerate(
-            zip(answer.rows, answer.distances, answer.parts, strict=True)
-        )
-    ]
+def as_record(match: Match) -> dict[str, Any]:
+    """A match as plain values, for JSON, the table and the picture."""
+    before = {"rank": match.rank, "path": match.path, "distance": match.distance}
+    return {**before, **match.parts, "category": match.category, "item": match.item}
 
 
-def print_answer(title: str, signals: Sequence[Signal], records: Sequence[dict[str, Any]]) -> None:
-    """One engine's answer to one query as a table."""
+def print_answer(title: str, names: Sequence[str], records: Sequence[dict[str, Any]]) -> None:
+    """One engine's answer to one query as a table; `names` are those of the signals."""
     print(f"\n{title}")
     width = max([len(record["category"]) for record in records] + [8])
-    names = ["distance", *(signal.name for signal in signals)]
+    names = ["distance", *names]
     heads = "".join(f"{name:>12}" for name in names)
     print(f"{'rank':>5}{heads}  {'category':<{width}}  path")
     for record in records:
@@ -143,19 +126,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--show", action="store_true", help="show them in a window, where there is a display")
 
 
-def _open_engines(
-    database: FeatureDatabase,
-    signals: Sequence[Signal],
-    wanted: str | None,
-    config: Config,
-) -> list[NamedEngine]:
-    """The engine that is wanted; None: the exact one and, where there are clusters, k-means."""
-    settings = (config.NPROBE, config.TARGET_RECALL, config.milvus)
-    if wanted:
-        return [open_engine(database, signals, wanted, *settings)]
-    engines = [open_engine(database, signals, "exact", *settings)]
+def _open_engines(searcher: Searcher, name: str | None) -> list[NamedEngine]:
+    """The engine of that name; None: the exact one and, where there are clusters, k-means."""
+    if name:
+        return [searcher.engine(name)]
+    engines = [searcher.engine("exact")]
     try:
-        engines.append(open_engine(database, signals, "kmeans", *settings))
+        engines.append(searcher.engine("kmeans"))
     except UserError as error:
         print(f"no k-means answer: {error}", file=sys.stderr)
     return engines
@@ -174,37 +151,33 @@ def _title(named: NamedEngine, category: str | None) -> str:
     return f"{title}, recall@10 {named.recall:.3f}, see {script}"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    uses = ("data set", "feature database", "ranking", "milvus", "machine")
-    config, args = parse_args(argv, __doc__ or "", uses, _arguments)
-    base = config.DATASET_BASE
-    device = pick_device(config.DEVICE)
-    watch = Stopwatch()
-
-    with watch.step("loading features"):
-        database = open_database(base)
-        rows = database.rows_of(args.category) if args.category else None
-        signals = signals_of(database, **config.distance)
-        engines = _open_engines(database, signals, args.engine, config)
+def _read_queries(
+    searcher: Searcher, args: argparse.Namespace, watch: Stopwatch
+) -> tuple[list[Query], list[np.ndarray]]:
+    """The queries, and for each signal their features, Q x D."""
     box = tuple(args.bbox) if args.bbox else None
-    paths = [find_query(base, name) for name in args.img_path]
-    with watch.step("loading model"):
-        models = config.MODELS or (config.DUMPED_MODEL,)
-        nets, networks = load_models(database, models, device)
-    settings = database.info["settings"]
-    transforms = [eval_transform(network.img_size, network.crop_size) for network in networks]
-    least = DETAIL * max(network.img_size for network in networks)
     with watch.step("extracting"):
-        queries = [
-            read_query(base, name, path, box, settings["CROP_TO_BBOX"], transforms, least)
-            for name, path in zip(args.img_path, paths, strict=True)
-        ]
-        features = extract_queries(
-            nets, queries, device, settings["AMP"], config.EXTRACT_BATCH_SIZE
-        )
+        queries = [searcher.read(name, box) for name in args.img_path]
+        features = searcher.extract(queries)
     if args.together:
         features = join_queries(features, np.zeros(len(queries), np.int64))
         queries = [replace(queries[0], name=" + ".join(query.name for query in queries))]
+    return queries, features
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    uses = ("data set", "feature database", "ranking", "milvus", "machine")
+    config, args = parse_args(argv, __doc__ or "", uses, _arguments)
+    watch = Stopwatch()
+    for name in args.img_path:
+        find_query(config.DATASET_BASE, name)  # before anything slow
+    searcher = Searcher(config.DATASET_BASE, config, watch)
+    names = [signal.name for signal in searcher.signals]
+    if args.category:
+        searcher.database.rows_of(args.category)
+    with watch.step("loading features"):
+        engines = _open_engines(searcher, args.engine)
+    queries, features = _read_queries(searcher, args, watch)
 
     output: list[dict[str, Any]] = []
     sheet: list[SheetRow] = []
@@ -213,38 +186,34 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("\n" if i else "", f"query: {one_line(query.name)}", sep="")
         for named in engines:
             title, step = _title(named, args.category), f"{ENGINES[named.name]} query"
-            engine = improved(named.engine, signals, args.expand, args.rerank)
-            engine = CollapsedEngine(engine, database.items) if args.per_item else engine
             took = Stopwatch()
             with watch.step(step), took.step(step):
-                asked = [f[i : i + 1] for f in features]
-                answer = engine.search(asked, args.top_n, rows)[0]
-            if not np.isfinite(answer.distances).all():
-                raise UserError(
-                    f"DISTANCE_METRIC {','.join(config.DISTANCE_METRIC)}: no finite distance to"
-                    f" {query.name}: a metric that does not suit these features"
+                (answer,) = searcher.rank(
+                    [feature[i : i + 1] for feature in features],
+                    args.top_n,
+                    engine=named.name,
+                    category=args.category,
+                    per_item=args.per_item,
+                    expand=args.expand,
+                    rerank=args.rerank,
                 )
-            records = as_records(database, signals, answer)
+            records = [as_record(match) for match in searcher.matches(answer, query.name)]
             if not args.json:
-                print_answer(title, signals, records)
+                print_answer(title, names, records)
             shared = {k: v for k, v in watch.seconds.items() if not k.endswith("query")}
+            seconds = {**shared, **took.seconds}
             output.append(
-                {
-                    "query": query.name,
-                    "engine": named.name,
-                    "results": records,
-                    "seconds": {**shared, **took.seconds},
-                }
+                {"query": query.name, "engine": named.name, "results": records, "seconds": seconds}
             )
             sheet.append(SheetRow(title, query.thumbnail, records))
     if args.json:
         print(json.dumps(output, indent=1, ensure_ascii=False))
     else:
         print("\ntime cost")
-        for step, seconds in watch.seconds.items():
-            print(f"  {seconds:8.4f} s  {step}")
+        for step, taken in watch.seconds.items():
+            print(f"  {taken:8.4f} s  {step}")
     if args.output or args.show:
-        picture = draw_sheet(base, sheet)
+        picture = draw_sheet(config.DATASET_BASE, sheet)
         if args.output:
             save_sheet(picture, args.output)
             print(f"\n{args.output}", file=sys.stderr if args.json else sys.stdout)

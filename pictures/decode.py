@@ -4,6 +4,7 @@ import math
 import os
 import stat
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,7 +50,7 @@ class MissingPictureError(PictureError):
 
 
 def read_picture(
-    path: Path | str | BinaryIO,
+    path: Path | str | BinaryIO | Image.Image,
     box: tuple[int, int, int, int] | None = None,
     least: int = 0,
     name: str = "",
@@ -61,7 +62,7 @@ def read_picture(
 
     Parameters
     ----------
-    path : the file, or one that is open
+    path : the file, one that is open, or a picture that Pillow has opened
     box : x1, y1, x2, y2 in px of the upright picture, clipped to it; None keeps all of it
     least : where there is no box, a large JPEG may be decoded at a half, a quarter or an eighth of
         its size, down to this many px of both sides: several times faster; 0 for its full size
@@ -83,7 +84,8 @@ def read_picture(
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # odd EXIF data; the pixels are sound
-            with Image.open(path) as file:
+            opened = nullcontext(path) if isinstance(path, Image.Image) else Image.open(path)
+            with opened as file:
                 if file.format == "EPS":  # a program, which Pillow would let Ghostscript run
                     raise ValueError("PostScript")
                 # Warnings are the whole process's: another thread may have its own filters on.

@@ -1,0 +1,254 @@
+"""The way in: a query picture -> the most similar pictures of a collection."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from config import Config
+from data import DETAIL, eval_transform
+from features.database import open_database
+from network.device import pick_device
+from pictures.decode import read_picture
+from search.engine import Answer
+from search.engines import NamedEngine, open_engine
+from search.query import Box, Query, extract_queries, find_query, load_models, read_query
+from search.rerank import CollapsedEngine, improved, join_queries
+from search.signals import describe_distance, signals_of
+from utils import Stopwatch, UserError
+
+MAX_ENGINES = 16  # kept open: one for each name and weights
+
+Picture = str | Path | BinaryIO | Image.Image
+
+
+@dataclass(frozen=True)
+class Match:
+    """One picture of an answer.
+
+    Attributes
+    ----------
+    rank : from 1, the most similar picture first
+    path : relative to DATASET_BASE
+    distance : weighted sum of `parts`, in units of the metrics; smaller is more similar
+    category : its name, "" where unknown
+    item : the garment's id, "" where unknown
+    parts : by the name of each signal (deep, color, palette), the metric's value before its weight
+    """
+
+    rank: int
+    path: str
+    distance: float
+    category: str
+    item: str
+    parts: dict[str, float]
+
+
+class Searcher:
+    """Searches a collection for the pictures that are most similar to a query picture.
+
+    Opens the feature database and the networks that made it; an engine is opened when it is first
+    used. Several threads may search at once. As a context manager it closes what it opened.
+
+    Parameters
+    ----------
+    base : folder of the data set (DATASET_BASE) with its feature database
+    config : weights, metrics, models and device; None: the defaults, FASHION_ variables and .env
+    watch : records the seconds of "loading features" and "loading model"
+
+    Attributes
+    ----------
+    database : the opened `FeatureDatabase` of N pictures
+    signals : the S terms of the distance, with the weights of the settings
+    nets : the network of each model, on `device`, in evaluation mode
+    transforms : of each model, RGB picture -> H x W x 3, uint8
+    min_side : px of the short side that large JPEG queries may be decoded at
+    device : where the networks run
+
+    Raises
+    ------
+    UserError : the feature database or a model is missing, damaged or does not match
+
+    Examples
+    --------
+    >>> with Searcher("data/mine") as searcher:
+    ...     for match in searcher.search("photo.jpg", count=5):
+    ...         print(match.rank, match.path, match.distance, match.category)
+    """
+
+    def __init__(
+        self, base: str | Path, config: Config | None = None, watch: Stopwatch | None = None
+    ) -> None:
+        self.base = Path(base)
+        self.config = config or Config(DATASET_BASE=self.base)
+        self.device = pick_device(self.config.DEVICE)
+        watch = watch or Stopwatch()
+        with watch.step("loading features"):
+            self.database = open_database(self.base)
+            self.signals = signals_of(self.database, **self.config.distance)
+        with watch.step("loading model"):
+            models = self.config.MODELS or (self.config.DUMPED_MODEL,)
+            self.nets, networks = load_models(self.database, models, self.device)
+        self.transforms = [eval_transform(one.img_size, one.crop_size) for one in networks]
+        self.min_side = DETAIL * max(one.img_size for one in networks)
+        self._engines = lru_cache(MAX_ENGINES)(self._open_engine)
+        self._closed = threading.Event()
+
+    def __repr__(self) -> str:
+        distance = describe_distance(self.signals)
+        return f"Searcher({str(self.base)!r}: {len(self):,} pictures, {distance}, {self.device})"
+
+    def __len__(self) -> int:
+        """Number of pictures of the collection."""
+        return len(self.database.categories)
+
+    def __enter__(self) -> "Searcher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the networks, the engines and their memory; later searches fail."""
+        self._closed.set()
+        self._engines.cache_clear()
+        self.nets = []
+
+    def search(
+        self,
+        picture: Picture | list[Picture] | tuple[Picture, ...],
+        count: int = 5,
+        *,
+        engine: str = "exact",
+        category: str | None = None,
+        box: Box | None = None,
+        per_item: bool = False,
+    ) -> list[Match]:
+        """Find the pictures that are most similar to a query.
+
+        Parameters
+        ----------
+        picture : a path (also relative to DATASET_BASE), a PIL picture or an open file; or several
+            of these that show one item, which are one query: the mean of their features
+        count : number of answers; fewer where fewer pictures are searched
+        engine : "exact", "kmeans" or "milvus"
+        category : search the pictures of this category only
+        box : cut the query pictures to x1, y1, x2, y2, in px; None: as the collection was cut
+        per_item : answer with the best picture of each item only
+
+        Returns
+        -------
+        The matches, most similar first.
+
+        Raises
+        ------
+        UserError : a picture cannot be read, no such category, an engine that is not set up, or a
+            metric that has no value for these features
+        """
+        pictures = list(picture) if isinstance(picture, list | tuple) else [picture]
+        features = self.extract([self.read(one, box) for one in pictures])
+        if len(pictures) > 1:
+            features = join_queries(features, np.zeros(len(pictures), np.int64))
+        answers = self.rank(features, count, engine=engine, category=category, per_item=per_item)
+        return self.matches(answers[0])
+
+    def read(self, picture: Picture, box: Box | None = None) -> Query:
+        """Read a query picture as the networks take it; parameters as for `search`."""
+        if isinstance(picture, str | Path):
+            crop = self.database.info["settings"]["CROP_TO_BBOX"]
+            path, transforms = find_query(self.base, str(picture)), self.transforms
+            return read_query(self.base, str(picture), path, box, crop, transforms, self.min_side)
+        rgb = read_picture(picture, box, self.min_side)
+        images = [transform(rgb) for transform in self.transforms]
+        return Query("the picture", images, ImageOps.contain(rgb, (400, 400)))
+
+    def extract(self, queries: Sequence[Query]) -> list[np.ndarray]:
+        """Features of Q queries: for each signal Q x D, float32."""
+        if self._closed.is_set():
+            raise ValueError("the Searcher is closed")
+        amp = self.database.info["settings"]["AMP"]
+        return extract_queries(self.nets, queries, self.device, amp, self.config.EXTRACT_BATCH_SIZE)
+
+    def rank(
+        self,
+        features: Sequence[np.ndarray],
+        count: int = 5,
+        *,
+        engine: str = "exact",
+        category: str | None = None,
+        per_item: bool = False,
+        expand: int = 0,
+        rerank: bool = False,
+    ) -> list[Answer]:
+        """Rank the collection by the features of Q queries.
+
+        Parameters
+        ----------
+        features : for each signal Q x D, float32
+        count, engine, category, per_item : see `search`
+        expand : number of answers to expand the query with, see `ExpandedEngine`; 0 for none
+        rerank : re-rank the first 100 answers by k-reciprocal neighbours
+
+        Returns
+        -------
+        An answer for each query.
+        """
+        rows = self.database.rows_of(category) if category else None
+        ranking = improved(self.engine(engine).engine, self.signals, expand, rerank)
+        if per_item:
+            ranking = CollapsedEngine(ranking, self.database.items)
+        return ranking.search(features, count, rows)
+
+    def engine(self, name: str = "exact", weights: Sequence[float] | None = None) -> NamedEngine:
+        """An engine by its name, opened once for each set of weights.
+
+        Parameters
+        ----------
+        name : "exact", "kmeans" or "milvus"
+        weights : S weights of the signals; None: those of the settings
+
+        Raises
+        ------
+        UserError : what the engine needs is missing, damaged or of other features
+        """
+        if weights is None:
+            weights = [signal.weight for signal in self.signals]
+        return self._engines(name, tuple(weights))
+
+    def _open_engine(self, name: str, weights: tuple[float, ...]) -> NamedEngine:
+        pairs = zip(self.signals, weights, strict=True)
+        signals = [s if s.weight == w else replace(s, weight=w) for s, w in pairs]
+        config = self.config
+        settings = (config.NPROBE, config.TARGET_RECALL, config.milvus)
+        return open_engine(self.database, signals, name, *settings)
+
+    def matches(self, answer: Answer, name: str = "the query") -> list[Match]:
+        """An answer's rows as `Match`es; `name` is the query's, for messages.
+
+        Raises
+        ------
+        UserError : a distance is not finite
+        """
+        if not np.isfinite(answer.distances).all():
+            raise UserError(
+                f"DISTANCE_METRIC {','.join(self.config.DISTANCE_METRIC)}: no finite distance to"
+                f" {name}: a metric that does not suit these features"
+            )
+        names = [signal.name for signal in self.signals]
+        columns = (answer.rows.tolist(), answer.distances.tolist(), answer.parts.tolist())
+        return [
+            Match(
+                rank=rank,
+                path=self.database.paths[row],
+                distance=distance,
+                category=self.database.category(row),
+                item=str(self.database.items[row]),
+                parts=dict(zip(names, parts, strict=True)),
+            )
+            for rank, (row, distance, parts) in enumerate(zip(*columns, strict=True), start=1)
+        ]

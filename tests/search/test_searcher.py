@@ -1,0 +1,142 @@
+"""The `Searcher` answers as the scripts do, from files, PIL pictures and several threads."""
+
+import io
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.spatial.distance import cdist
+
+import feature_extractor
+import kmeans
+import retrieval
+from config import Config
+from features.database import open_database
+from search import Searcher
+from utils import UserError
+
+MACHINE = ("--amp", "off", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def base(few_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 real photos of three categories with features and 3 clusters."""
+    base = Path(shutil.copytree(few_photos, tmp_path_factory.mktemp("searcher") / "data"))
+    data = ("--dataset-base", str(base))
+    assert (
+        feature_extractor.main([*data, *MACHINE, "--num-workers", "0", "--color-top-n", "3"]) == 0
+    )
+    kmeans.main([*data, "--n-clusters", "3"])
+    return base
+
+
+@pytest.fixture(scope="module")
+def searcher(base: Path) -> Searcher:
+    return Searcher(base, Config(DATASET_BASE=base, DEVICE="cpu"))
+
+
+@pytest.mark.parametrize("flags", [{}, {"engine": "kmeans"}, {"category": "hat"}])
+def test_matches_are_those_that_retrieval_prints(base, searcher, capsys, flags) -> None:
+    name = open_database(base).paths[10]
+    capsys.readouterr()
+    argv = [name, "--dataset-base", str(base), "--top-n", "4", "--json", *MACHINE]
+    retrieval.main([*argv, *(word for k, v in flags.items() for word in (f"--{k}", v))])
+    printed = json.loads(capsys.readouterr().out)[0]["results"]
+    found = searcher.search(name, count=4, **flags)
+    assert [match.rank for match in found] == [1, 2, 3, 4]
+    for match, record in zip(found, printed, strict=True):
+        for key in ("rank", "path", "distance", "category", "item"):
+            assert getattr(match, key) == record[key]
+        assert match.parts == {key: record[key] for key in ("deep", "color", "palette")}
+
+
+def test_distances_are_the_weighted_sum_of_cdist(base: Path, searcher: Searcher) -> None:
+    database = open_database(base)
+    found = searcher.search(base / database.paths[3], count=24)
+    features = (database.deep[0], database.color, database.palette)
+    weights = (1.0, 0.1, 4.0)
+    total = sum(w * cdist(f[3:4], f)[0] for w, f in zip(weights, features, strict=True))
+    assert [match.path for match in found] == [database.paths[row] for row in total.argsort()]
+    np.testing.assert_allclose([m.distance for m in found], np.sort(total), atol=1e-3)
+
+
+def test_a_path_a_pil_picture_and_an_open_file_are_the_same_query(base, searcher) -> None:
+    path = base / open_database(base).paths[5]
+    box = (5, 5, 90, 80)
+    expected = searcher.search(path, box=box)
+    assert searcher.search(str(path), box=box) == expected
+    assert searcher.search(io.BytesIO(path.read_bytes()), box=box) == expected
+    with Image.open(path) as picture:
+        assert searcher.search(picture, box=box) == expected
+    assert searcher.search(path) != expected
+
+
+def test_several_pictures_of_one_item_are_one_query(base: Path, searcher: Searcher) -> None:
+    """The mean of their features: of a picture and itself, its own."""
+    paths = [base / path for path in open_database(base).paths[:2]]
+    assert searcher.search([paths[0]]) == searcher.search(paths[0])
+    twice = searcher.search([paths[0], paths[0]])
+    assert [match.path for match in twice] == [m.path for m in searcher.search(paths[0])]
+    both = searcher.search(paths, count=24)
+    query = [
+        np.mean([f[:1] for f in pair], axis=0)
+        for pair in zip(*(searcher.extract([searcher.read(p)]) for p in paths), strict=True)
+    ]
+    deep = cdist(query[0], searcher.database.deep[0])[0]
+    near = {match.path: match.parts["deep"] for match in both}
+    # Normalised features have a mean that is scaled to their length.
+    order = sorted(near, key=near.get)
+    assert order == [searcher.database.paths[row] for row in deep.argsort()]
+
+
+def test_per_item_gives_each_item_once(base: Path, searcher: Searcher, monkeypatch) -> None:
+    items = np.array([f"item {row // 4}" for row in range(24)])
+    monkeypatch.setitem(vars(searcher.database), "items", items)
+    found = searcher.search(searcher.database.paths[0], count=6, per_item=True)
+    assert sorted(match.item for match in found) == [f"item {i}" for i in range(6)]
+
+
+def test_threads_get_the_answers_of_one(base: Path, searcher: Searcher) -> None:
+    paths = list(searcher.database.paths)
+    expected = [searcher.search(path) for path in paths]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(searcher.search, paths)) == expected
+
+
+def test_other_weights_are_another_engine_which_stays_open(searcher: Searcher) -> None:
+    features = [signal.features[:1] for signal in searcher.signals]
+    named = searcher.engine("exact", (0.0, 0.0, 1.0))
+    (answer,) = named.engine.search(features, 5)
+    palette = cdist(features[2], searcher.signals[2].features)[0]
+    np.testing.assert_array_equal(answer.distances, np.sort(palette)[:5])
+    assert searcher.engine("exact", [0.0, 0.0, 1.0]) is named
+    assert searcher.engine("exact") is searcher.engine()
+
+
+def test_what_cannot_be_searched_is_said(base: Path, searcher: Searcher, tmp_path: Path) -> None:
+    path = searcher.database.paths[0]
+    for arguments, said in (
+        ({"picture": "gone.jpg"}, "gone.jpg: no such file"),
+        ({"picture": path, "category": "boots"}, "'boots': no such category; there are dress"),
+        ({"picture": path, "box": (900, 900, 950, 950)}, "leaves nothing"),
+    ):
+        with pytest.raises(UserError, match=said):
+            searcher.search(**arguments)
+    with pytest.raises(UserError, match="no feature database"):
+        Searcher(tmp_path)
+
+
+def test_repr_says_what_is_searched_and_closing_ends_it(base: Path) -> None:
+    with Searcher(base, Config(DATASET_BASE=base, DEVICE="cpu", PALETTE_WEIGHT=0)) as opened:
+        assert len(opened) == 24
+        assert repr(opened) == (
+            f"Searcher({str(base)!r}: 24 pictures, deep euclidean + 0.1 color euclidean"
+            " + 0 palette euclidean, cpu)"
+        )
+        assert opened.search(opened.database.paths[0], count=1)[0].path == opened.database.paths[0]
+    with pytest.raises(ValueError, match="closed"):
+        opened.search(opened.database.paths[0])
