@@ -18,8 +18,8 @@ APT = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
 	else echo "missing system packages; run: sudo apt-get install $(1)" >&2; exit 1; fi
 
 DRAWN := --dataset-base data/demo --items 1000 --views 2 --inshop-items 150
-DEMO := --dataset-base data/demo --enable-inshop-dataset
-NETWORK := --backbone resnet18 --pretrained none --img-size 88 --crop-size 80
+DEMO := --dataset-base data/demo
+NETWORK := --enable-inshop-dataset --backbone resnet18 --pretrained none --img-size 88 --crop-size 80
 INSHOP_LIST := data/demo/in_shop/list_eval_partition.txt
 TEST_LIST := data/demo/Eval/list_eval_partition.txt
 
@@ -59,13 +59,13 @@ demo: setup
 	$(PY) -m tools.synthetic $(DRAWN)
 	@echo "--- the untrained network, to compare with"
 	$(PY) train.py $(DEMO) $(NETWORK) --epoch 0
-	$(PY) feature_extractor.py $(DEMO) --color-top-n 9 --dumped-model model_0_final.pth.tar
+	$(PY) feature_extractor.py $(DEMO) --enable-inshop-dataset --color-top-n 9 --dumped-model model_0_final.pth.tar
 	@mkdir -p demo
 	$(PY) evaluate.py $(DEMO) --json > demo/untrained.json
 	@echo "--- training"
 	$(PY) train.py $(DEMO) $(NETWORK) --freeze-param false --epoch 12 --resume
 	@echo "--- feature database, clusters, query"
-	$(PY) feature_extractor.py $(DEMO) --color-top-n 9
+	$(PY) feature_extractor.py $(DEMO) --enable-inshop-dataset --color-top-n 9
 	$(PY) kmeans.py $(DEMO)
 	$(PY) retrieval.py $$(awk '$$3 == "query" {print $$1; exit}' $(INSHOP_LIST)) $(DEMO)
 	@$(PY) retrieval.py $$(awk '$$2 == "test" && n++ % 72 == 20 {print $$1}' $(TEST_LIST)) $(DEMO) \

@@ -68,6 +68,12 @@ ORIGINAL: dict[str, Any] = {
 }
 
 
+# Settings that are used together: a script that uses one uses all of them.
+DISTANCE = ("DISTANCE_METRIC", "MODEL_WEIGHTS", "COLOR_WEIGHT", "PALETTE_WEIGHT")
+MILVUS = ("MILVUS_URI", "MILVUS_TOKEN", "MILVUS_COLLECTION", "MILVUS_INDEX", "MILVUS_TIMEOUT")
+SERVER = ("HOST", "PORT", "TOKEN", "USER", "PASSWORD", "MAX_UPLOAD")
+
+
 class Config(BaseSettings):
     """The settings of one run. Frozen: made once in a script's `main`, then passed on by value."""
 
@@ -381,3 +387,23 @@ class Config(BaseSettings):
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
             raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
         return value
+
+
+def group_of(name: str) -> str:
+    """The group of `GROUPS` that a setting belongs to."""
+    extra = Config.model_fields[name].json_schema_extra
+    return str(extra["group"]) if isinstance(extra, dict) else ""
+
+
+def flag_of(name: str) -> str:
+    """The command-line flag of a setting: EXTRACT_BATCH_SIZE -> --extract-batch-size."""
+    return "--" + name.lower().replace("_", "-")
+
+
+def default_text(name: str) -> str:
+    """A setting's default as a user would write it, with that of the original recipe."""
+    texts = []
+    for default in (Config.model_fields[name].default, ORIGINAL.get(name)):
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        texts.append(text or "none")
+    return f"{texts[0]}; original: {texts[1]}" if name in ORIGINAL else texts[0]

@@ -25,11 +25,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
-from command_line import parse_args
 from pictures.annotations import Pictures
 from pictures.collection import picture_file
 from pictures.decode import read_picture
-from utils import UserError, run_script
+from utils import UserError, parse_args, run_script
 
 Transform = Callable[[Image.Image], Tensor]
 DETAIL = 3  # times the size that pictures are scaled to is what they are decoded at, at least
@@ -345,6 +344,12 @@ def make_loader(
     )
 
 
+USES = (
+    "DATASET_BASE", "CATEGORIES", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET",
+    "INSHOP_DATASET_PERCENT", "VAL_SHARE", "RECIPE", "PER_CLASS", "TRIPLET_WEIGHT", "NUM_WORKERS",
+)  # fmt: skip
+
+
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("command", choices=("check", "import"), help="what to do, see above")
     parser.add_argument("folder", nargs="?", type=Path, help="import: the photos")
@@ -385,7 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pictures.check import check_data_set
     from pictures.import_folder import import_folder
 
-    config, args = parse_args(argv, __doc__ or "", ("data set", "machine"), _arguments)
+    config, args = parse_args(argv, __doc__ or "", USES, _arguments)
     if args.command == "check":
         return check_data_set(
             config.DATASET_BASE,

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from command_line import parse_args
+from config import DISTANCE
 from evaluation.metrics import top_k_metrics
 from evaluation.protocols import (
     Outcome,
@@ -42,7 +42,7 @@ from pictures.annotations import align, inshop_list, read_inshop
 from search.clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
 from search.signals import Signal, describe_distance, signals_of
-from utils import UserError, parsed_json, run_script
+from utils import UserError, parse_args, parsed_json, run_script
 
 MAIN = ("category", "item")  # tasks; the others are parts of them
 PROTOCOLS = ("inshop", "category", "folder")
@@ -202,6 +202,9 @@ def print_plain(table: Table) -> None:
         print(f"  {table.note}")
 
 
+USES = ("DATASET_BASE", "VAL_SHARE", *DISTANCE, "NPROBE", "TARGET_RECALL")
+
+
 def _arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--protocol", choices=PROTOCOLS, default="folder", help="see above (default: folder)")
@@ -300,7 +303,7 @@ def _shown(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, args = parse_args(argv, __doc__ or "", ("data set", "ranking"), _arguments)
+    config, args = parse_args(argv, __doc__ or "", USES, _arguments)
     if args.fit_weights:
         _refuse_beside_fit(args)
     if args.json and args.against:

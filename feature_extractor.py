@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from command_line import parse_args
-from config import Config
+from config import DISTANCE, MILVUS, Config
 from features.database import DEEP, FeatureDatabase, open_database
 from features.extraction import (
     STAMPS,
@@ -66,7 +65,14 @@ from pictures.collection import read_collection
 from search import clustering, milvus_push
 from search.quantised import open_codes
 from search.signals import signals_of
-from utils import UserError, run_script
+from utils import UserError, parse_args, run_script
+
+USES = (
+    "DATASET_BASE", "CATEGORIES", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET", "VAL_SHARE", "IMG_SIZE",
+    "CROP_SIZE", "BACKBONE", "INTER_DIM", "RECIPE", "DUMPED_MODEL", "MODELS", "FLIP",
+    "EXTRACT_BATCH_SIZE", "COLOR_TOP_N", "PALETTE", *DISTANCE, "TARGET_RECALL", *MILVUS, "DEVICE",
+    "AMP", "NUM_WORKERS",
+)  # fmt: skip
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,8 +90,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    uses = ("data set", "feature database", "network", "ranking", "milvus", "machine")
-    config, args = parse_args(argv, __doc__ or "", uses, _arguments)
+    config, args = parse_args(argv, __doc__ or "", USES, _arguments)
     with init_distributed(config.DEVICE) as (distributed, device):
         if not args.watch:
             return run(config, args.update, distributed, device)

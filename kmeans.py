@@ -9,18 +9,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from command_line import parse_args
+from config import DISTANCE
 from features.database import DEEP, open_database
 from search.clustering import QUERIES, cluster, measure_recall
 from search.clusters import Clusters, nprobe_of, save_clusters
 from search.exact import exact_engine
 from search.quantised import open_codes
 from search.signals import describe_distance, signals_of
-from utils import evenly_spaced, run_script
+from utils import evenly_spaced, parse_args, run_script
+
+USES = ("DATASET_BASE", *DISTANCE, "N_CLUSTERS", "NPROBE", "TARGET_RECALL", "SEED")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, _ = parse_args(argv, __doc__ or "", ("data set", "ranking", "machine"))
+    config, _ = parse_args(argv, __doc__ or "", USES)
     database = open_database(config.DATASET_BASE)
     signals = signals_of(database, **config.distance)
     normalised = signals[0].metric == "cosine"

@@ -5,13 +5,15 @@ python milvus_push.py --dataset-base data/mine
 
 from collections.abc import Sequence
 
-from command_line import parse_args
+from config import DISTANCE, MILVUS
 from search.milvus_push import push
-from utils import run_script
+from utils import parse_args, run_script
+
+USES = ("DATASET_BASE", *DISTANCE, "TARGET_RECALL", *MILVUS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, _ = parse_args(argv, __doc__ or "", ("data set", "ranking", "milvus"))
+    config, _ = parse_args(argv, __doc__ or "", USES)
     push(config)
 
 

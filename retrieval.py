@@ -18,14 +18,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from command_line import parse_args
+from config import DISTANCE, MILVUS
 from search import Searcher
 from search.engines import ENGINES, SCRIPTS, NamedEngine
 from search.query import Query, find_query
 from search.rerank import join_queries
 from search.searcher import Match
 from search.sheet import SheetRow, draw_sheet
-from utils import Stopwatch, UserError, atomic_write, one_line, run_script
+from utils import Stopwatch, UserError, atomic_write, one_line, parse_args, run_script
+
+USES = (
+    *("DATASET_BASE", "DUMPED_MODEL", "MODELS", "EXTRACT_BATCH_SIZE", *DISTANCE),
+    *("NPROBE", "TARGET_RECALL", *MILVUS, "DEVICE"),
+)
 
 
 def as_record(match: Match) -> dict[str, Any]:
@@ -166,8 +171,7 @@ def _read_queries(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    uses = ("data set", "feature database", "ranking", "milvus", "machine")
-    config, args = parse_args(argv, __doc__ or "", uses, _arguments)
+    config, args = parse_args(argv, __doc__ or "", USES, _arguments)
     watch = Stopwatch()
     for name in args.img_path:
         find_query(config.DATASET_BASE, name)  # before anything slow

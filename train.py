@@ -14,7 +14,6 @@ from contextlib import nullcontext
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from command_line import parse_args
 from config import Config
 from data import (
     DETAIL,
@@ -39,7 +38,7 @@ from training.loop import (
     synchronise_norms,
 )
 from training.losses import build_metric_loss, build_optimizer
-from utils import UserError, run_script
+from utils import UserError, parse_args, run_script
 
 MOST_SCORED = 5000  # held-out pictures that ask for each other after each epoch
 
@@ -53,6 +52,12 @@ IDENTITY = (
     "SEED",
 )  # fmt: skip
 
+USES = (
+    *IDENTITY,
+    *("DATASET_BASE", "VAL_SHARE", "RECIPE", "EPOCH", "LOG_INTERVAL", "DUMP_INTERVAL"),
+    *("DEVICE", "AMP", "NUM_WORKERS"),
+)
+
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -63,8 +68,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    uses = ("data set", "network", "training", "machine")
-    config, args = parse_args(argv, __doc__ or "", uses, _arguments)
+    config, args = parse_args(argv, __doc__ or "", USES, _arguments)
     with init_distributed(config.DEVICE) as (distributed, device):
         train(config, args.resume, distributed, device)
 

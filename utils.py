@@ -1,5 +1,7 @@
-"""Helpers that several scripts share: errors, atomic files, reading one picture, timing."""
+"""The helpers that several modules share: command line, errors, atomic files, timing."""
 
+import argparse
+import difflib
 import errno
 import glob
 import hashlib
@@ -12,14 +14,29 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import numpy as np
+from dotenv import dotenv_values
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from tqdm import tqdm
+
+from config import (
+    ENV_CODING,
+    ENV_FILE,
+    ENV_OF_TESTS,
+    ENV_PREFIX,
+    GROUPS,
+    Config,
+    default_text,
+    flag_of,
+    group_of,
+)
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAY = 24 * 60 * 60  # s
@@ -42,6 +59,117 @@ class AwayError(UserError):
     """A server that does not answer, or not yet: the same may work later."""
 
     status = 3
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line instead of the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {one_line(message)} (see --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class _NotUsed(argparse.Action):
+    """The flag of a setting that the script does not use."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        parser.error(f"{self.option_strings[0]}: {parser.prog} does not use this setting")
+
+
+def parse_args(
+    argv: Sequence[str] | None,
+    description: str,
+    uses: Sequence[str],
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> tuple[Config, argparse.Namespace]:
+    """Read a script's command line, the environment and .env.
+
+    Parameters
+    ----------
+    argv : the arguments, without the program; None takes `sys.argv[1:]`
+    description : what the script does, for `--help`
+    uses : names of the settings that the script uses; the flags of all others are refused
+    add_arguments : called with the parser to add the script's own arguments
+
+    Returns
+    -------
+    The settings, and the script's own arguments.
+
+    Raises
+    ------
+    SystemExit : status 2 after one line on standard error that names the setting, the value and
+        what is allowed; status 0 after `--help`
+    """
+    parser = _Parser(
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if add_arguments:
+        add_arguments(parser)
+    parser.usage = parser.format_usage().removeprefix("usage: ").strip() + " [--SETTING VALUE ...]"
+    _add_settings(parser, uses)
+    arguments = parser.parse_args(argv)
+    given = {name: vars(arguments).pop(name) for name in uses if name in arguments}
+    try:
+        fault = _wrong_variable()
+        if fault:
+            parser.error(fault)
+        return Config(**given), arguments
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"{ENV_FILE}: cannot be read as UTF-8 text: {error}")
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        parser.error(f"{name} ({flag_of(name)}): {first['input']!r} is not allowed: {reason}")
+
+
+def _add_settings(parser: argparse.ArgumentParser, uses: Sequence[str]) -> None:
+    """A flag for each setting that is used, by groups; for the others one that is refused."""
+    for group in GROUPS:
+        section = parser.add_argument_group(f"settings: {group}")
+        for name in (name for name in uses if group_of(name) == group):
+            field = Config.model_fields[name]
+            switch: dict[str, Any] = {"nargs": "?", "const": "true"}
+            section.add_argument(
+                flag_of(name),
+                dest=name,
+                default=argparse.SUPPRESS,
+                metavar=_metavar(field),
+                help=f"{field.description} (default: {default_text(name)})".replace("%", "%%"),
+                **(switch if field.annotation is bool else {}),
+            )
+    for name in Config.model_fields.keys() - set(uses):
+        parser.add_argument(
+            flag_of(name),
+            action=_NotUsed,
+            nargs="?",
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
+
+
+def _metavar(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return "|".join(get_args(field.annotation))
+    names: dict[Any, str] = {bool: "true|false", int: "N", float: "X", str: "NAME", Path: "FOLDER"}
+    return names.get(field.annotation, "A,B")
+
+
+def _wrong_variable() -> str:
+    """What is wrong with the first FASHION_ variable that is no setting or has no value, or ""."""
+    known = {ENV_PREFIX + name for name in Config.model_fields} | {ENV_OF_TESTS}
+    for name, value in [*os.environ.items(), *dotenv_values(ENV_FILE, encoding=ENV_CODING).items()]:
+        if not name.upper().startswith(ENV_PREFIX):
+            continue
+        if name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            return f"{name}: no such setting (environment or {ENV_FILE}){hint}"
+        if value is None:
+            return f"{ENV_FILE}: {name} has no value; write {name}=VALUE"
+    return ""
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:

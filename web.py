@@ -12,13 +12,17 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from command_line import parse_args
-from config import Config
+from config import DISTANCE, MILVUS, SERVER, Config
 from network.device import pick_device
-from utils import UserError, run_script
+from utils import UserError, parse_args, run_script
 
 GRACE_SECONDS = 2  # for requests in flight when the system ends the server
 BACKLOG = 128  # connections that may wait
+
+USES = (
+    *("DATASET_BASE", "DUMPED_MODEL", "MODELS", *DISTANCE, "NPROBE", "TARGET_RECALL"),
+    *(*MILVUS, "DEVICE", *SERVER),
+)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -56,8 +60,7 @@ def _missing(error: ImportError) -> UserError:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    uses = ("server", "data set", "feature database", "ranking", "machine")
-    config, _ = parse_args(argv, __doc__ or "", uses)
+    config, _ = parse_args(argv, __doc__ or "", USES)
     if bool(config.USER) != bool(config.PASSWORD):
         raise UserError("USER and PASSWORD go together; set both, or none")
     listener = _listen(config.HOST, config.PORT)

@@ -1,5 +1,7 @@
 """config.py: where a setting comes from, what is refused and how, and what --help says."""
 
+import ast
+import importlib
 import os
 import re
 import subprocess
@@ -9,9 +11,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from command_line import parse_args
 from config import ORIGINAL, Config
 from tests.conftest import ROOT
+from utils import parse_args
 
 # The names that users of such repositories know, with the defaults that DESIGN.md promises.
 KNOWN = {
@@ -30,7 +32,7 @@ KNOWN = {
 
 
 def parse(*argv: str) -> Config:
-    return parse_args(argv, "a script", ("training",))[0]
+    return parse_args(argv, "a script", tuple(Config.model_fields))[0]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_metrics_are_read_from_the_environment_alike(monkeypatch: pytest.MonkeyP
 
 def test_settings_are_frozen_and_leave_a_scripts_own_arguments_apart() -> None:
     config, own = parse_args(
-        ["photo.jpg", "--epoch", "2"], "", (), lambda parser: parser.add_argument("picture")
+        ["photo.jpg", "--epoch", "2"], "", ("EPOCH",), lambda parser: parser.add_argument("picture")
     )
     assert vars(own) == {"picture": "photo.jpg"}
     with pytest.raises(ValidationError, match="frozen"):
@@ -167,9 +169,8 @@ def test_bad_variable_is_refused_as_a_bad_flag_is(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("A=1\n\n  FASHION_EPOCH\n", ".env:3: 'FASHION_EPOCH' is not of the form NAME=VALUE"),
-        ('export FASHION_EPOCH="3\n', ".env:1: 'export FASHION_EPOCH=\"3' is not of the form"),
-        (b"FASHION_EPOCH=\xe9\n", ".env: not UTF-8 text"),
+        ("A=1\n\n  FASHION_EPOCH\n", ".env: FASHION_EPOCH has no value; write FASHION_EPOCH=VALUE"),
+        (b"FASHION_EPOCH=\xe9\n", ".env: cannot be read as UTF-8 text: "),
         ("FASHION_EPOCH=3\0\n", "EPOCH (--epoch): '3\\x00' is not allowed"),
         ("\ufeffFASHION_EPOCH=many", "EPOCH (--epoch): 'many' is not allowed"),
         ("=====\nPATH\nFASHION_SEED=x\n", "SEED (--seed): 'x' is not allowed"),
@@ -217,26 +218,72 @@ def run(script: str, *argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize(
-    "script",
-    ["data.py", "train.py", "feature_extractor.py", "kmeans.py", "retrieval.py", "evaluate.py"],
-)
-def test_help_of_each_script_has_every_setting_with_meaning_and_default(script: str) -> None:
-    result = run(script, "--help")
-    assert (result.returncode, result.stderr) == (0, "")
-    entries = {
-        text.split()[0]: " ".join(text.split()) for text in re.split(r"\n  (?=--)", result.stdout)
-    }
+def test_help_has_the_settings_that_are_used_with_meaning_and_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # nothing is wrapped
+
+    def entries(uses: tuple[str, ...]) -> dict[str, str]:
+        with pytest.raises(SystemExit) as leaving:
+            parse_args(["--help"], "a script", uses)
+        assert leaving.value.code == 0
+        parts = re.split(r"\n  (?=--)", capsys.readouterr().out)[1:]
+        return {text.split()[0]: " ".join(text.split()) for text in parts}
+
+    assert set(entries(("EPOCH", "DEVICE"))) == {"--epoch", "--device"}
     assert set(KNOWN) <= set(Config.model_fields)
+    found = entries(tuple(Config.model_fields))
     for name in Config.model_fields:
-        entry = entries["--" + name.lower().replace("_", "-")]
+        entry = found["--" + name.lower().replace("_", "-")]
         meaning, default = entry.split("(default: ")
         assert len(meaning.split()) > 3, entry
         assert default.startswith(KNOWN.get(name, "")), entry
 
 
+SCRIPTS = {
+    path.stem: ast.parse(path.read_text())
+    for path in ROOT.glob("*.py")
+    if path.stem not in ("config", "utils", "net")
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_each_script_names_every_setting_that_it_reads(script: str) -> None:
+    """Read in its own file, as `config.EPOCH`: it is in the script's USES."""
+    module = importlib.import_module(script)
+    read = {
+        node.attr
+        for node in ast.walk(SCRIPTS[script])
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "config"
+        and node.attr in Config.model_fields
+    }
+    assert read <= set(module.USES) <= set(Config.model_fields)
+
+
+@pytest.mark.parametrize("argv", [["--epoch", "3"], ["--epoch=3"], ["--epoch"]])
+def test_a_flag_of_a_setting_that_is_not_used_is_refused(
+    argv: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/retrieval.py"])
+    with pytest.raises(SystemExit) as leaving:
+        parse_args(argv, "", ("DATASET_BASE",), lambda parser: parser.add_argument("picture"))
+    out, error = capsys.readouterr()
+    assert (leaving.value.code, out) == (2, "")
+    assert error == "retrieval.py: --epoch: retrieval.py does not use this setting (see --help)\n"
+
+
+def test_a_variable_of_a_setting_that_is_not_used_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FASHION_EPOCH", "3")
+    Path(".env").write_text("FASHION_SEED=7\n")
+    assert parse_args([], "", ("DATASET_BASE",))[0].EPOCH == 3
+
+
 def test_script_with_a_bad_setting_says_so_without_a_traceback() -> None:
-    result = run("data.py", "check", "--epoch", "x")
+    result = run("data.py", "check", "--categories", "x")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("data.py: EPOCH (--epoch): 'x' is not allowed")
+    assert result.stderr.startswith("data.py: CATEGORIES (--categories): 'x' is not allowed")
     assert result.stderr.count("\n") == 1

@@ -9,9 +9,8 @@ from tests.conftest import ROOT
 FOLDERS = ("pictures", "network", "features", "search", "evaluation", "training", "server", "tools")
 ALLOWED = {
     "utils": {"config"},
-    "command_line": {"utils", "config"},
     "config": set(),
-    "data": {"command_line", "utils", "config", "pictures"},
+    "data": {"utils", "config", "pictures"},
     "net": {"utils", "config", "pictures", "network"},
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - set(ALLOWED)

@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from command_line import shown_default
-from config import Config
+from config import Config, default_text
 from tests.conftest import ROOT, run
 
 
 def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> None:
     """import, check, train, extract, cluster, query, evaluate on the men's in-shop photos."""
     base = tmp_path / "men"
-    data = ["--dataset-base", base, "--enable-inshop-dataset"]
+    there = ["--dataset-base", base]
+    data = [*there, "--enable-inshop-dataset"]
     photos = shared / "inshop-men" / "img" / "MEN"
     run("data.py", "import", photos, "--item-level", "--dataset-base", base, "--val-share", 0.3)
     assert "ready for training" in run("data.py", "check", *data).stdout
@@ -26,19 +26,19 @@ def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> Non
     network += ["--img-size", 128, "--crop-size", 112]
     run("train.py", *data, *network, "--epoch", 0)
     run("feature_extractor.py", *data)
-    untrained = json.loads(run("evaluate.py", *data, "--json").stdout)
+    untrained = json.loads(run("evaluate.py", *there, "--json").stdout)
 
     recipe = ["--epoch", 5, "--freeze-param", "true", "--train-batch-size", 32]
     run("train.py", *data, *network, *recipe)
     query = "img/Tees/ms01/black_main.jpg"
-    stale = run("retrieval.py", query, *data, check=2)
+    stale = run("retrieval.py", query, *there, check=2)
     assert "feature_extractor.py" in stale.stderr
     run("feature_extractor.py", *data)
-    old = run("kmeans.py", *data, "--n-clusters", 12)
+    old = run("kmeans.py", *there, "--n-clusters", 12)
     assert "recall@10" in old.stdout
 
     picture = tmp_path / "results.jpg"
-    done = run("retrieval.py", query, *data, "--json", "--top-n", 7, "--output", picture)
+    done = run("retrieval.py", query, *there, "--json", "--top-n", 7, "--output", picture)
     exact, kmeans = json.loads(done.stdout)
     assert (exact["engine"], kmeans["engine"]) == ("exact", "kmeans")
     assert exact["results"][0]["path"] == query
@@ -56,7 +56,7 @@ def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> Non
     order = np.argsort(distance, kind="stable")[:7]
     assert [result["path"] for result in exact["results"]] == [paths[i] for i in order]
 
-    trained = json.loads(run("evaluate.py", *data, "--json").stdout)
+    trained = json.loads(run("evaluate.py", *there, "--json").stdout)
     for record in (untrained, trained):
         category = record["parts"]["category"]
         assert category["p@1"]["value"] > 2 * category["chance"]
@@ -67,21 +67,21 @@ def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> Non
     # Two models and their weights: fit, then ask with what was found.
     models = ["--models", "model_best.pth.tar,model_0_final.pth.tar"]
     run("feature_extractor.py", *data, *models)
-    fitted = run("evaluate.py", *data, *models, "--fit-weights").stdout.splitlines()
+    fitted = run("evaluate.py", *there, "--fit-weights").stdout.splitlines()
     found = [line.removeprefix("FASHION_").split("=") for line in fitted if "FASHION_" in line]
     weights = [f"--{name.lower().replace('_', '-')}={value}" for name, value in found]
     assert [name for name, _ in found] == ["MODEL_WEIGHTS", "COLOR_WEIGHT", "PALETTE_WEIGHT"]
     assert len(found[0][1].split(",")) == 2
-    fused = json.loads(run("retrieval.py", query, *data, *models, *weights, "--json",
+    fused = json.loads(run("retrieval.py", query, *there, *models, *weights, "--json",
                            "--engine", "exact").stdout)  # fmt: skip
     first = fused[0]["results"][0]
     assert first["path"] == query
     assert {"deep", "deep_2", "color", "palette"} <= set(first)
-    unnamed = run("retrieval.py", query, *data, *weights, "--json", "--engine", "exact")
+    unnamed = run("retrieval.py", query, *there, *weights, "--json", "--engine", "exact")
     assert json.loads(unnamed.stdout)[0]["results"] == fused[0]["results"]
     assert "model_best.pth.tar, model_0_final.pth.tar" in unnamed.stderr
     page = tmp_path / "report.html"
-    run("evaluate.py", *data, *weights, "--report", page)
+    run("evaluate.py", *there, *weights, "--report", page)
     assert page.read_text().startswith("<!doctype html>") or "<html" in page.read_text()[:300]
 
 
@@ -92,5 +92,5 @@ def test_the_readme_lists_every_setting_with_its_default() -> None:
         if line.startswith("| `") and len(cells := line.split("|")) == 5
     }
     for name in Config.model_fields:
-        expected = "min(4, cores)" if name == "NUM_WORKERS" else shown_default(name)
+        expected = "min(4, cores)" if name == "NUM_WORKERS" else default_text(name)
         assert rows.get(name) == expected, name

@@ -71,7 +71,7 @@ def ask(base: Path, capsys):
 
     def run(*argv: object, at: Path = base) -> tuple[int, str, str]:
         capsys.readouterr()
-        flags = ["--dataset-base", str(at), *MACHINE]
+        flags = ["--dataset-base", str(at), "--device", "cpu"]
         with pytest.raises(SystemExit) as left:
             run_script(lambda: retrieval.main([*map(str, argv), *flags]))
         return left.value.code, *capsys.readouterr()

@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter
 
-from command_line import parse_args
 from config import ENV_PREFIX, Config
 from pictures.collection import find_pictures
-from utils import UserError, atomic_write, parsed_json, run_script
+from utils import UserError, atomic_write, parse_args, parsed_json, run_script
 
 ROOT = Path(__file__).parent.parent
 FOLDS = 3
@@ -59,6 +58,7 @@ COLUMNS = (
     ("inshop", "map@r"),
 )
 Figures = dict[str, dict[str, float]]
+SHARED = ("BACKBONE", "PRETRAINED", "EPOCH", "IMG_SIZE", "CROP_SIZE", "AMP", "DEVICE")
 _FIGURES = TypeAdapter(dict[str, Figures])
 
 
@@ -165,8 +165,7 @@ def print_table(results: dict[str, list[Figures]]) -> None:
 
 def _shared_flags(config: Config) -> list[str]:
     """The settings that all rows have alike, as flags."""
-    names = ("BACKBONE", "PRETRAINED", "EPOCH", "IMG_SIZE", "CROP_SIZE", "AMP", "DEVICE")
-    values = {name: getattr(config, name) for name in names}
+    values = {name: getattr(config, name) for name in SHARED}
     if Path(config.PRETRAINED).is_file():
         values["PRETRAINED"] = Path(config.PRETRAINED).resolve()
     return [f"--{name.lower().replace('_', '-')}={value}" for name, value in values.items()]
@@ -200,8 +199,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    uses = ("data set", "network", "training", "machine")
-    config, args = parse_args(argv, __doc__ or "", uses, _arguments)
+    config, args = parse_args(argv, __doc__ or "", ("DATASET_BASE", *SHARED), _arguments)
     photos, items, shared = args.photos.resolve(), args.items.resolve(), _shared_flags(config)
     results: dict[str, list[Figures]] = {}
     for number, (row, recipe) in enumerate(TRAININGS.items()):

@@ -28,13 +28,12 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from command_line import parse_args
 from features import extraction, inference
 from features.database import LIST, open_database
 from features.lock import locked
 from net import read_checkpoint
 from search.clusters import CLUSTERS, open_clusters
-from utils import UserError, run_script, sha256_of
+from utils import UserError, parse_args, run_script, sha256_of
 
 # Small, so that there is time for many runs; many steps, so that there are many resume points.
 NETWORK = ("--backbone=mobilenet_v3_small", "--pretrained=none", "--img-size=48", "--crop-size=40")
@@ -362,7 +361,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config, args = parse_args(argv, __doc__ or "", ("data set", "machine"), _arguments)
+    config, args = parse_args(argv, __doc__ or "", ("DATASET_BASE", "SEED"), _arguments)
     work = config.DATASET_BASE.resolve().with_name(".soak")
     with locked(work, "a soak"):
         for old in (work / "data", work / "undisturbed"):

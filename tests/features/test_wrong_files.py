@@ -87,7 +87,7 @@ def refused(base: Path, capsys: pytest.CaptureFixture[str]):
 
 def query(base: Path) -> tuple[str, ...]:
     """Arguments of retrieval.py."""
-    return (str(min((base / "img").rglob("*.jpg"))), *MACHINE, "--top-n", "2")
+    return (str(min((base / "img").rglob("*.jpg"))), "--device", "cpu", "--top-n", "2")
 
 
 def edit(change: Callable[[dict], object]) -> Damage:

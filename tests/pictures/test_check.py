@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from command_line import parse_args
-from data import TrainBatches, main
+from data import USES, TrainBatches, main
 from pictures.splits import read_parts
 from tests.conftest import ROOT
-from utils import UserError
+from utils import UserError, parse_args
 
 BOXES = {
     "img/Tees/sound.png": "02 03 30 20",
@@ -116,7 +115,7 @@ SHARE = "--inshop-dataset-percent"
 
 def first_batches(base: Path, inshop: bool, argv: list[str]) -> list:
     """What training would draw, by its own code."""
-    config, _ = parse_args([*argv, "--dataset-base", str(base)], "", ())
+    config, _ = parse_args([*argv, "--dataset-base", str(base)], "", USES)
     parts = read_parts(base, config.CATEGORIES, inshop, config.VAL_SHARE)
     size = 4 if config.TRIPLET_WEIGHT else 0
     share = config.INSHOP_DATASET_PERCENT if inshop else 0.0

@@ -23,7 +23,7 @@ from server.collection import Collection
 from server.schemas import SearchOptions
 from server.search import LIKE, UNLIKE, color_features_of
 from server.service import _read
-from tests.server.web_base import MACHINE, RECALL, Server, paths_of, post, query_file
+from tests.server.web_base import RECALL, Server, paths_of, post, query_file
 
 pytest_plugins = ("tests.server.web_base",)
 Ask = Callable[..., dict]
@@ -79,7 +79,7 @@ def same_as_script(answers: list[dict], results: list[dict]) -> None:
 
 def test_the_answers_are_those_of_the_script(ask: Ask, served: Path, photo: Path) -> None:
     """Both engines, then those of a category and of items; a box equals cropping beforehand."""
-    flags = ("--dataset-base", served, *MACHINE, *RECALL, "--top-n", "15", "--json")
+    flags = ("--dataset-base", served, "--device", "cpu", *RECALL, "--top-n", "15", "--json")
     by_script = {one["engine"]: one for one in by_retrieval(photo, *flags)}
     for engine in ("exact", "kmeans"):
         answer = ask(photo, engine=engine, count=15)
@@ -233,7 +233,7 @@ def test_several_files_are_one_query(ask: Ask, served: Path, collection: Collect
     rows = [1, 12, 40]
     files = [served / collection.database.paths[row] for row in rows]
     answer = ask(*files, count=10)
-    flags = ("--dataset-base", served, *MACHINE, "--top-n", "10", "--together", "--json")
+    flags = ("--dataset-base", served, "--device", "cpu", "--top-n", "10", "--together", "--json")
     copies = []
     for i, file in enumerate(files):
         copies.append(Path(f"copy_{i}.jpg").absolute())

@@ -23,10 +23,9 @@ from statistics import median
 
 import numpy as np
 
-from command_line import parse_args
 from features.database import open_database
 from pictures.collection import picture_file
-from utils import UserError, run_script
+from utils import UserError, parse_args, run_script
 
 HERE = Path(__file__).parent.parent.parent
 ROUNDS = 40  # queries of the single client
@@ -139,7 +138,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, args = parse_args(argv, __doc__ or "", ("data set", "machine"), _arguments)
+    config, args = parse_args(argv, __doc__ or "", ("DATASET_BASE",), _arguments)
     base = config.DATASET_BASE
     paths = open_database(base).paths
     rows = np.linspace(0, len(paths) - 1, min(PICTURES, len(paths))).astype(int).tolist()

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from command_line import parse_args
 from pictures.annotations import write_list
 from tools.synthetic.garments import CATEGORY_NAMES
 from tools.synthetic.pictures import (
@@ -32,7 +31,7 @@ from tools.synthetic.pictures import (
     draw_view,
     make_item,
 )
-from utils import UserError, atomic_write, end_with_parent, progress_bar
+from utils import UserError, atomic_write, end_with_parent, parse_args, progress_bar
 
 VIEW_NUMBERS = {"front": 1, "side": 2, "back": 3, "full": 4, "additional": 7}  # in file names
 PARTITIONS = ("train", "val", "test", "train", "train", "train", "train")
@@ -273,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     settings, args = parse_args(
         argv,
         "Draw a small collection of garments in DeepFashion's own layout; nothing is downloaded.",
-        uses=("data set", "machine"),
+        uses=("DATASET_BASE", "SEED"),
         add_arguments=_add_arguments,
     )
     base, start = settings.DATASET_BASE, time.perf_counter()
