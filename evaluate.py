@@ -110,7 +110,7 @@ def read_classifier(database: FeatureDatabase) -> tuple[np.ndarray, np.ndarray]:
     """
     path = database.base / CLASSIFIER
     weight, bias = read_archive(path, CLASSIFIER_FORMS).values()
-    logits = len(database.info["models"][0]["network"]["categories"])
+    logits = len(database.metadata.models[0].network.categories)
     if weight.shape != (logits, database.deep[0].shape[1]) or bias.shape != (logits,):
         raise UserError(
             f"{path}: not the classifier of these features; run: python feature_extractor.py"
@@ -133,7 +133,7 @@ def with_classifier(
     classifier : see `read_classifier`
     """
     rows = outcome.task.queries
-    trained = database.info["models"][0]["network"]["categories"]
+    trained = database.metadata.models[0].network.categories
     number = {name: i for i, name in enumerate(trained)}
     targets = np.array([number.get(database.category(row), -1) for row in rows.tolist()])
     if (targets < 0).all():
@@ -265,15 +265,15 @@ def _earlier(path: Path | None) -> dict[str, Any] | None:
 
 def _facts(database: FeatureDatabase, args: argparse.Namespace, nprobe: int) -> dict[str, Any]:
     """What was measured, and with which model and data: for JSON and the report."""
-    info = database.info
+    metadata = database.metadata
     return {
         "protocol": args.protocol,
         "engine": args.engine if args.engine == "exact" else f"kmeans, nprobe {nprobe}",
         "date": time.strftime("%Y-%m-%d"),
-        "models": [{key: m[key] for key in ("file", "sha256")} for m in info["models"]],
-        "features": info["sha256"][DEEP],
-        "pictures": info["pictures"],
-        "settings": info["settings"],
+        "models": [{"file": m.file, "sha256": m.sha256} for m in metadata.models],
+        "features": metadata.sha256[DEEP],
+        "pictures": metadata.pictures,
+        "settings": metadata.settings.model_dump(),
     }
 
 

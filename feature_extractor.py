@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +44,7 @@ from features.incremental import (
 )
 from features.inference import CPU_BATCH
 from features.lock import locked
+from features.metadata import FeatureSettings
 from features.watch import below
 from features.writer import (
     Columns,
@@ -136,7 +136,7 @@ def run(config: Config, update: bool, distributed: Distributed, device: torch.de
             print(f"{len(pictures):,} pictures, {len(job):,} of them new or changed")
             clustering.follow(config, old)  # the last update may have been killed before
         datasets = [dataset_of(base, pictures.select(job), crop, model) for model in models]
-        if old and old.info["settings"]["AMP"] == "float32":
+        if old and old.metadata.settings.AMP == "float32":
             amp = None
         measured = config.AMP == "auto" and amp and not old and distributed.is_main
         if measured and not is_harmless(models, datasets, device, amp):
@@ -148,7 +148,7 @@ def run(config: Config, update: bool, distributed: Distributed, device: torch.de
 
         shards, seconds, fresh = [], 0.0, 0
         for number, (model, dataset) in enumerate(zip(models, datasets, strict=True)):
-            key = key_of({**settings, **model.record}, dataset.dataset.pictures)
+            key = key_of({**settings, **model.record.model_dump()}, dataset.dataset.pictures)
             _agree(distributed, key, base)
             folder = base / f".extract_{number + 1}"
             read = partial(read_shards, folder, key, columns[number], len(job))
@@ -179,8 +179,9 @@ def run(config: Config, update: bool, distributed: Distributed, device: torch.de
         places[job[sorted(errors)]] = -1
         readable = bool((places >= 0).any())
         if readable:
-            facts = {"models": [model.record for model in models], "settings": settings}
-            _write(pictures, places, shards, columns, models[0], facts, base, old)
+            _write(
+                pictures, places, shards, columns, models, FeatureSettings(**settings), base, old
+            )
             stamps = changes.stamps
             stamps[job] = _stamps_of(shards[0], len(job))
             database = open_database(base)
@@ -226,17 +227,18 @@ def _write(
     places: np.ndarray,
     shards: Sequence[Sequence[Shard]],
     columns: Sequence[Columns],
-    first: Model,
-    facts: dict[str, Any],
+    models: Sequence[Model],
+    settings: FeatureSettings,
     base: Path,
     old: FeatureDatabase | None,
 ) -> None:
     """Write the database, where it is another one than there is."""
     if old and is_same(old, pictures, places):
         return
-    weight, bias = (tensor.cpu().numpy() for tensor in first.net.net.classifier())
+    weight, bias = (tensor.cpu().numpy() for tensor in models[0].net.net.classifier())
     matrices = _stacked(base if old else None, shards, columns)
-    write_database(base, pictures, matrices, places, (weight, bias), facts, old)
+    records = [model.record for model in models]
+    write_database(base, pictures, matrices, places, (weight, bias), records, settings, old)
 
 
 def _stacked(

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     fitted = {
         "centroids": centroids,
         "labels": labels,
-        "features": database.info["sha256"][DEEP],
+        "features": database.metadata.sha256[DEEP],
         "normalised": normalised,
         "distance": describe_distance(signals),
     }

@@ -89,28 +89,28 @@ def _parts(database: FeatureDatabase, val_share: float) -> Parts:
     ------
     UserError : that is not known, differs between the models, or is of other data
     """
-    base, models = database.base, database.info["models"]
-    trained = [model for model in models if model.get("held_out", "unknown") is not None]
+    base, models = database.base, database.metadata.models
+    trained = [model for model in models if model.held_out is not None]
     if not trained:
         inshop = inshop_list(base) is not None
         return read_parts(base, len(database.category_names), inshop, val_share)
     for model in trained:
-        if not isinstance(model.get("held_out"), dict):
+        if not isinstance(model.held_out, dict):
             raise UserError(
-                f"{model['file']}: does not say what was held out from its training;"
+                f"{model.file}: does not say what was held out from its training;"
                 " train it with train.py, then extract again"
             )
-        if model["held_out"] != trained[0]["held_out"]:
+        if model.held_out != trained[0].held_out:
             raise UserError(
-                f"{model['file']}: other pictures were held out from its training than from that"
-                f" of {trained[0]['file']}; train both on one data set, divided alike"
+                f"{model.file}: other pictures were held out from its training than from that"
+                f" of {trained[0].file}; train both on one data set, divided alike"
             )
-    said, categories = trained[0]["held_out"], len(trained[0]["network"]["categories"])
+    said, categories = trained[0].held_out, len(trained[0].network.categories)
     parts = read_parts(base, categories, said["inshop"], said["val_share"])
     if parts.digest() != said["digest"]:
         raise UserError(
             f"{base}: the data set, or its division, is another than the one that"
-            f" {trained[0]['file']} was trained on; fit the weights on that one"
+            f" {trained[0].file} was trained on; fit the weights on that one"
         )
     return parts
 

@@ -13,10 +13,10 @@ from utils import UserError, atomic_write, parsed_json, sha256_of
 
 STAMPS = ".all_feat.stamps"
 
-Stamp = tuple[int, int, int]
+FileStamp = tuple[int, int, int]
 
 
-def stamp_of(path: Path) -> Stamp:
+def file_stamp(path: Path) -> FileStamp:
     """Size in bytes, inode, and time of the last change in ns, which no program can set back."""
     status = path.stat()
     return status.st_size, status.st_ino, status.st_ctime_ns
@@ -40,7 +40,7 @@ def first_wrong(
     Its name and what is wrong with it; None: all are right.
     """
     try:
-        now = {name: [*stamp_of(base / name), digest] for name, digest in hashes.items()}
+        now = {name: [*file_stamp(base / name), digest] for name, digest in hashes.items()}
     except OSError as error:  # another process may just be replacing it
         return Path(error.filename).name, str(error.strerror)
     try:

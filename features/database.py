@@ -15,7 +15,7 @@ import numpy as np
 
 from features.arrays import all_finite, map_array, read_archive
 from features.checksums import first_wrong
-from features.metadata import read_description
+from features.metadata import Metadata
 from features.path_list import Lines
 from utils import UserError
 
@@ -44,7 +44,7 @@ class FeatureDatabase:
     categories : N, int16; index into `category_names`, -1 where unknown
     category_names : names of the categories
     items : N, str; the garment's id, "" where unknown
-    info : all_feat.json: the models and the settings that made the features, counts, hashes
+    metadata : what made the features, counts, checksums
     content : N x 32, uint8; what each was made of, see `changes.look`; None where that is not known
     """
 
@@ -57,8 +57,12 @@ class FeatureDatabase:
     categories: np.ndarray
     category_names: list[str]
     items: np.ndarray
-    info: dict[str, Any]
+    metadata: Metadata
     content: np.ndarray | None = None
+
+    @property
+    def info(self) -> dict[str, Any]:  # TODO: the last users go to `metadata`
+        return self.metadata.model_dump()
 
     def category(self, row: int) -> str:
         """Name of a picture's category, "" where unknown."""
@@ -135,16 +139,16 @@ def _open_files(base: Path, described: bytes | None) -> FeatureDatabase:
         raise UserError(f"{base / name}: {fault}; {again}")
 
     try:
-        info = read_description(described)
+        metadata = Metadata.from_json(described)
     except ValueError as error:
         refuse(INFO, f"damaged, or of another version: {error}")
-    count, category_names = info["pictures"], info["category_names"]
-    models = range(len(info["models"]))
+    count, category_names = metadata.pictures, metadata.category_names
+    models = range(len(metadata.models))
     deep = [deep_file(number) for number in models]
-    plain = [plain_file(number) for number in models] if info["settings"]["FLIP"] else []
-    names = [*deep, *plain, COLOR, *([PALETTE] if info["settings"]["PALETTE"] else [])]
+    plain = [plain_file(number) for number in models] if metadata.settings.FLIP else []
+    names = [*deep, *plain, COLOR, *([PALETTE] if metadata.settings.PALETTE else [])]
     columns: dict[str, Any] = {}
-    content = [CONTENT] if CONTENT in info["sha256_others"] else []  # before, it was not written
+    content = [CONTENT] if CONTENT in metadata.sha256_others else []  # before, it was not written
     for name in (*names, *OTHERS, *content):
         try:
             columns[name] = _open_column(base / name, count, again)
@@ -158,7 +162,7 @@ def _open_files(base: Path, described: bytes | None) -> FeatureDatabase:
         refuse(CLASSIFIER, error)
     if not -1 <= columns[CATEGORY].min() <= columns[CATEGORY].max() < len(category_names):
         refuse(CATEGORY, f"holds other categories than the {len(category_names)} of {INFO}")
-    hashes = info["sha256"] | info["sha256_others"]
+    hashes = metadata.checksums
     unnamed = [name for name in (*columns, CLASSIFIER) if name not in hashes]
     if unnamed:
         refuse(INFO, f"damaged, or of another version: no SHA-256 of {unnamed[0]}")
@@ -176,7 +180,7 @@ def _open_files(base: Path, described: bytes | None) -> FeatureDatabase:
         categories=columns[CATEGORY],
         category_names=category_names,
         items=columns[ITEM],
-        info=info,
+        metadata=metadata,
         content=columns.get(CONTENT),
     )
 

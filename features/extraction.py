@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Subset
 
 from config import Config
 from data import DETAIL, PictureDataset, eval_transform, make_loader
-from features.checksums import stamp_of
+from features.checksums import file_stamp
 from features.database import COLOR, CONTENT, PALETTE, deep_file, plain_file
 from features.incremental import DIGEST, STAMP_BYTES, look
 from features.inference import (
@@ -26,6 +26,7 @@ from features.inference import (
     one_core_each,
     streams_of,
 )
+from features.metadata import ModelRecord
 from features.writer import Columns, Shard
 from net import FeatureNet, Network, extract_features, find_model, held_out_of, load_net
 from network.color import PALETTE_BINS, color_features
@@ -45,7 +46,7 @@ class Model:
     file: Path
     net: FeatureNet
     network: Network
-    record: dict[str, Any]
+    record: ModelRecord
 
 
 class Readable(Dataset[tuple[Tensor, str, Tensor]]):
@@ -177,16 +178,18 @@ def load_models(config: Config, category_names: list[str], device: torch.device)
     )
     names = config.MODELS or (config.DUMPED_MODEL,)
     files = [find_model(base, name) for name in names]
-    stamps = [stamp_of(file) for file in files]
+    stamps = [file_stamp(file) for file in files]
     models = []
     for name, file in zip(names, files, strict=True):
         net, network = load_net(file, bare)
         colors = [] if models else color_features(settings_of(config, device))
         features = FeatureNet(net, colors, config.FLIP, plain=True).eval()
         features.to(device, memory_format=torch.channels_last)
-        record = {"file": name, "sha256": sha256_of(file), "network": asdict(network)}
-        models.append(Model(file, features, network, record | {"held_out": held_out_of(file)}))
-    if stamps != [stamp_of(file) for file in files]:
+        record = ModelRecord(
+            file=name, sha256=sha256_of(file), network=network, held_out=held_out_of(file)
+        )
+        models.append(Model(file, features, network, record))
+    if stamps != [file_stamp(file) for file in files]:
         raise UserError(f"{', '.join(names)}: replaced while it was read; run this again")
     return models
 

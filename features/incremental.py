@@ -18,6 +18,7 @@ import torch
 
 from features.arrays import archive, read_archive
 from features.database import CONTENT, INFO, LIST, FeatureDatabase, open_database
+from features.metadata import ModelRecord
 from pictures.annotations import Pictures, align
 from pictures.collection import picture_file
 from pictures.decode import PictureError
@@ -81,7 +82,7 @@ class Changes:
 
 
 def database_to_update(
-    base: Path, records: Sequence[dict[str, Any]], settings: dict[str, Any], amp: torch.dtype | None
+    base: Path, records: Sequence[ModelRecord], settings: dict[str, Any], amp: torch.dtype | None
 ) -> FeatureDatabase | None:
     """The database of a data set, None, with a word, where its features cannot be kept.
 
@@ -95,14 +96,14 @@ def database_to_update(
     if not (base / INFO).exists():
         return None
     database = open_database(base)
-    info, reason = database.info, ""
+    metadata, reason = database.metadata, ""
     allowed = {"float32", str(amp).removeprefix("torch.")}
-    if [model["sha256"] for model in info["models"]] != [each["sha256"] for each in records]:
+    if [model.sha256 for model in metadata.models] != [record.sha256 for record in records]:
         reason = "it was made by another model"
-    elif any(info["settings"].get(name) != settings[name] for name in SAME):
+    elif any(getattr(metadata.settings, name) != settings[name] for name in SAME):
         reason = "it was made with other settings"
-    elif info["settings"]["AMP"] not in allowed:
-        reason = f"it was made in {info['settings']['AMP']}"
+    elif metadata.settings.AMP not in allowed:
+        reason = f"it was made in {metadata.settings.AMP}"
     elif database.content is None:
         reason = "it is of an older version, which did not look at what pictures hold"
     if reason:
@@ -168,7 +169,7 @@ def save_stamps(database: FeatureDatabase, stamps: np.ndarray) -> None:
 
 def _made_of(database: FeatureDatabase) -> str:
     """The pictures of a database by name and content."""
-    others = database.info["sha256_others"]
+    others = database.metadata.sha256_others
     return f"{others[LIST]} {others[CONTENT]}"
 
 
@@ -192,5 +193,5 @@ def is_same(database: FeatureDatabase, pictures: Pictures, places: np.ndarray) -
         and pictures.category_names == database.category_names
         and np.array_equal(pictures.categories[kept], database.categories)
         and np.array_equal(pictures.items[kept].astype(str), database.items)
-        and database.info["skipped"] == [pictures.paths[r] for r in np.flatnonzero(places < 0)]
+        and database.metadata.skipped == [pictures.paths[r] for r in np.flatnonzero(places < 0)]
     )

@@ -1,69 +1,97 @@
-"""all_feat.json, checked: whoever reads the feature database finds what is written here."""
+"""The metadata of a feature database, all_feat.json: written and read as `Metadata`."""
 
-from typing import Annotated, Any
+import json
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from typing_extensions import NotRequired, TypedDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from net import HeldOut
-from utils import parsed_json
+from net import HeldOut, Network
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Fields(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")
+class _Record(BaseModel):
+    """Strict: a wrong type is an error, not converted. Keys of other versions are ignored."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
 
 
-class Network(_Fields):
-    """What has to be known to ask with it; `net.network_of` reads the rest."""
+class ModelRecord(_Record):
+    """One of the models that made the features.
 
-    categories: list[str]
-
-
-class Model(_Fields):
-    """One of the models that made the features; `held_out` is None of an untrained one."""
+    Attributes
+    ----------
+    file : as the setting DUMPED_MODEL or MODELS named it
+    sha256 : of that file
+    network : its architecture
+    held_out : the split that it was trained with; None: it is untrained; "unknown": its checkpoint
+        does not say
+    """
 
     file: str
     sha256: Sha256
     network: Network
-    held_out: NotRequired[HeldOut | str | None]
+    held_out: HeldOut | str | None = "unknown"
 
 
-class Settings(_Fields):
-    """The settings that made the features, as far as a query depends on them."""
+class FeatureSettings(_Record):
+    """The settings that the features depend on, and the arithmetic of the networks (AMP)."""
 
-    AMP: Annotated[str, Field(pattern=r"^(float32|float16|bfloat16)$")]
     COLOR_TOP_N: Annotated[int, Field(ge=1)]
-    CROP_TO_BBOX: bool
-    FLIP: bool
     PALETTE: bool
+    FLIP: bool
+    CROP_TO_BBOX: bool
+    EXTRACT_BATCH_SIZE: int | None = None
+    DEVICE: str | None = None
+    AMP: Literal["float32", "float16", "bfloat16"]
 
 
-class Description(_Fields):
-    """The feature database: pictures, models, settings, and the SHA-256 of each file."""
+class Metadata(_Record):
+    """What made a feature database, and the SHA-256 of each of its files.
 
+    Attributes
+    ----------
+    models : at least one, in the order of the deep features
+    settings : of the extraction
+    pictures : their number
+    skipped : paths of the pictures that could not be read
+    category_names : names of the categories
+    sha256 : of the files of features, by their names
+    sha256_others : of the other files
+    follows : the SHA-256 of the deep features before the last update; "": not updated
+    came : the number of pictures that this update added or changed
+    """
+
+    models: Annotated[list[ModelRecord], Field(min_length=1)]
+    settings: FeatureSettings
     pictures: Annotated[int, Field(ge=1)]
+    skipped: list[str] = []
     category_names: list[str]
-    models: Annotated[list[Model], Field(min_length=1)]
-    settings: Settings
     sha256: dict[str, Sha256]
     sha256_others: dict[str, Sha256]
+    follows: str = ""
+    came: int = 0
 
+    @property
+    def checksums(self) -> dict[str, str]:
+        """The SHA-256 of every file but all_feat.json, by its name."""
+        return self.sha256 | self.sha256_others
 
-_ADAPTER = TypeAdapter(Description)
+    def to_json(self) -> bytes:
+        """The content of all_feat.json."""
+        return json.dumps(self.model_dump(), indent=1).encode()
 
+    @classmethod
+    def from_json(cls, content: bytes) -> "Metadata":
+        """Parse the content of all_feat.json.
 
-def read_description(content: bytes) -> dict[str, Any]:
-    """The fields of the content of all_feat.json, see `Description`.
-
-    Raises
-    ------
-    ValueError : a field is missing or of another type; one line
-    """
-    try:
-        return dict(_ADAPTER.validate_python(parsed_json(content)))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place + ': ' if place else ''}{first['msg']}") from None
+        Raises
+        ------
+        ValueError : a field is missing or of another type; one line
+        """
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{place + ': ' if place else ''}{first['msg']}") from None

@@ -26,6 +26,7 @@ from features.database import (
     PALETTE,
     FeatureDatabase,
 )
+from features.metadata import FeatureSettings, Metadata, ModelRecord
 from pictures.annotations import Pictures
 from utils import atomic_write, parsed_json, sha256_of, sync_folder, writing
 
@@ -233,7 +234,8 @@ def write_database(
     matrices: Mapping[str, Stacked],
     places: np.ndarray,
     classifier: tuple[np.ndarray, np.ndarray],
-    facts: dict[str, Any],
+    models: Sequence[ModelRecord],
+    settings: FeatureSettings,
     old: FeatureDatabase | None = None,
 ) -> None:
     """Write the files of the feature database, without the rows of unreadable pictures.
@@ -249,7 +251,7 @@ def write_database(
     matrices : by the names of their files
     places : the row of each picture in them, N, int64; -1: it is left out
     classifier : of the first model, weight K x D and bias K
-    facts : for all_feat.json
+    models, settings : for all_feat.json, see `Metadata`
     old : the database that this one comes of, if its rows are the first in the matrices
 
     Raises
@@ -276,17 +278,18 @@ def write_database(
         others[CLASSIFIER] = write(CLASSIFIER, archive(weight=weight, bias=bias))
         lines = "".join(pictures.paths[row] + "\n" for row in kept)
         others[LIST] = write(LIST, lines.encode())
-        info = {
-            **facts,
-            "pictures": len(kept),
-            "skipped": [pictures.paths[row] for row in np.flatnonzero(places < 0)],
-            "category_names": pictures.category_names,
-            "sha256": hashes,
-            "sha256_others": others,
-            "follows": old.info["sha256"][DEEP] if old else "",
-            "came": int((places >= len(old.categories)).sum()) if old else 0,
-        }
-        _write_whole(info_part, json.dumps(info, indent=1).encode())
+        metadata = Metadata(
+            models=list(models),
+            settings=settings,
+            pictures=len(kept),
+            skipped=[pictures.paths[row] for row in np.flatnonzero(places < 0)],
+            category_names=pictures.category_names,
+            sha256=hashes,
+            sha256_others=others,
+            follows=old.metadata.sha256[DEEP] if old else "",
+            came=int((places >= len(old.categories)).sum()) if old else 0,
+        )
+        _write_whole(info_part, metadata.to_json())
         (base / INFO).unlink(missing_ok=True)
         sync_folder(base)
         outdated = [*base.glob("all_feat_*.npy"), *base.glob("all_plain_feat_*"), base / PALETTE]

@@ -120,7 +120,7 @@ def follow(config: Config, database: FeatureDatabase) -> None:
     config : the distance
     database : the updated one
     """
-    before = database.info.get("follows")
+    before = database.metadata.follows
     if not before or not (database.base / CLUSTERS).exists():
         return
     try:
@@ -132,9 +132,9 @@ def follow(config: Config, database: FeatureDatabase) -> None:
     moved = replace(
         old,
         labels=labels,
-        features=database.info["sha256"][DEEP],
+        features=database.metadata.sha256[DEEP],
         distance=describe_distance(signals),
-        assigned=old.assigned + database.info["came"],
+        assigned=old.assigned + database.metadata.came,
     )
     recall = measure_recall(
         signals, moved, exact_engine(database, signals), evenly_spaced(len(labels), QUERIES)

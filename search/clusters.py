@@ -92,7 +92,7 @@ def open_clusters(database: FeatureDatabase, features: str = "") -> Clusters:
         clusters = Clusters(**{k: v if v.ndim else v.item() for k, v in found.items()})
     except ValueError as error:
         raise UserError(f"{path}: cannot be read ({error}); {again}") from None
-    if clusters.features != (features or database.info["sha256"][DEEP]):
+    if clusters.features != (features or database.metadata.sha256[DEEP]):
         raise UserError(f"{path}: clusters of other features than {DEEP}; {again}")
     count, dim = database.deep[0].shape
     count, number = len(clusters.labels) if features else count, len(clusters.centroids)

@@ -128,7 +128,7 @@ def open_codes(
 def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None = None) -> Codes:
     kind, _, number = signal.name.partition("_")
     file = {"color": COLOR, "palette": PALETTE}.get(kind) or deep_file(int(number or 1) - 1)
-    key = database.info["sha256"][file][:16]
+    key = database.metadata.sha256[file][:16]
     stem = f"{Path(file).stem}.{signal.metric}"
     if order is not None:
         stem += ".ordered"

@@ -5,22 +5,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 from data import Transform
-from features.checksums import Stamp, stamp_of
-from features.database import INFO, FeatureDatabase
+from features.checksums import FileStamp, file_stamp
+from features.database import FeatureDatabase
+from features.metadata import ModelRecord
 from net import (
     FeatureNet,
     Network,
     extract_features,
     load_net,
     model_places,
-    network_of,
 )
 from network.color import PALETTE_BINS, color_features
 from pictures.annotations import find_box
@@ -120,7 +119,7 @@ def extract_queries(
     return deep + colors
 
 
-def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[tuple[Path, Stamp]]:
+def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[tuple[Path, FileStamp]]:
     """The files of the models that made the feature database, told by their SHA-256.
 
     They are those of the settings or, with a line on standard error, those that all_feat.json
@@ -135,8 +134,8 @@ def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[tuple[P
     ------
     UserError : a model is missing or another one
     """
-    base, records = database.base, database.info["models"]
-    files = [record["file"] for record in records]
+    base, records = database.base, database.metadata.models
+    files = [record.file for record in records]
     made_by, told = ", ".join(files), ", ".join(named)
     found = _same_models(base, named, records)
     if found is None:
@@ -155,15 +154,15 @@ def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[tuple[P
 
 
 def _same_models(
-    base: Path, names: Sequence[str], records: Sequence[dict[str, Any]]
-) -> list[tuple[Path, Stamp]] | None:
+    base: Path, names: Sequence[str], records: Sequence[ModelRecord]
+) -> list[tuple[Path, FileStamp]] | None:
     """The files that some names of models mean; None where one has not its record's SHA-256."""
     if len(names) != len(records):
         return None
     found = []
     for name, record in zip(names, records, strict=True):
-        places = [(path, stamp_of(path)) for path in model_places(base, name) if path.is_file()]
-        same = [place for place in places if sha256_of(place[0]) == record["sha256"]]
+        places = [(path, file_stamp(path)) for path in model_places(base, name) if path.is_file()]
+        same = [place for place in places if sha256_of(place[0]) == record.sha256]
         if not same:
             return None
         found.append(same[0])
@@ -174,15 +173,14 @@ def load_models(
     database: FeatureDatabase, named: Sequence[str], device: torch.device
 ) -> tuple[list[FeatureNet], list[Network]]:
     """Load the models that made the feature database; `named` as for `find_models`."""
-    settings, base = database.info["settings"], database.base
+    settings, base = database.metadata.settings, database.base
     again = f"run: python feature_extractor.py --dataset-base {base}"
     nets, networks = [], []
     for number, (path, stamp) in enumerate(find_models(database, named)):
-        bare = network_of(database.info["models"][number]["network"], base / INFO, again)
-        net, network = load_net(path, bare)
-        if stamp_of(path) != stamp:
+        net, network = load_net(path, database.metadata.models[number].network)
+        if file_stamp(path) != stamp:
             raise UserError(f"{path}: replaced while it was read; ask again")
-        made = (net.fc2.in_features, 3 * settings["COLOR_TOP_N"], PALETTE_BINS**3)
+        made = (net.fc2.in_features, 3 * settings.COLOR_TOP_N, PALETTE_BINS**3)
         palette = made[2] if database.palette is None else database.palette.shape[1]
         stored = (database.deep[number].shape[1], database.color.shape[1], palette)
         if stored != made:
@@ -190,8 +188,8 @@ def load_models(
                 f"{base}: the features have {stored} values each, those that {path} makes have"
                 f" {made}; {again}"
             )
-        colors = [] if number else color_features(settings)
-        features = FeatureNet(net, colors, settings["FLIP"]).eval()
+        colors = [] if number else color_features(settings.model_dump())
+        features = FeatureNet(net, colors, settings.FLIP).eval()
         nets.append(features.to(device, memory_format=torch.channels_last))
         networks.append(network)
     return nets, networks

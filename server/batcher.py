@@ -77,7 +77,7 @@ class Batcher:
                 collection.nets,
                 [job.query for job in jobs],
                 collection.device,
-                collection.database.info["settings"]["AMP"],
+                collection.database.metadata.settings.AMP,
                 BATCH,
             )
             for i, job in enumerate(jobs):

@@ -14,7 +14,7 @@ import torch
 
 from config import Config
 from data import DETAIL, Transform, eval_transform
-from features.checksums import Stamp, stamp_of
+from features.checksums import FileStamp, file_stamp
 from features.database import INFO, FeatureDatabase, open_database
 from net import FeatureNet
 from search.engines import ENGINES, NamedEngine, open_engine
@@ -176,7 +176,7 @@ def open_collection(config: Config, device: torch.device) -> Collection:
     """
     database = open_database(config.DATASET_BASE)
     nets, networks = load_models(database, config.MODELS or (config.DUMPED_MODEL,), device)
-    told = repr(sorted(database.info["sha256"].items())).encode()
+    told = repr(sorted(database.metadata.sha256.items())).encode()
     return Collection(
         config=config,
         database=database,
@@ -226,8 +226,8 @@ class Living:
         return self.collection
 
 
-def _stamp(base: Path) -> Stamp | None:
+def _stamp(base: Path) -> FileStamp | None:
     try:
-        return stamp_of(base / INFO)
+        return file_stamp(base / INFO)
     except OSError:
         return None

@@ -93,7 +93,7 @@ def _query_shown(
 def _image_of(collection: Collection, row: int) -> Tensor:
     """A picture of the collection as the first network took it."""
     base, path = collection.database.base, collection.database.paths[row]
-    crop = collection.database.info["settings"]["CROP_TO_BBOX"]
+    crop = collection.database.metadata.settings.CROP_TO_BBOX
     file = picture_file(base, path)
     return read_query(
         base, path, file, None, crop, collection.transforms[:1], collection.least
@@ -104,11 +104,11 @@ def _image_of(collection: Collection, row: int) -> Tensor:
 def _look(collection: Collection, images: Sequence[Tensor]) -> tuple[list[View], Tensor]:
     """Pictures as the first network sees them, and their conv maps: N x C x h x w, float32."""
     net = collection.nets[0]
-    amp = collection.database.info["settings"]["AMP"]
+    amp = collection.database.metadata.settings.AMP
     x = network_input(torch.stack(list(images)), collection.device)
     with autocast(collection.device, None if amp == "float32" else getattr(torch, amp)):
         maps = net.net(x)[2].float()
-    cells = collection.database.info["settings"]["COLOR_TOP_N"]
+    cells = collection.database.metadata.settings.COLOR_TOP_N
     palettes = Palette().to(x.device)(x, maps)
     views = [
         _view(image, conv_map.cpu(), palette.cpu().numpy() ** 2, cells)

@@ -92,7 +92,7 @@ def _read(database: FeatureDatabase, count: int) -> np.ndarray | None:
     try:
         with np.load(database.base / MAP, allow_pickle=False) as file:
             places = file["places"]
-            same = str(file["features"]) == database.info["sha256"][DEEP]
+            same = str(file["features"]) == database.metadata.sha256[DEEP]
     except Exception:  # whatever is wrong with it, it is made anew
         return None
     sound = places.shape == (count, 2) and places.dtype == np.float32 and np.isfinite(places).all()
@@ -103,7 +103,7 @@ def _write(database: FeatureDatabase, places: np.ndarray) -> Path | None:
     path = database.base / MAP
     try:
         with atomic_write(path) as part:
-            features = database.info["sha256"][DEEP]
+            features = database.metadata.sha256[DEEP]
             part.write_bytes(archive(places=places.astype(np.float32), features=features))
     except UserError:  # a read-only folder: then it is made anew next time
         return None

@@ -89,7 +89,7 @@ class Memory:
 
 
 def _models(collection: Collection) -> list[str]:
-    return [model["sha256"] for model in collection.database.info["models"]]
+    return [model.sha256 for model in collection.database.metadata.models]
 
 
 def features_of(collection: Collection, rows: Sequence[int]) -> list[Features]:

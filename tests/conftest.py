@@ -185,7 +185,8 @@ def describe(
     files = [path for path in base.glob("all_*") if path.name.count(".") == 1]
     hashes = {path.name: sha256_of(path) for path in files if path.suffix != ".json"}
     others = {name for name in hashes if not ("feat" in name and name.endswith(".npy"))}
-    network = {"categories": category_names if trained is None else trained}
+    network = {"backbone": "resnet18", "inter_dim": 6, "img_size": 64, "crop_size": 64}
+    network["categories"] = category_names if trained is None else trained
     usual = {"AMP": "float32", "COLOR_TOP_N": 1, "CROP_TO_BBOX": True, "FLIP": False}
     info = {
         "pictures": count,

@@ -92,7 +92,7 @@ def collection(base: Path, categories, names, paths=None) -> FeatureDatabase:
         "paths": paths or [f"img/{i}.png" for i in range(len(categories))],
         "categories": np.array(categories, np.int16),
         "category_names": list(names),
-        "info": {},
+        "metadata": None,
     }
     return FeatureDatabase(**{f.name: known.get(f.name) for f in fields(FeatureDatabase)})
 

@@ -98,7 +98,8 @@ def test_where_none_can_be_kept_files_are_read_each_time(
     """Guards `suppress(UserError)`: a query needs no right to write."""
     tmp_path.chmod(0o555)
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom stamps import first_wrong\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from features.checksums import first_wrong\n"
         f"from pathlib import Path\n"
         f"print(first_wrong(Path({str(tmp_path)!r}), {files}, lambda name: ''))"
     )

@@ -70,7 +70,7 @@ def test_it_is_free_after_the_block_and_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), locked(tmp_path, "a"):
         raise ZeroDivisionError
     other = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
-    other += f"from lock import locked\nwith locked(Path({str(tmp_path)!r}), 'b'): pass"
+    other += f"from features.lock import locked\nwith locked(Path({str(tmp_path)!r}), 'b'): pass"
     subprocess.run([sys.executable, "-c", other], check=True)
 
 
@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     """Guards `writing` around the opening of the file."""
     tmp_path.chmod(0o555)
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom lock import locked\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom features.lock import locked\n"
         "from pathlib import Path\nfrom utils import run_script\n"
         f"def main():\n    with locked(Path({str(tmp_path)!r}), 'a'): pass\nrun_script(main)"
     )

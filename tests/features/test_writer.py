@@ -1,6 +1,5 @@
 """store.py: features that survive a kill, and a database that is the old one or the new one."""
 
-import json
 import os
 import threading
 import time
@@ -22,6 +21,7 @@ from features.database import (
     LIST,
     open_database,
 )
+from features.metadata import FeatureSettings, ModelRecord
 from features.writer import (
     Shard,
     Stacked,
@@ -32,11 +32,16 @@ from features.writer import (
     shared_out,
     write_database,
 )
+from net import Network
 from pictures.collection import read_folder
 from tests.conftest import Killed
 from utils import UserError
 
 COLUMNS = {DEEP: (4, "<f4"), COLOR: (3, "<f4"), CONTENT: (32, "|u1")}
+MODELS = [ModelRecord(file="a", sha256="0" * 64, network=Network("a", 4, ["dress"], 64, 64))]
+SETTINGS = FeatureSettings(
+    COLOR_TOP_N=1, PALETTE=False, FLIP=False, CROP_TO_BBOX=True, AMP="float32"
+)
 FILES = {CATEGORY, CLASSIFIER, COLOR, CONTENT, DEEP, INFO, ITEM, LIST}
 
 
@@ -67,14 +72,11 @@ def stacked(shards: list[Shard]) -> dict[str, Stacked]:
 
 
 def write(base: Path, count: int, seed: float, unreadable: tuple[int, ...] = ()) -> None:
-    facts = {"models": [{"file": "a", "sha256": "0" * 64, "network": {"categories": ["dress"]}}],
-             "settings": {"PALETTE": False, "FLIP": False, "AMP": "float32", "COLOR_TOP_N": 1,
-                          "CROP_TO_BBOX": True}}  # fmt: skip
     head = np.full((1, 4), seed, np.float32), np.zeros(1, np.float32)
     places = np.arange(count)
     places[list(unreadable)] = -1
     matrices = stacked([shard(base, range(count), seed)])
-    write_database(base, pictures(base, count), matrices, places, head, facts)
+    write_database(base, pictures(base, count), matrices, places, head, MODELS, SETTINGS)
 
 
 def read(base: Path, key: str = "k", total: int = 9, columns=None) -> list[Shard]:
@@ -167,8 +169,8 @@ def test_the_database_is_what_was_extracted_without_what_could_not_be_read(tmp_p
     assert list(database.paths) == [f"dress/{row:02d}.jpg" for row in rows]
     assert np.array_equal(database.deep[0], features(9, 0.5)[0][rows])
     assert np.array_equal(database.color, features(9, 0.5)[1][rows])
-    assert database.info["skipped"] == ["dress/02.jpg", "dress/08.jpg"]
-    assert set(database.info["sha256"]) | set(database.info["sha256_others"]) == FILES - {INFO}
+    assert database.metadata.skipped == ["dress/02.jpg", "dress/08.jpg"]
+    assert set(database.metadata.checksums) == FILES - {INFO}
 
 
 def test_a_kill_at_any_step_leaves_the_old_the_new_or_none(
@@ -178,7 +180,7 @@ def test_a_kill_at_any_step_leaves_the_old_the_new_or_none(
 
     The writing is cut off at each call that changes the folder, with nothing tidied up.
     """
-    monkeypatch.setattr("index.PAUSE", 0)
+    monkeypatch.setattr("features.database.PAUSE", 0)
     write(tmp_path, 9, 0.5)
     old = open_database(tmp_path).deep[0].copy()
     seen = []
@@ -214,7 +216,7 @@ def test_a_disk_that_fills_at_the_last_moment_leaves_the_old_one(
 ) -> None:
     """Guards each `_sync` in store.py: some systems say only then that space is short."""
     write(tmp_path, 9, 0.5)
-    matrices = stacked([shard(tmp_path, range(9), 3.5)])
+    matrices, rows = stacked([shard(tmp_path, range(9), 3.5)]), np.arange(9)
     before = {name: (tmp_path / name).read_bytes() for name in FILES}
     sync = os.fsync
 
@@ -225,10 +227,9 @@ def test_a_disk_that_fills_at_the_last_moment_leaves_the_old_one(
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    facts = json.loads(before[INFO])
     head = np.ones((1, 4), np.float32), np.zeros(1, np.float32)
     with pytest.raises(UserError, match=r"all_.*: cannot be written: No space left on device"):
-        write_database(tmp_path, pictures(tmp_path, 9), matrices, np.arange(9), head, facts)
+        write_database(tmp_path, pictures(tmp_path, 9), matrices, rows, head, MODELS, SETTINGS)
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == before
 
 

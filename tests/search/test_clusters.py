@@ -3,6 +3,7 @@
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,8 +111,8 @@ def test_clusters_of_normalised_features_are_found_by_direction() -> None:
 def database_at(base: Path) -> FeatureDatabase:
     """A database of 12 pictures, as far as clusters ask for it."""
     deep = np.zeros((12, 6), np.float32)
-    info = {"sha256": {"all_feat.npy": SHA256}}
-    return FeatureDatabase(base, (deep,), deep, None, (), [], deep[:, 0], [], deep[:, 0], info)
+    metadata = SimpleNamespace(sha256={"all_feat.npy": SHA256})
+    return FeatureDatabase(base, (deep,), deep, None, (), [], deep[:, 0], [], deep[:, 0], metadata)
 
 
 def test_clusters_come_back_as_they_were_saved(tmp_path: Path, rng: np.random.Generator) -> None:

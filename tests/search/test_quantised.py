@@ -50,8 +50,9 @@ def test_those_of_other_features_are_replaced(measured: Path) -> None:
     database = opened(measured)
     codes_of(database)
     features = np.asarray(database.deep[0])[::-1].copy()
-    info = {**database.info, "sha256": {**database.info["sha256"], database_module.DEEP: "f" * 64}}
-    other = replace(database, deep=(features,), info=info)
+    checksums = {**database.metadata.sha256, database_module.DEEP: "f" * 64}
+    metadata = database.metadata.model_copy(update={"sha256": checksums})
+    other = replace(database, deep=(features,), metadata=metadata)
     expected = encode(features, "euclidean").values.numpy()
     np.testing.assert_array_equal(codes_of(other)[0].values.numpy(), expected)
     (left,) = measured.glob("all_feat.euclidean.*.codes.npy")

@@ -56,7 +56,7 @@ def test_it_is_there_at_once_and_better_later_and_kept(own: Collection) -> None:
 @pytest.mark.parametrize("wrong", ["other features", "no array", "other size", "not finite"])
 def test_a_map_of_something_else_is_made_anew(own: Collection, wrong: str) -> None:
     path = own.database.base / MAP
-    features = own.database.info["sha256"]["all_feat.npy"]
+    features = own.database.metadata.sha256["all_feat.npy"]
     places = np.zeros((len(own), 2), np.float32)
     if wrong == "other features":
         features = "0" * 64

@@ -55,9 +55,10 @@ def make_database(base: Path, count: int) -> None:
     with open(base / LIST, "w", encoding="utf-8") as file:
         file.writelines(f"img/Some_Kind_of_Garment/img_{row:08}.jpg\n" for row in range(count))
     settings = {"AMP": "float32", "COLOR_TOP_N": COLORS // 3, "CROP_TO_BBOX": False}
+    network = {"backbone": "none", "inter_dim": DIM, "categories": ["all"], "img_size": 224}
     info = {
         "pictures": count,
-        "models": [{"file": "none", "sha256": "0" * 64, "network": {"categories": ["all"]}}],
+        "models": [{"file": "none", "sha256": "0" * 64, "network": {**network, "crop_size": 224}}],
         "settings": {**settings, "PALETTE": False, "FLIP": False},
         "category_names": ["all"],
         "sha256": {name: sha256_of(base / name) for name in shapes},
