@@ -160,7 +160,7 @@ class Searcher:
     def read(self, picture: Picture, box: Box | None = None) -> Query:
         """Read a query picture as the networks take it; parameters as for `search`."""
         if isinstance(picture, str | Path):
-            crop = self.database.info["settings"]["CROP_TO_BBOX"]
+            crop = self.database.metadata.settings.CROP_TO_BBOX
             path, transforms = find_query(self.base, str(picture)), self.transforms
             return read_query(self.base, str(picture), path, box, crop, transforms, self.min_side)
         rgb = read_picture(picture, box, self.min_side)
@@ -171,7 +171,7 @@ class Searcher:
         """Features of Q queries: for each signal Q x D, float32."""
         if self._closed.is_set():
             raise ValueError("the Searcher is closed")
-        amp = self.database.info["settings"]["AMP"]
+        amp = self.database.metadata.settings.AMP
         return extract_queries(self.nets, queries, self.device, amp, self.config.EXTRACT_BATCH_SIZE)
 
     def rank(
