@@ -300,7 +300,10 @@ class Config(BaseSettings):
         "auto",
     )
     NUM_WORKERS: int = _setting(
-        "machine", "processes that read pictures; 0 reads in the main one", min(4, _cores()), ge=0
+        "machine",
+        "processes of a machine that read pictures; 0 reads in the main one",
+        _cores(),
+        ge=0,
     )
     SEED: int = _setting("machine", "seed of everything random", 0, ge=0, lt=2**63)
 
@@ -402,6 +405,8 @@ def flag_of(name: str) -> str:
 
 def default_text(name: str) -> str:
     """A setting's default as a user would write it, with that of the original recipe."""
+    if name == "NUM_WORKERS":
+        return "the CPU cores"
     texts = []
     for default in (Config.model_fields[name].default, ORIGINAL.get(name)):
         text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)

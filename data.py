@@ -300,37 +300,48 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         return triplets
 
 
-class OwnBatches(Sampler[list[tuple[int, int]]]):
-    """Of each batch of a sampler the places that one of several processes reads.
+class ShardedBatches(Sampler[list[tuple[int, int]]]):
+    """The part of each batch that one of several processes reads.
 
     Parameters
     ----------
-    batches : the sampler
-    own : a batch's size -> places in it; where it has none of a small batch, it reads the first
-        picture, which then does not count
+    batches : the sampler of whole batches
+    shard : a batch's size -> positions in it, see `Distributed.shard`; where a small batch has no
+        picture for this process, it reads the first one, which is not counted
     """
 
-    def __init__(self, batches: TrainBatches, own: Callable[[int], slice]) -> None:
+    def __init__(self, batches: TrainBatches, shard: Callable[[int], slice]) -> None:
         self.batches = batches
-        self.own = own
+        self.shard = shard
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for batch in self.batches:
-            yield batch[self.own(len(batch))] or batch[:1]
+            yield batch[self.shard(len(batch))] or batch[:1]
 
 
 def make_loader(
     dataset: Dataset,
     workers: int,
-    pin: bool,
+    device: torch.device,
     *,
     batch_size: int = 1,
     batch_sampler: Sampler | None = None,
+    persistent: bool = False,
 ) -> DataLoader:
-    """A loader in order, or by the batches of a sampler, that leaves the global seed alone."""
+    """A loader in order, or by the batches of a sampler. It does not touch the global seed.
+
+    Parameters
+    ----------
+    dataset : of pictures
+    workers : processes that read; 0 reads in this one
+    device : that batches are copied to; memory is pinned for CUDA only
+    batch_size : pictures a batch, without a `batch_sampler`
+    batch_sampler : yields the rows of each batch
+    persistent : keep the processes from one pass to the next
+    """
     return DataLoader(
         dataset,
         batch_size=1 if batch_sampler else batch_size,
@@ -338,8 +349,8 @@ def make_loader(
         num_workers=workers,
         # Workers of a fork server, Python's default from 3.14 on, would outlive a kill for ever.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        pin_memory=pin,
-        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        persistent_workers=persistent and workers > 0,
         generator=torch.Generator(),
     )
 

@@ -24,7 +24,7 @@ LENGTH = 10.0  # of a normalised embedding: its distances then compare with thos
 
 
 class HeldOut(TypedDict):
-    """What was held out of a training, see `pictures.splits.Parts`."""
+    """What was held out of a training, see `pictures.splits.Splits`."""
 
     inshop: bool
     val_share: Annotated[float, Field(gt=0, lt=1)]

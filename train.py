@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Subset
 from config import Config
 from data import (
     DETAIL,
-    OwnBatches,
     PictureDataset,
+    ShardedBatches,
     TrainBatches,
     eval_transform,
     make_loader,
@@ -28,7 +28,7 @@ from features.lock import locked
 from net import Network, initial_net, save_checkpoint
 from network.device import amp_type
 from network.distributed import Distributed, init_distributed, per_process
-from pictures.splits import read_parts
+from pictures.splits import read_splits
 from training.loop import (
     BEST,
     RESUME_POINT,
@@ -89,15 +89,14 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
     """
     base, models = config.DATASET_BASE, config.DATASET_BASE / "models"
     amp = amp_type(device, config.AMP)
-    pin = device.type == "cuda"
 
-    parts = read_parts(base, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE)
+    splits = read_splits(base, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE)
     held_out = {
         "inshop": config.ENABLE_INSHOP_DATASET,
         "val_share": config.VAL_SHARE,
-        "digest": parts.digest(),
+        "digest": splits.digest(),
     }
-    labelled, held = parts.labelled, parts.held
+    labelled, held = splits.labelled, splits.validation
     torch.manual_seed(config.SEED)
     network = Network(
         config.BACKBONE,
@@ -122,7 +121,7 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
         return
 
     batches = TrainBatches(
-        parts.train,
+        splits.train,
         labelled,
         config.TRAIN_BATCH_SIZE,
         config.TRIPLET_BATCH_SIZE if config.TRIPLET_WEIGHT else 0,
@@ -131,7 +130,7 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
         config.SEED,
     )
     of_items = config.ENABLE_INSHOP_DATASET and config.INSHOP_DATASET_PERCENT > 0
-    classes = len(set(parts.train.items.tolist()) - {""}) if of_items else len(held.category_names)
+    classes = len(set(splits.train.items.tolist()) - {""}) if of_items else len(held.category_names)
     metric = build_metric_loss(
         config.METRIC_LOSS,
         config.PER_CLASS,
@@ -144,10 +143,10 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
         torch.manual_seed(config.SEED + distributed.rank)  # of what networks draw, dropout for one
     sizes, least = (config.IMG_SIZE, config.CROP_SIZE), DETAIL * config.IMG_SIZE
     pictures = PictureDataset(
-        base, parts.train, train_transform(*sizes), config.CROP_TO_BBOX, least
+        base, splits.train, train_transform(*sizes), config.CROP_TO_BBOX, least
     )
     validation = PictureDataset(base, held, eval_transform(*sizes), config.CROP_TO_BBOX, least)
-    items = PictureDataset(base, parts.items, eval_transform(*sizes), False, least)
+    items = PictureDataset(base, splits.validation_items, eval_transform(*sizes), False, least)
     workers = per_process(config.NUM_WORKERS)
 
     def spread(dataset: PictureDataset, most: int) -> DataLoader:
@@ -158,7 +157,7 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
             raise UserError(f"{count} held-out pictures for {world_size} processes; take fewer")
         rows = torch.linspace(0, len(dataset) - 1, count).round().int().tolist()
         subset = Subset(dataset, rows[distributed.shard(count)])
-        return make_loader(subset, workers, pin, batch_size=config.TEST_BATCH_SIZE)
+        return make_loader(subset, workers, device, batch_size=config.TEST_BATCH_SIZE)
 
     identity = {name: getattr(config, name) for name in IDENTITY}
     identity["data set"] = held_out["digest"]
@@ -171,7 +170,11 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
         network=network,
         optimizer=build_optimizer(config.OPTIMIZER, net, metric, config.LR, config.MOMENTUM),
         loader=make_loader(
-            pictures, workers, pin, batch_sampler=OwnBatches(batches, distributed.shard)
+            pictures,
+            workers,
+            device,
+            batch_sampler=ShardedBatches(batches, distributed.shard),
+            persistent=True,
         ),
         batches=batches,
         part_loader=spread(validation, config.TEST_BATCH_COUNT * config.TEST_BATCH_SIZE),
@@ -204,8 +207,8 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
             else:
                 trainer.refuse_to_overwrite()
         print(
-            f"{len(parts.train):,} pictures to train on ({labelled:,} with a category); held out"
-            f" from the training part: {len(held):,} and {len(parts.items):,} of items;"
+            f"{len(splits.train):,} pictures to train on ({labelled:,} with a category); held out"
+            f" from the training part: {len(held):,} and {len(splits.validation_items):,} of items;"
             f" {config.BACKBONE} on {device}, {amp or torch.float32}"
             + (f", {distributed.world_size} processes" if distributed.world_size > 1 else "")
         )

@@ -9,7 +9,7 @@ from evaluation.metrics import pooled_score, validation_score
 from evaluation.protocols import count_relevant
 from features.database import FeatureDatabase
 from pictures.annotations import Pictures, align, inshop_list, read_inshop
-from pictures.splits import Parts, read_parts
+from pictures.splits import Splits, read_splits
 from search.engine import ExactEngine
 from search.signals import Signal, describe_distance, weighted_sum
 from utils import UserError
@@ -77,7 +77,7 @@ def _rows(database: FeatureDatabase, pictures: Pictures) -> np.ndarray:
     return rows[rows >= 0]
 
 
-def _parts(database: FeatureDatabase, val_share: float) -> Parts:
+def _parts(database: FeatureDatabase, val_share: float) -> Splits:
     """What the models were trained on, and what was held out.
 
     Parameters
@@ -93,7 +93,7 @@ def _parts(database: FeatureDatabase, val_share: float) -> Parts:
     trained = [model for model in models if model.held_out is not None]
     if not trained:
         inshop = inshop_list(base) is not None
-        return read_parts(base, len(database.category_names), inshop, val_share)
+        return read_splits(base, len(database.category_names), inshop, val_share)
     for model in trained:
         if not isinstance(model.held_out, dict):
             raise UserError(
@@ -106,7 +106,7 @@ def _parts(database: FeatureDatabase, val_share: float) -> Parts:
                 f" of {trained[0].file}; train both on one data set, divided alike"
             )
     said, categories = trained[0].held_out, len(trained[0].network.categories)
-    parts = read_parts(base, categories, said["inshop"], said["val_share"])
+    parts = read_splits(base, categories, said["inshop"], said["val_share"])
     if parts.digest() != said["digest"]:
         raise UserError(
             f"{base}: the data set, or its division, is another than the one that"
@@ -118,7 +118,7 @@ def _parts(database: FeatureDatabase, val_share: float) -> Parts:
 def held_out_tasks(
     database: FeatureDatabase, signals: Sequence[Signal], val_share: float
 ) -> list[HeldOut]:
-    """The held-out training pictures of a data set as tasks, see `holdout.read_parts`.
+    """The held-out training pictures of a data set as tasks, see `splits.read_splits`.
 
     Held-out pictures with categories ask for each other; those of held-out items ask all in-shop
     training pictures for their item's others. Who has no answer does not ask.
@@ -135,15 +135,15 @@ def held_out_tasks(
     """
     base, parts = database.base, _parts(database, val_share)
     categories = np.asarray(database.categories)
-    held = _rows(database, parts.held)
+    held = _rows(database, parts.validation)
     held = held[categories[held] >= 0]
     tasks = _held_out("category", signals, held, held, categories)
-    if len(parts.items):
+    if len(parts.validation_items):
         inshop = read_inshop(base).in_partition("train")
         # Not those of the database: extracted without the in-shop part, it has none.
         item_of = align(database.paths, inshop.paths)
         labels = np.where(item_of >= 0, inshop.items[item_of], "")
-        items, gallery = _rows(database, parts.items), _rows(database, inshop)
+        items, gallery = _rows(database, parts.validation_items), _rows(database, inshop)
         tasks += _held_out("item", signals, items, gallery, labels)
     if not tasks:
         raise UserError(f"{base}: no held-out training picture in the database to fit weights on")

@@ -145,7 +145,7 @@ def extract(
     with one_core_each(streams), bar:
         fast = faster(net, len(dataset), batch_size, dataset.crop_size, device, amp)
         rest = Subset(dataset, rows)
-        loader = make_loader(rest, workers, device.type == "cuda", batch_size=batch_size)
+        loader = make_loader(rest, workers, device, batch_size=batch_size)
         start = saved = time.perf_counter()
         waiting = list(shards)
         for found, errors in in_order(features, loader, streams):

@@ -17,7 +17,7 @@ from pictures.annotations import (
 )
 from pictures.collection import picture_file, read_labelled
 from pictures.decode import MissingPictureError, PictureError, read_picture
-from pictures.splits import Parts, read_parts
+from pictures.splits import Splits, read_splits
 from utils import UserError, end_with_parent, progress_bar, sha256_of, shown
 
 
@@ -77,11 +77,15 @@ def check_data_set(
 
     fatal, used = [], set()
     try:
-        parts = read_parts(base, categories, inshop, val_share)
+        parts = read_splits(base, categories, inshop, val_share)
     except UserError as error:  # names the folder and this command, too
         fatal.append(str(error).removeprefix(f"{base}: ").split(";")[0])
     else:
-        used = {path for part in (parts.train, parts.held, parts.items) for path in part.paths}
+        used = {
+            path
+            for part in (parts.train, parts.validation, parts.validation_items)
+            for path in part.paths
+        }
         fatal += _metric_faults(parts, inshop_share if inshop else 0.0, per_class) if metric else []
 
     print()
@@ -121,7 +125,7 @@ def _print_items(pictures: Pictures) -> None:
         print(f"{lost:,} queries whose item is not in the gallery: they can never be answered")
 
 
-def _metric_faults(parts: Parts, inshop_share: float, per_class: int) -> list[str]:
+def _metric_faults(parts: Splits, inshop_share: float, per_class: int) -> list[str]:
     """What would keep `data.TrainBatches` from drawing the metric loss's pictures."""
     items = parts.train.items[parts.train.items != ""].tolist()
     kinds = {"category": parts.train.categories[: parts.labelled].tolist(), "item": items}

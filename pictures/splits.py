@@ -1,7 +1,7 @@
-"""What is trained on, and what is kept from training to choose the best epoch and the weights.
+"""The split of a data set's training part: what is trained on, and what validates.
 
-Test pictures, queries and gallery serve neither: a figure measured on them is of pictures that
-nothing was chosen by.
+Validation pictures choose the best epoch and the weights of the signals. Test pictures, queries and
+gallery do neither, so figures measured on them are of pictures that nothing was chosen by.
 """
 
 import hashlib
@@ -16,33 +16,33 @@ from utils import UserError
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The training part of a data set, divided.
+class Splits:
+    """The split of a data set's training part.
 
     Attributes
     ----------
     train : the pictures to train on, those with a category for cross entropy first
-    labelled : how many those are
-    held : pictures with categories, kept from training
-    items : in-shop pictures of whole items kept from training; empty without an in-shop part
+    labelled : how many have a category
+    validation : pictures with categories, not trained on
+    validation_items : in-shop pictures of whole items, not trained on; empty without in-shop part
     """
 
     train: Pictures
     labelled: int
-    held: Pictures
-    items: Pictures
+    validation: Pictures
+    validation_items: Pictures
 
     def digest(self) -> str:
-        """A hash of the pictures of each part, and of their labels."""
+        """A hash of the pictures of each split and of their labels, 16 hexadecimal digits."""
         digest = hashlib.sha256()
-        for part in (self.train, self.held, self.items):
+        for part in (self.train, self.validation, self.validation_items):
             names = "\n".join([*part.paths, *part.category_names, *part.items])
             digest.update(names.encode(errors="surrogateescape"))
             digest.update(part.categories.tobytes() + part.boxes.tobytes())
         return digest.hexdigest()[:16]
 
 
-def read_parts(base: Path, categories: int, inshop: bool, val_share: float) -> Parts:
+def read_splits(base: Path, categories: int, inshop: bool, val_share: float) -> Splits:
     """Divide the training part of a data set.
 
     Of the in-shop training items, `val_share` are kept, all their pictures. Of the labelled
@@ -81,7 +81,7 @@ def read_parts(base: Path, categories: int, inshop: bool, val_share: float) -> P
         if not len(part):
             raise UserError(f"{base}: no picture in its {name} part; see `python data.py check`")
     pictures = merge(train, items.select(~keep_items)) if inshop else train
-    return Parts(pictures, len(train), held, items.select(keep_items))
+    return Splits(pictures, len(train), held, items.select(keep_items))
 
 
 def _without_measured(base: Path, labelled: Pictures) -> Pictures:

@@ -134,7 +134,9 @@ def test_batches_are_the_same_with_any_number_of_workers(tmp_path: Path) -> None
     epochs = []
     for workers in (0, 1, 2):
         batches = TrainBatches(dataset.pictures, 10, 4, 2, 0.0, per_class=0, seed=3)
-        loader = make_loader(dataset, workers, False, batch_sampler=batches)
+        loader = make_loader(
+            dataset, workers, torch.device("cpu"), batch_sampler=batches, persistent=True
+        )
         epochs.append([(x, y) for x, y, _ in loader])
     assert [x.shape for x, _ in epochs[0]] == [(10, 32, 32, 3)] * 2 + [(8, 32, 32, 3)]
     for other in epochs[1:]:

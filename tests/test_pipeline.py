@@ -92,5 +92,4 @@ def test_the_readme_lists_every_setting_with_its_default() -> None:
         if line.startswith("| `") and len(cells := line.split("|")) == 5
     }
     for name in Config.model_fields:
-        expected = "min(4, cores)" if name == "NUM_WORKERS" else default_text(name)
-        assert rows.get(name) == expected, name
+        assert rows.get(name) == default_text(name), name

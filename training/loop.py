@@ -84,7 +84,7 @@ class Trainer:
     epochs : of the whole run
     freeze : the setting FREEZE_PARAM
     identity : settings and data that a resumed run must share
-    held_out : what `holdout.read_parts` was asked and gave, for the models' files
+    held_out : what `splits.read_splits` was asked and gave, for the models' files
     distributed : the processes that train together; each reads its part
     progress : where the run stands
     """

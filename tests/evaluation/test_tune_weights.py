@@ -15,7 +15,7 @@ from evaluation.metrics import average_precision_at_r
 from evaluation.tune_weights import HeldOut, best_weights, held_out_tasks
 from features.database import open_database
 from pictures.annotations import read_inshop
-from pictures.splits import read_parts
+from pictures.splits import read_splits
 from search.signals import signals_of
 from tests.conftest import rehash, replace_features
 from utils import UserError
@@ -25,7 +25,7 @@ SHARE = 0.3
 
 def says(base: Path, *records: object, inshop: bool = True) -> None:
     """Write what the models' files say of their training; "right" is the true one."""
-    digest = read_parts(base, 20, inshop, SHARE).digest()
+    digest = read_splits(base, 20, inshop, SHARE).digest()
     right = {"inshop": inshop, "val_share": SHARE, "digest": digest}
     info = json.loads((base / "all_feat.json").read_text())
     model = info["models"][0]
@@ -129,7 +129,7 @@ def test_the_items_of_the_lists_ask_whatever_the_database_calls_them(measured: P
     """All held-out items' pictures, and no other; without items in the database, too."""
     says(measured, "right")
     inshop = read_inshop(measured).in_partition("train")
-    items = read_parts(measured, 20, True, SHARE).items
+    items = read_splits(measured, 20, True, SHARE).validation_items
     before = tasks(measured)["item"]
     assert before.right.shape == (len(items), len(inshop))
     counts = [np.sum(inshop.items == item) - 1 for item in items.items]
@@ -143,9 +143,9 @@ def test_who_has_no_answer_does_not_ask(measured: Path) -> None:
     """A held-out item whose other pictures are not in the database is not counted."""
     says(measured, "right")
     first = tasks(measured)["item"].right.shape[0]
-    parts = read_parts(measured, 20, True, SHARE)
-    gone = [p for p, i in zip(parts.items.paths, parts.items.items, strict=True)
-            if i == parts.items.items[0]][1:]  # fmt: skip
+    parts = read_splits(measured, 20, True, SHARE)
+    items = parts.validation_items
+    gone = [p for p, i in zip(items.paths, items.items, strict=True) if i == items.items[0]][1:]
     assert gone
     listed = (measured / "all_feat.list").read_text()
     for path in gone:
@@ -209,12 +209,12 @@ def test_what_train_and_extraction_write_is_what_fitting_reads(
     shutil.copytree(drawn, base, copy_function=os.link)
     flags = ["--dataset-base", str(base), "--enable-inshop-dataset"]
     small = "--backbone resnet18 --pretrained none --img-size 40 --crop-size 32 --epoch 1".split()
-    once = ["--num-workers", "0", "--color-top-n", "1"]
+    once = ["--num-workers", "0"]
     train.main([*flags, *small, *once, "--val-share", str(SHARE)])
-    feature_extractor.main([*flags, *once])
+    feature_extractor.main([*flags, *once, "--color-top-n", "1"])
     capsys.readouterr()
     evaluate.main(["--dataset-base", str(base), "--fit-weights"])
-    items = read_parts(base, 20, True, SHARE).items
+    items = read_splits(base, 20, True, SHARE).validation_items
     assert f"{len(items)} by item" in capsys.readouterr().out
     path = base / "in_shop/list_eval_partition.txt"
     lines = path.read_text().replace(" train", " query", 1)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data import USES, TrainBatches, main
-from pictures.splits import read_parts
+from pictures.splits import read_splits
 from tests.conftest import ROOT
 from utils import UserError, parse_args
 
@@ -116,7 +116,7 @@ SHARE = "--inshop-dataset-percent"
 def first_batches(base: Path, inshop: bool, argv: list[str]) -> list:
     """What training would draw, by its own code."""
     config, _ = parse_args([*argv, "--dataset-base", str(base)], "", USES)
-    parts = read_parts(base, config.CATEGORIES, inshop, config.VAL_SHARE)
+    parts = read_splits(base, config.CATEGORIES, inshop, config.VAL_SHARE)
     size = 4 if config.TRIPLET_WEIGHT else 0
     share = config.INSHOP_DATASET_PERCENT if inshop else 0.0
     sizes = (parts.labelled, 2, size, share, config.PER_CLASS)

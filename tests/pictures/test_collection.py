@@ -11,7 +11,7 @@ import pytest
 
 from pictures.annotations import Pictures
 from pictures.collection import find_pictures, held_out, read_collection, read_folder, read_labelled
-from pictures.splits import read_parts
+from pictures.splits import read_splits
 from tests.conftest import ROOT
 from utils import UserError
 
@@ -130,7 +130,7 @@ def test_held_out_pictures_are_the_same_in_every_process(tmp_path: Path) -> None
     touch(tmp_path / "photos", *[f"{i}.jpg" for i in range(40)])
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
-        "from collection import read_folder\n"
+        "from pictures.collection import read_folder\n"
         "print(read_folder(Path('photos'), 0.2).in_partition('val').paths)"
     )
     runs = {
@@ -260,9 +260,9 @@ def test_inshop_part_alone_is_listed_once_with_and_without_the_setting(tmp_path:
 def test_inshop_part_alone_can_be_trained_on(tmp_path: Path, inshop: bool) -> None:
     base = inshop_alone(tmp_path, ALONE)
     val = set(read_labelled(base, 20, 0.25).in_partition("val").paths)
-    parts = read_parts(base, 20, inshop, 0.25)
+    parts = read_splits(base, 20, inshop, 0.25)
     assert len(parts.train) == parts.labelled == 12
-    assert set(parts.held.paths) == val
+    assert set(parts.validation.paths) == val
     assert not val & set(parts.train.paths)
     two = {path: row for path, row in ALONE.items() if row in ("id_0 train", "id_1 train")}
     found = read_labelled(inshop_alone(base, two), 20, 0.1)

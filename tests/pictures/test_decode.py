@@ -22,7 +22,7 @@ import train
 from data import PictureDataset, eval_transform
 from pictures.collection import read_folder
 from pictures.decode import PictureError
-from pictures.splits import read_parts
+from pictures.splits import read_splits
 from search.sheet import SheetRow, draw_sheet
 from tests.conftest import ROOT, first, first_picture
 
@@ -280,13 +280,13 @@ def error_of(base: Path, name: str) -> str:
 
 
 def test_a_folder_with_wrong_pictures_is_a_table_of_all(made: tuple) -> None:
-    """Guards `read_folder`, `held_out`, `Parts.digest`: no name makes them fail, none is lost."""
+    """Guards `read_folder`, `held_out`, `Splits.digest`: no name makes them fail, none is lost."""
     base, right = made
     found = read_folder(base, 0.3)
     assert sorted(found.paths) == sorted([*right, *WRONG])
     assert "caf\udce9" in found.category_names
     assert {"train", "val"} == set(found.partitions[found.categories == 1])
-    parts = read_parts(base, 20, False, 0.3)
+    parts = read_splits(base, 20, False, 0.3)
     assert "caf\udce9/photo.jpg" in parts.train.paths
     assert len(parts.digest()) == 16
 
@@ -364,7 +364,8 @@ def test_what_may_not_be_read_is_named(made: tuple) -> None:
     folder, file = closed(base / "dress" / "a folder.jpg"), closed(base / "hat" / "whole.jpg")
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from collection import *; from utils import *\n"
+        "from pathlib import Path\nfrom pictures.collection import picture_file, read_folder\n"
+        "from pictures.decode import PictureError, read_picture\n"
         "found = [read_folder(Path('data'), 0.1).paths for _ in range(2)][0]\n"
         "print(len(found))\n"
         "try: read_picture(picture_file(Path('data'), 'hat/whole.jpg'))\n"

@@ -9,37 +9,39 @@ import pytest
 import data
 from pictures.annotations import read_inshop
 from pictures.collection import read_labelled
-from pictures.splits import read_parts
+from pictures.splits import read_splits
 from utils import UserError
 
 
 def test_deepfashions_val_part_and_some_items_are_kept(drawn: Path) -> None:
-    parts = read_parts(drawn, 20, True, 0.2)
+    parts = read_splits(drawn, 20, True, 0.2)
     labelled, inshop = read_labelled(drawn, 20, 0.2), read_inshop(drawn)
-    assert set(parts.held.paths) == set(labelled.in_partition("val").paths)
-    trained, items = set(parts.train.paths), set(parts.items.items.tolist())
+    assert set(parts.validation.paths) == set(labelled.in_partition("val").paths)
+    trained, items = set(parts.train.paths), set(parts.validation_items.items.tolist())
     every = inshop.in_partition("train")
     assert len(items) == round(0.2 * len(set(every.items.tolist())))
     # Whole items: no picture of theirs is trained on, all others' are.
     for path, item in zip(every.paths, every.items.tolist(), strict=True):
         assert (path in trained) != (item in items)
-    assert not trained & set(parts.held.paths)
+    assert not trained & set(parts.validation.paths)
     measured = {*labelled.in_partition("test").paths, *inshop.in_partition("query").paths}
     measured |= set(inshop.in_partition("gallery").paths)
-    assert not measured & (trained | set(parts.held.paths) | set(parts.items.paths))
+    assert not measured & (
+        trained | set(parts.validation.paths) | set(parts.validation_items.paths)
+    )
     assert parts.train.paths[: parts.labelled] == labelled.in_partition("train").paths
-    assert read_parts(drawn, 20, True, 0.2).items.paths == parts.items.paths
+    assert read_splits(drawn, 20, True, 0.2).validation_items.paths == parts.validation_items.paths
 
 
 def test_without_a_test_part_val_is_measured_and_training_pictures_are_kept(shared: Path) -> None:
     photos = shared / "photos"
-    parts = read_parts(photos, 20, False, 0.1)
-    assert (len(parts.train), len(parts.held), len(parts.items)) == (2761, 307, 0)
-    assert all(path.startswith("train/") for path in [*parts.train.paths, *parts.held.paths])
-    assert not set(parts.train.paths) & set(parts.held.paths)
+    parts = read_splits(photos, 20, False, 0.1)
+    assert (len(parts.train), len(parts.validation), len(parts.validation_items)) == (2761, 307, 0)
+    assert all(path.startswith("train/") for path in [*parts.train.paths, *parts.validation.paths])
+    assert not set(parts.train.paths) & set(parts.validation.paths)
     for name in range(10):  # of each category its share
-        share = (parts.held.categories == name).sum() / (
-            (parts.held.categories == name).sum() + (parts.train.categories == name).sum()
+        share = (parts.validation.categories == name).sum() / (
+            (parts.validation.categories == name).sum() + (parts.train.categories == name).sum()
         )
         assert share == pytest.approx(0.1, abs=0.01)
 
@@ -49,12 +51,12 @@ def test_a_kept_item_is_kept_from_cross_entropy_too(shared: Path, tmp_path: Path
     base = tmp_path / "men"
     photos = str(shared / "inshop-men/img/MEN")
     data.main(["import", photos, "--item-level", "--dataset-base", str(base)])
-    parts = read_parts(base, 20, True, 0.2)
+    parts = read_splits(base, 20, True, 0.2)
     inshop = read_inshop(base)
     item_of = dict(zip(inshop.paths, inshop.items.tolist(), strict=True))
-    kept = set(parts.items.items.tolist())
+    kept = set(parts.validation_items.items.tolist())
     assert len(kept) > 5
-    assert kept == {item_of[path] for path in parts.held.paths}
+    assert kept == {item_of[path] for path in parts.validation.paths}
     assert not kept & {item_of[path] for path in parts.train.paths}
     asked = set(inshop.in_partition("query", "gallery").items.tolist())
     assert not asked & (kept | set(parts.train.items.tolist()))
@@ -65,18 +67,18 @@ def test_nothing_to_keep_is_refused(tmp_path: Path, shared: Path) -> None:
     photo = next((shared / "photos/train/hat").iterdir())
     (tmp_path / "a" / "one.jpg").symlink_to(photo)
     with pytest.raises(UserError, match=r"no picture in its (train|validation) part"):
-        read_parts(tmp_path, 20, False, 0.1)
+        read_splits(tmp_path, 20, False, 0.1)
 
 
 def test_the_inshop_part_alone_is_divided_by_whole_items(drawn: Path, tmp_path: Path) -> None:
     base = tmp_path / "alone"
     shutil.copytree(drawn / "in_shop", base / "in_shop", copy_function=os.link)
     for inshop in (True, False):
-        parts = read_parts(base, 20, inshop, 0.2)
-        kept = set(parts.held.items.tolist())
+        parts = read_splits(base, 20, inshop, 0.2)
+        kept = set(parts.validation.items.tolist())
         assert kept
         assert not kept & set(parts.train.items.tolist())
-        assert set(parts.items.items.tolist()) == (kept if inshop else set())
+        assert set(parts.validation_items.items.tolist()) == (kept if inshop else set())
         asked = set(read_inshop(base).in_partition("query", "gallery").items.tolist())
         assert not asked & (kept | set(parts.train.items.tolist()))
 
@@ -104,20 +106,24 @@ def test_inshop_queries_are_neither_trained_on_nor_held_out(shared: Path, tmp_pa
     measured = set(read_inshop(base).in_partition("query", "gallery").paths)
     assert measured & set(read_labelled(base, 20, 0.2).in_partition("val").paths)
     for inshop in (True, False):
-        parts = read_parts(base, 20, inshop, 0.3)
-        assert len(parts.held)
-        assert not measured & {*parts.train.paths, *parts.held.paths, *parts.items.paths}
+        parts = read_splits(base, 20, inshop, 0.3)
+        assert len(parts.validation)
+        assert not measured & {
+            *parts.train.paths,
+            *parts.validation.paths,
+            *parts.validation_items.paths,
+        }
 
 
 def test_training_and_test_alone_hold_out_training_pictures(shared: Path, tmp_path: Path) -> None:
     split_of_photos(shared, tmp_path, {"train": 10, "test": 4})
-    parts = read_parts(tmp_path, 20, False, 0.2)
-    assert (len(parts.train), len(parts.held)) == (16, 4)
-    assert all(path.startswith("train/") for path in [*parts.train.paths, *parts.held.paths])
+    parts = read_splits(tmp_path, 20, False, 0.2)
+    assert (len(parts.train), len(parts.validation)) == (16, 4)
+    assert all(path.startswith("train/") for path in [*parts.train.paths, *parts.validation.paths])
 
 
 def test_the_digest_tells_divisions_apart(shared: Path, tmp_path: Path) -> None:
     split_of_photos(shared, tmp_path, {"train": 10, "test": 4})
-    digest = read_parts(tmp_path, 20, False, 0.2).digest()
-    assert read_parts(tmp_path, 20, False, 0.2).digest() == digest
-    assert read_parts(tmp_path, 20, False, 0.3).digest() != digest
+    digest = read_splits(tmp_path, 20, False, 0.2).digest()
+    assert read_splits(tmp_path, 20, False, 0.2).digest() == digest
+    assert read_splits(tmp_path, 20, False, 0.3).digest() != digest

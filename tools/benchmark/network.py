@@ -185,7 +185,7 @@ def eager(base: str) -> None:
     size, side = network.img_size, network.crop_size
     dataset = PictureDataset(folder, pictures, eval_transform(size, side), False, DETAIL * size)
     loader = make_loader(
-        Readable(dataset, side), config.NUM_WORKERS, False, batch_size=config.EXTRACT_BATCH_SIZE
+        Readable(dataset, side), config.NUM_WORKERS, device, batch_size=config.EXTRACT_BATCH_SIZE
     )
     found = [extract_features(features, images, device, amp) for images, *_ in loader]
     for number, parts in enumerate(zip(*found, strict=True)):
