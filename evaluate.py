@@ -1,8 +1,8 @@
 """Measure the feature database by the published protocols.
 
---protocol inshop    every query asks the gallery for its item: Recall@K, mAP@R, MRR; also the
-                     upper-body part alone, and for its item in its colour
---protocol category  every picture of the test part asks for the others of its category: P@1,
+--protocol inshop    every query searches the gallery for its item: Recall@K, mAP@R, MRR; also
+                     the upper-body part alone, and for its item in its colour
+--protocol category  every picture of the test part searches for the others of its category: P@1,
                      P@10, mAP; and the classifier's top-1, top-3 and top-5 accuracy
 --protocol folder    both, as far as the data set has them (default)
 
@@ -10,7 +10,6 @@ Needs the feature database and the annotation lists; the photos only for the pic
 """
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -22,125 +21,39 @@ from typing import Any
 import numpy as np
 
 from config import DISTANCE
-from evaluation.metrics import top_k_metrics
+from evaluation.classifier import read_classifier, with_accuracy
 from evaluation.protocols import (
+    MAIN_TASKS,
+    PROTOCOLS,
     Outcome,
-    Task,
-    category_task,
+    extraction_advice,
     gallery_engine,
-    item_tasks,
     of_gallery,
     query_features,
     run_task,
+    tasks_of,
 )
-from evaluation.query_ablation import gains_table, signals_table
-from evaluation.report import Table, write_report
-from evaluation.tune_weights import fit_weights
-from features.arrays import read_archive
-from features.database import CLASSIFIER, CLASSIFIER_FORMS, DEEP, FeatureDatabase, open_database
-from pictures.annotations import align, inshop_list, read_inshop
+from evaluation.query_ablation import methods_table, signals_table
+from evaluation.report import write_report
+from evaluation.table import Table
+from evaluation.tune_weights import tune_weights
+from features.database import DEEP, FeatureDatabase, open_database
 from search.clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
 from search.signals import Signal, describe_distance, signals_of
 from utils import UserError, parse_args, parsed_json, run_script
 
-MAIN = ("category", "item")  # tasks; the others are parts of them
-PROTOCOLS = ("inshop", "category", "folder")
-
-
-def tasks_of(
-    database: FeatureDatabase, protocol: str, val_share: float, partition: str | None
-) -> list[Task]:
-    """The tasks of a protocol, the main one first.
-
-    Raises
-    ------
-    UserError : there is nothing to ask with
-    """
-    base = database.base
-    tasks: list[Task] = []
-    if protocol != "inshop":
-        task = category_task(database, val_share, partition)
-        tasks += [task] if task else []
-    if protocol == "inshop" or (protocol == "folder" and inshop_list(base)):
-        tasks += item_tasks(database)
-    if not tasks:
-        advice = unextracted(database) or "see `python data.py check`"
-        raise UserError(
-            f"{base}: the feature database holds nothing that --protocol {protocol} could ask;"
-            f" {advice}"
-        )
-    return tasks
-
-
-def unextracted(database: FeatureDatabase) -> str:
-    """What to do where none of the in-shop queries and gallery is in the database; "" elsewhere."""
-    if inshop_list(database.base) is None:
-        return ""
-    measured = read_inshop(database.base).in_partition("query", "gallery")
-    if not len(measured) or (align(measured.paths, database.paths) >= 0).any():
-        return ""
-    return (
-        "its in-shop pictures were not extracted; run: python feature_extractor.py"
-        f" --dataset-base {database.base} --enable-inshop-dataset"
-    )
+USES = ("DATASET_BASE", "VAL_SHARE", *DISTANCE, "NPROBE", "TARGET_RECALL")
 
 
 def engine_of(
-    kind: str,
-    signals: Sequence[Signal],
-    gallery: np.ndarray,
-    clusters: Clusters | None,
-    nprobe: int,
+    signals: Sequence[Signal], gallery: np.ndarray, clusters: Clusters | None, nprobe: int
 ) -> Engine:
-    """An engine over a gallery, exact or k-means with `nprobe` of the database's clusters."""
-    if kind == "exact" or clusters is None:
+    """An engine over a gallery: k-means with `nprobe` of the database's clusters, or exact."""
+    if clusters is None:
         return gallery_engine(signals, gallery)
-    return KMeansEngine(
-        of_gallery(signals, gallery), replace(clusters, labels=clusters.labels[gallery]), nprobe
-    )
-
-
-def read_classifier(database: FeatureDatabase) -> tuple[np.ndarray, np.ndarray]:
-    """The weight, K x D, and bias, K, of the first model's classifier.
-
-    Raises
-    ------
-    UserError : it belongs to other features
-    """
-    path = database.base / CLASSIFIER
-    weight, bias = read_archive(path, CLASSIFIER_FORMS).values()
-    logits = len(database.metadata.models[0].network.categories)
-    if weight.shape != (logits, database.deep[0].shape[1]) or bias.shape != (logits,):
-        raise UserError(
-            f"{path}: not the classifier of these features; run: python feature_extractor.py"
-            f" --dataset-base {database.base}"
-        )
-    return weight, bias
-
-
-def with_classifier(
-    database: FeatureDatabase, outcome: Outcome, classifier: tuple[np.ndarray, np.ndarray]
-) -> Outcome:
-    """The outcome with the top-1, top-3 and top-5 accuracy of the first model's classifier.
-
-    The logits are made from the stored embeddings. A category that the classifier was not trained
-    on counts as wrong; where it was trained on none that is asked, it has no accuracy.
-
-    Parameters
-    ----------
-    database, outcome : of a task by category
-    classifier : see `read_classifier`
-    """
-    rows = outcome.task.queries
-    trained = database.metadata.models[0].network.categories
-    number = {name: i for i, name in enumerate(trained)}
-    targets = np.array([number.get(database.category(row), -1) for row in rows.tolist()])
-    if (targets < 0).all():
-        return outcome
-    weight, bias = classifier
-    logits = database.deep[0][rows] @ weight.T + bias
-    return replace(outcome, values={**outcome.values, **top_k_metrics(logits, targets)})
+    narrowed = replace(clusters, labels=clusters.labels[gallery])
+    return KMeansEngine(of_gallery(signals, gallery), narrowed, nprobe)
 
 
 def as_json(
@@ -152,57 +65,54 @@ def as_json(
     for outcome in outcomes:
         task = outcome.task
         counts = {"queries": len(task.queries), "gallery": len(task.gallery)}
-        cells = {name: figure.as_json() for name, figure in outcome.figures().items()}
-        parts[task.name] = {**counts, "chance": outcome.chance, **cells}
-        if task.name in MAIN:
-            top |= cells
-    gains = {"gains": [table.as_json() for table in tables]} if tables else {}
-    return {**facts, **top, "parts": parts, **gains}
+        figures = {name: figure.as_json() for name, figure in outcome.figures().items()}
+        parts[task.name] = {**counts, "chance": outcome.chance, **figures}
+        if task.name in MAIN_TASKS:
+            top |= figures
+    ablation = {"query_ablation": [table.as_json() for table in tables]} if tables else {}
+    return {**facts, **top, "parts": parts, **ablation}
 
 
-def print_table(record: dict[str, Any], before: dict[str, Any] | None) -> None:
-    """The figures in percent with their intervals, beside earlier ones where there are any."""
+def print_figures(record: dict[str, Any], before: dict[str, Any] | None) -> None:
+    """Print the figures with their intervals, beside earlier ones where there are any."""
     print(f"{record['engine']}, {record['distance']}")
     other = _other_data(record, before) if before else []
     if other:
         print(f"the earlier figures ({', '.join(other)}) are of other queries or another gallery")
     for name, part in record["parts"].items():
-        print(f"\nright {name}: {part['queries']:,} queries, {part['gallery']:,} in the gallery")
         old = (before or {}).get("parts", {}).get(name, {})
-        head = f"  {'':<12}{'before':>9}" if before else f"  {'':<12}"
-        print(f"{head}{'now':>9}{'95% interval':>19}{'chance':>9}")
-        for key, figure in part.items():
-            if not isinstance(figure, dict):
-                continue
-            was = f"{old[key]['value']:9.2%}" if _is_figure(old.get(key)) else " " * 9
-            low, high = figure["ci95"]
-            chance = f"{part['chance']:9.2%}" if key in {"p@1", "recall@1"} else ""
-            print(
-                f"  {key:<12}{was if before else ''}{figure['value']:9.2%}"
-                f"{f'{low:.2%} to {high:.2%}':>19}{chance}"
-            )
+        print(f"\n{_figure_table(name, part, old if before else None)}")
+
+
+def _figure_table(name: str, part: dict[str, Any], before: dict[str, Any] | None) -> Table:
+    """The figures of a task; earlier ones in a column of their own unless `before` is None."""
+    rows: list[list[object]] = []
+    for key, figure in part.items():
+        if not isinstance(figure, dict):
+            continue
+        chance = part["chance"] if key in {"p@1", "recall@1"} else None
+        row = [key, figure["value"], tuple(figure["ci95"]), chance]
+        if before is not None:
+            row.insert(1, _value(before.get(key)))
+        rows.append(row)
+    title = f"same {name}: {part['queries']:,} queries, {part['gallery']:,} pictures in the gallery"
+    header, formats = ["", "now", "95% interval", "chance"], ["{}", "{:.2%}", "{:.2%} to {:.2%}"]
+    if before is not None:
+        header.insert(1, "before")
+        formats.insert(1, "{:.2%}")
+    return Table(title, "", header, rows, [*formats, "{:.2%}"])
+
+
+def _value(figure: object) -> float | None:
+    value = figure.get("value") if isinstance(figure, dict) else None
+    return value if isinstance(value, float) else None
 
 
 def _other_data(record: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """The tasks that both records have, but not of the same pictures and labels."""
+    """The tasks that both records have, with other pictures or labels."""
     earlier, data = before.get("data"), record["data"]
     known = earlier if isinstance(earlier, dict) else {}
     return [name for name in data if name in before["parts"] and known.get(name) != data[name]]
-
-
-def print_plain(table: Table) -> None:
-    """A table of the report on the terminal."""
-    rows = [list(table.header), *table.shown()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    print(f"\n{table.title}")
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print("  " + "  ".join([row[0].ljust(widths[0]), *cells]))
-    if table.note:
-        print(f"  {table.note}")
-
-
-USES = ("DATASET_BASE", "VAL_SHARE", *DISTANCE, "NPROBE", "TARGET_RECALL")
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -220,18 +130,22 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--against",
         type=Path,
         metavar="FILE",
-        help="show earlier figures beside these, from a file that --json was written to",
+        help="print earlier figures beside these, from the output of --json in a file",
     )
-    add("--gains", action="store_true", help="measure every query-time gain and every signal, too")
     add(
-        "--fit-weights",
+        "--query-ablation",
         action="store_true",
-        help="find the weights of the signals on held-out training pictures, and nothing else",
+        help="also measure each query-time method (expansion, re-ranking ...) and each signal",
+    )
+    add(
+        "--tune-weights",
+        action="store_true",
+        help="find the weights of the signals on the validation split, and measure nothing else",
     )
 
 
-def _refuse_beside_fit(args: argparse.Namespace) -> None:
-    """Name the first flag that --fit-weights would have to ignore."""
+def _refuse_with_tune_weights(args: argparse.Namespace) -> None:
+    """Raise for the first flag that --tune-weights would ignore."""
     ignored = {
         "--protocol": args.protocol != "folder",
         "--engine kmeans": args.engine == "kmeans",
@@ -239,18 +153,15 @@ def _refuse_beside_fit(args: argparse.Namespace) -> None:
         "--json": args.json,
         "--report": args.report,
         "--against": args.against,
-        "--gains": args.gains,
+        "--query-ablation": args.query_ablation,
     }
     flag = next((flag for flag, given in ignored.items() if given), None)
     if flag:
-        raise UserError(f"{flag}: --fit-weights measures nothing else; leave {flag} away")
-
-
-def _is_figure(value: object) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("value"), float)
+        raise UserError(f"{flag}: --tune-weights measures nothing else; omit {flag}")
 
 
 def _earlier(path: Path | None) -> dict[str, Any] | None:
+    """The record in the file of --against."""
     if path is None:
         return None
     try:
@@ -263,8 +174,10 @@ def _earlier(path: Path | None) -> dict[str, Any] | None:
     return record
 
 
-def _facts(database: FeatureDatabase, args: argparse.Namespace, nprobe: int) -> dict[str, Any]:
-    """What was measured, and with which model and data: for JSON and the report."""
+def _facts(
+    database: FeatureDatabase, args: argparse.Namespace, nprobe: int, data: dict[str, str]
+) -> dict[str, Any]:
+    """What was measured, with which models and data: for JSON and the report."""
     metadata = database.metadata
     return {
         "protocol": args.protocol,
@@ -274,79 +187,52 @@ def _facts(database: FeatureDatabase, args: argparse.Namespace, nprobe: int) -> 
         "features": metadata.sha256[DEEP],
         "pictures": metadata.pictures,
         "settings": metadata.settings.model_dump(),
+        "data": data,
     }
-
-
-def _digest(database: FeatureDatabase, task: Task) -> str:
-    """SHA-256 of what is asked and of what is right, whatever the features are."""
-    digest = hashlib.sha256()
-    for rows in (task.queries, task.gallery):
-        lines = [f"{database.paths[row]} {task.labels[row]}" for row in rows.tolist()]
-        digest.update("\n".join([task.name, *lines, ""]).encode())
-    return digest.hexdigest()
-
-
-def _shown(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """The facts in words, for the report."""
-    shown = []
-    for name, value in facts.items():
-        if name == "models":
-            value = "; ".join(f"{model['file']}, SHA-256 {model['sha256']}" for model in value)
-        elif name == "settings":
-            value = ", ".join(f"{key} {setting}" for key, setting in value.items())
-        elif name == "data":
-            value = "; ".join(f"{task}, SHA-256 {digest}" for task, digest in value.items())
-        elif name == "features":
-            value = f"SHA-256 {value}"
-        shown.append((name, str(value)))
-    return shown
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
-    if args.fit_weights:
-        _refuse_beside_fit(args)
+    if args.tune_weights:
+        _refuse_with_tune_weights(args)
     if args.json and args.against:
-        raise UserError("--against: --json shows no earlier figures; leave one of the two away")
+        raise UserError("--against: --json prints no earlier figures; omit one of the two")
     before = _earlier(args.against)
     database = open_database(config.DATASET_BASE)
     signals = signals_of(database, **config.distance)
-    if args.fit_weights:
-        fit_weights(database, signals, config.VAL_SHARE)
+    if args.tune_weights:
+        tune_weights(database, signals, config.VAL_SHARE)
         return
     clusters = open_clusters(database) if args.engine == "kmeans" else None
     nprobe = nprobe_of(clusters, config.NPROBE, config.TARGET_RECALL) if clusters else 0
     classifier = read_classifier(database)
-    outcomes, tables = [], []
     tasks = tasks_of(database, args.protocol, config.VAL_SHARE, args.partition)
-    advice = unextracted(database) if args.protocol == "folder" else ""
+    advice = extraction_advice(database) if args.protocol == "folder" else ""
     if advice:
         print(f"by category only: {advice}", file=sys.stderr)
+
+    outcomes, tables = [], []
     for task in tasks:
-        engine = engine_of(args.engine, signals, task.gallery, clusters, nprobe)
+        engine = engine_of(signals, task.gallery, clusters, nprobe)
         outcome = run_task(task, engine, query_features(task, signals))
-        by_category = task.name == "category"
-        outcomes.append(with_classifier(database, outcome, classifier) if by_category else outcome)
-        if args.gains and task.name in MAIN:
-            tables += [
-                gains_table(task, engine, signals),
-                signals_table(task, signals, database.plain),
-            ]
-    facts = {
-        **_facts(database, args, nprobe),
-        "data": {task.name: _digest(database, task) for task in tasks},
-        "distance": describe_distance(signals),
-    }
-    record = as_json(facts, outcomes, tables)
+        if task.name == "category":
+            outcome = with_accuracy(database, outcome, classifier)
+        outcomes.append(outcome)
+        if args.query_ablation and task.name in MAIN_TASKS:
+            tables.append(methods_table(task, engine, signals))
+            tables.append(signals_table(task, signals, database.plain))
+
+    data = {task.name: task.digest(database.paths) for task in tasks}
+    facts = {**_facts(database, args, nprobe, data), "distance": describe_distance(signals)}
     if args.json:
-        print(json.dumps(record, indent=1))
+        print(json.dumps(as_json(facts, outcomes, tables), indent=1))
     else:
-        print_table(record, before)
+        print_figures(as_json(facts, outcomes, tables), before)
         for table in tables:
-            print_plain(table)
+            print(f"\n{table}")
     if args.report:
         title = f"Evaluation of {database.base}"
-        write_report(args.report, title, _shown(facts), outcomes, database, tables)
+        write_report(args.report, title, facts, outcomes, database, tables)
         print(args.report, file=sys.stderr if args.json else sys.stdout)
 
 

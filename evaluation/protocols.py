@@ -1,5 +1,6 @@
 """The published protocols on a feature database: queries, gallery and correct answers."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,16 +16,18 @@ from evaluation.metrics import (
     summarise,
 )
 from features.database import FeatureDatabase
-from pictures.annotations import align, has_color_names, read_inshop
+from pictures.annotations import align, has_color_names, inshop_list, read_inshop
 from pictures.collection import read_labelled
 from search.engine import Engine, ExactEngine
 from search.ranking import METRICS, RankingEngine
 from search.signals import Signal
-from utils import progress_bar
+from utils import UserError, progress_bar
 
 BLOCK = 64  # queries at once
 MAX_ANSWERS = 10  # of each query, for the report
 UPPER_BODY = 1  # clothes type of list_bbox_inshop.txt
+PROTOCOLS = ("inshop", "category", "folder")
+MAIN_TASKS = ("category", "item")  # the other tasks are parts of "item"
 
 Metrics = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
@@ -55,6 +58,17 @@ class Task:
     def relevant(self) -> np.ndarray:
         """See `count_relevant`."""
         return count_relevant(self.queries, self.gallery, self.labels)
+
+    def digest(self, paths: Sequence[str]) -> str:
+        """SHA-256 of the queries, the gallery and their labels; features do not change it.
+
+        `paths` are those of all rows of the feature database.
+        """
+        digest = hashlib.sha256()
+        for rows in (self.queries, self.gallery):
+            lines = [f"{paths[row]} {self.labels[row]}" for row in rows.tolist()]
+            digest.update("\n".join([self.name, *lines, ""]).encode())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -256,3 +270,46 @@ def item_tasks(database: FeatureDatabase) -> list[Task]:
         for name, rows, searched, labels, metrics in tasks
         if len(rows) and len(searched)
     ]
+
+
+def tasks_of(
+    database: FeatureDatabase, protocol: str, val_share: float, partition: str | None
+) -> list[Task]:
+    """The tasks of a protocol, the main one first.
+
+    Parameters
+    ----------
+    database : of the data set
+    protocol : one of `PROTOCOLS`; folder takes both others, as far as the data set has them
+    val_share, partition : as for `category_task`
+
+    Raises
+    ------
+    UserError : there is no query
+    """
+    base = database.base
+    tasks: list[Task] = []
+    if protocol != "inshop":
+        task = category_task(database, val_share, partition)
+        tasks += [task] if task else []
+    if protocol == "inshop" or (protocol == "folder" and inshop_list(base)):
+        tasks += item_tasks(database)
+    if not tasks:
+        advice = extraction_advice(database) or "see `python data.py check`"
+        raise UserError(
+            f"{base}: the feature database holds no query for --protocol {protocol}; {advice}"
+        )
+    return tasks
+
+
+def extraction_advice(database: FeatureDatabase) -> str:
+    """The command to run where no in-shop query or gallery picture was extracted; else ""."""
+    if inshop_list(database.base) is None:
+        return ""
+    measured = read_inshop(database.base).in_partition("query", "gallery")
+    if not len(measured) or (align(measured.paths, database.paths) >= 0).any():
+        return ""
+    return (
+        "its in-shop pictures were not extracted; run: python feature_extractor.py"
+        f" --dataset-base {database.base} --enable-inshop-dataset"
+    )

@@ -136,10 +136,10 @@ def test_earlier_figures_of_other_queries_are_said_to_be(measured, capsys, tmp_p
 
 def test_gains_and_signals_are_measured_and_reported(measured: Path, capsys, tmp_path) -> None:
     page = tmp_path / "report.html"
-    evaluate.main(["--dataset-base", str(measured), "--gains", "--report", str(page)])
+    evaluate.main(["--dataset-base", str(measured), "--query-ablation", "--report", str(page)])
     out = capsys.readouterr().out
     rows = {line.strip().split("  ")[0] for line in out.splitlines()}
-    assert {"plain", "k-reciprocal re-ranking", "best view of each item"} <= rows
+    assert {"plain", "k-reciprocal re-ranking", "best picture of each item"} <= rows
     assert {"deep alone (weight 1)", "palette alone (weight 4)"} <= rows
     html = page.read_text()
     assert "k-reciprocal re-ranking" in html
@@ -149,22 +149,22 @@ def test_gains_and_signals_are_measured_and_reported(measured: Path, capsys, tmp
 
 
 def test_gains_are_in_the_json_as_numbers(figures) -> None:
-    record = figures("--gains")
-    assert "gains" not in figures()
-    tables = {table["title"]: table for table in record["gains"]}
+    record = figures("--query-ablation")
+    assert "query_ablation" not in figures()
+    tables = {table["title"]: table for table in record["query_ablation"]}
     assert list(tables) == [
-        "Query-time gains, right category", "Signals, right category, ranked exactly",
-        "Query-time gains, right item", "Signals, right item, ranked exactly",
+        "Query-time methods, same category", "Signals, same category, ranked exactly",
+        "Query-time methods, same item", "Signals, same item, ranked exactly",
     ]  # fmt: skip
     for task, names in (("category", CATEGORY[:3]), ("item", ["recall@1", "recall@10", "mrr"])):
-        plain = tables[f"Query-time gains, right {task}"]
-        whole = tables[f"Signals, right {task}, ranked exactly"]
+        plain = tables[f"Query-time methods, same {task}"]
+        whole = tables[f"Signals, same {task}, ranked exactly"]
         expected = [record["parts"][task][name]["value"] for name in names]
         assert plain["header"][1:4] == whole["header"][1:4] == names
         assert plain["rows"][0][:-1] == ["plain", *map(pytest.approx, expected), 0, [0, 0]]
         assert whole["rows"][0] == ["all", *map(pytest.approx, expected), None, None]
-    rows = {row[0]: row[1:] for row in tables["Query-time gains, right item"]["rows"]}
-    assert rows["best view of each item"][1] > rows["plain"][1]  # recall@10
+    rows = {row[0]: row[1:] for row in tables["Query-time methods, same item"]["rows"]}
+    assert rows["best picture of each item"][1] > rows["plain"][1]  # recall@10
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,15 @@ def test_the_gain_of_mirror_images_is_measured_where_they_are(measured: Path, ca
     _, number = np.unique(np.load(measured / "all_item.npy"), return_inverse=True)
     known = np.eye(number.max() + 1, dtype=np.float32)[number]
     replace_features(measured, "all_plain_feat_1.npy", known)
-    flags = ["--protocol", "inshop", "--gains", "--color-weight", "0", "--palette-weight", "0"]
+    flags = [
+        "--protocol",
+        "inshop",
+        "--query-ablation",
+        "--color-weight",
+        "0",
+        "--palette-weight",
+        "0",
+    ]
     evaluate.main(["--dataset-base", str(measured), *flags])
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if line.strip().startswith("without mirror"))

@@ -67,7 +67,7 @@ def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> Non
     # Two models and their weights: fit, then ask with what was found.
     models = ["--models", "model_best.pth.tar,model_0_final.pth.tar"]
     run("feature_extractor.py", *data, *models)
-    fitted = run("evaluate.py", *there, "--fit-weights").stdout.splitlines()
+    fitted = run("evaluate.py", *there, "--tune-weights").stdout.splitlines()
     found = [line.removeprefix("FASHION_").split("=") for line in fitted if "FASHION_" in line]
     weights = [f"--{name.lower().replace('_', '-')}={value}" for name, value in found]
     assert [name for name, _ in found] == ["MODEL_WEIGHTS", "COLOR_WEIGHT", "PALETTE_WEIGHT"]

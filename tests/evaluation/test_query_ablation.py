@@ -1,4 +1,4 @@
-"""The tables of gains and signals: on which queries, and against plain runs of each weighting."""
+"""The tables of query-time methods and signals, compared with plain runs of each weighting."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.metrics import category_metrics, item_metrics, summarise
 from evaluation.protocols import Task, of_gallery, query_features, run_task
-from evaluation.query_ablation import gains_table, signals_table, thinned
+from evaluation.query_ablation import methods_table, sample_queries, signals_table
 from search.engine import ExactEngine
 from search.signals import Signal
 
@@ -34,7 +34,7 @@ def signals_for(task: Task, rng: np.random.Generator, weights: list[float]) -> l
 
 def test_a_sample_has_whole_items_from_the_whole_collection() -> None:
     task = task_of([1, 2, 3] * 100)
-    sample = thinned(task, 60)
+    sample = sample_queries(task, 60)
     assert 40 <= len(sample.queries) <= 80
     assert (sample.gallery == task.gallery).all()
     assert (np.diff(sample.queries) > 0).all()
@@ -46,8 +46,8 @@ def test_a_sample_has_whole_items_from_the_whole_collection() -> None:
     place = {item: i for i, item in enumerate(sorted(first, key=first.get))}
     taken = np.histogram([place[item] for item in set(sample.groups)], 5, (0, 300))[0]
     assert taken.tolist() == [6] * 5
-    assert thinned(task, len(task.queries)) is task
-    assert len(thinned(task_of([5, 5]), 2).queries) == 5
+    assert sample_queries(task, len(task.queries)) is task
+    assert len(sample_queries(task_of([5, 5]), 2).queries) == 5
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.5, 4.0], [1.0, 0.0, 2.0], [1.0, 0.0, 0.0]])
@@ -87,13 +87,13 @@ def test_tables_say_of_how_many_queries_they_are(rng, monkeypatch) -> None:
     task = task_of([2] * 40)
     signals = signals_for(task, rng, [1.0, 0.1, 4.0])
     engine = ExactEngine(of_gallery(signals, task.gallery))
-    for table in (gains_table(task, engine, signals), signals_table(task, signals, [])):
+    for table in (methods_table(task, engine, signals), signals_table(task, signals, [])):
         assert "All 80 queries." in table.note
-    monkeypatch.setattr("evaluation.query_ablation.MOST_QUERIES", 20)
-    for table in (gains_table(task, engine, signals), signals_table(task, signals, [])):
-        assert "20 of the 80 queries, evenly spread" in table.note
-    name = "all views of an item as one query (10)"
-    assert gains_table(task, engine, signals).rows[-1][0] == name
+    monkeypatch.setattr("evaluation.query_ablation.MAX_QUERIES", 20)
+    for table in (methods_table(task, engine, signals), signals_table(task, signals, [])):
+        assert "20 of the 80 queries, evenly spaced" in table.note
+    name = "all pictures of an item as one query (10)"
+    assert methods_table(task, engine, signals).rows[-1][0] == name
 
 
 def test_each_metric_is_asked_once_for_a_block_of_queries(rng, monkeypatch) -> None:
