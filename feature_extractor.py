@@ -63,6 +63,7 @@ from network.distributed import Distributed, init_distributed, per_process
 from pictures.annotations import Pictures
 from pictures.collection import read_collection
 from search import clustering, milvus_push
+from search.milvus_client import Place
 from search.quantised import open_codes
 from search.signals import signals_of
 from utils import UserError, parse_args, run_script
@@ -204,7 +205,8 @@ def run(config: Config, update: bool, distributed: Distributed, device: torch.de
     for _, reason in sorted(errors.items()):
         print(f"  {reason}", file=sys.stderr)
     if update:
-        milvus_push.follow(config, database)
+        place = Place(**config.milvus)
+        milvus_push.push_update(database, config.distance, place, config.TARGET_RECALL)
     return 1 if errors else 0
 
 

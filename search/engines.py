@@ -70,10 +70,10 @@ def open_engine(
         recall = float(clusters.recall[nprobe - 1]) if clusters.distance == distance else None
         return NamedEngine(name, KMeansEngine(signals, clusters, nprobe, codes), searched, recall)
     from search.milvus import open_milvus  # its library is an extra
-    from search.milvus_server import Place
+    from search.milvus_client import Place
 
     exact = exact_engine(database, signals)
-    engine, told = open_milvus(database, signals, Place(**milvus or {}), exact)
+    engine, record = open_milvus(database, signals, Place(**milvus or {}), exact)
     searched = f"{engine.candidates:,} candidates of each signal"
-    recall = told["recall"] if told and told["distance"] == distance else None
+    recall = record["recall"] if record and record["distance"] == distance else None
     return NamedEngine(name, engine, searched, recall)

@@ -1,8 +1,6 @@
-"""The feature database in Milvus, a cluster's or a file's, and the engine that asks it.
+"""The Milvus engine: Milvus finds candidates by each signal, the true distance ranks them here."""
 
-Milvus finds the nearest pictures by each signal alone; they are ranked by the whole distance here.
-"""
-
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -15,22 +13,20 @@ from typing_extensions import TypedDict
 
 from features.database import FeatureDatabase
 from search.engine import Answer, Engine, ExactEngine
-from search.milvus_numbers import Numbers, open_numbers
-from search.milvus_server import Place, Server, older
+from search.milvus_client import Client, Place
 from search.signals import Signal
-from utils import AwayError, UserError, parsed_json
+from utils import UserError, parsed_json
 
-TOLD = "models/milvus.json"  # what a push has measured
+RECORD = "models/milvus.json"  # what the last push measured, below DATASET_BASE
 METRICS = {"euclidean": "L2", "cosine": "COSINE"}
 K = 10  # answers that the recall is measured of
-CANDIDATES = 512  # of a signal, where no push has measured how many it takes
-MOST = 16_384  # candidates that Milvus gives
-HITS = 1 << 16  # of one request
-NAMED = 4096  # pictures that a filter names one by one
+CANDIDATES = 512  # of a signal, where no push has measured the number
+MAX_CANDIDATES = 16_384  # that Milvus returns
+MAX_HITS = 1 << 16  # of one request
 
 
-class Told(TypedDict):
-    """What a push has measured: where, with which distance, of which candidates."""
+class PushRecord(TypedDict):
+    """What a push measured: where, with which distance, of how many candidates."""
 
     at: str
     collection: str
@@ -40,11 +36,58 @@ class Told(TypedDict):
     recall: FiniteFloat
 
 
-_TOLD = TypeAdapter(Told)
+_RECORD = TypeAdapter(PushRecord)
+
+
+def read_record(base: Path) -> PushRecord | None:
+    """What the last push from this machine measured; None where there was none."""
+    try:
+        return _RECORD.validate_python(parsed_json((base / RECORD).read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+class Keys:
+    """Primary keys of the pictures: hashes of their paths, which an update does not move.
+
+    Parameters
+    ----------
+    database : N pictures
+
+    Attributes
+    ----------
+    of_rows : N, int64; the key of each row
+
+    Raises
+    ------
+    UserError : two paths have the same key, a chance of 1 in 4,000 among 100 million
+    """
+
+    def __init__(self, database: FeatureDatabase) -> None:
+        hashes = (hashlib.blake2b(path.encode(), digest_size=8).digest() for path in database.paths)
+        self.of_rows = np.frombuffer(b"".join(hashes), "<i8").astype(np.int64)
+        self._order = np.argsort(self.of_rows)
+        same = np.flatnonzero(np.diff(self.of_rows[self._order]) == 0)
+        if len(same):
+            first, second = (database.paths[int(self._order[same[0] + i])] for i in (0, 1))
+            raise UserError(
+                f"{database.base}: {first} and {second} have the same key in Milvus; rename one"
+            )
+
+    def rows(self, keys: np.ndarray) -> np.ndarray:
+        """Rows of some keys; keys that no row has are left out."""
+        places = np.searchsorted(self.of_rows, keys, sorter=self._order)
+        rows = self._order[np.minimum(places, len(self._order) - 1)]
+        return rows[self.of_rows[rows] == keys]
 
 
 def milvus_metric(signal: Signal) -> str:
-    """Milvus's name of a signal's metric; a UserError where it has none."""
+    """Milvus's name of a signal's metric.
+
+    Raises
+    ------
+    UserError : it has none
+    """
     if signal.metric not in METRICS:
         raise UserError(
             f"Milvus has {' and '.join(METRICS)} distances only, not {signal.name}"
@@ -53,84 +96,54 @@ def milvus_metric(signal: Signal) -> str:
     return METRICS[signal.metric]
 
 
-@cache  # a server with a page opens an engine for each weight
-def open_whole(place: Place, name: str, count: int, again: str) -> Server:
-    """Connect to a collection that holds all of a feature database, and have it loaded.
-
-    Parameters
-    ----------
-    place : of Milvus
-    name : of the collection
-    count : pictures of the feature database
-    again : what to run where it is not there
-
-    Raises
-    ------
-    UserError : it is not there
-    AwayError : it holds another number of pictures, or the server is away, or slow
-    """
-    if place.is_file and not Path(place.uri).exists():
-        raise UserError(f"{place.uri}: no such file; {again}")
-    server = Server(place)
-    if not server.ask("has_collection", name):
-        outdated = older(name, server.ask("list_collections"))
-        fault = "other features than these have been pushed" if outdated else "nothing was pushed"
-        raise UserError(f"{place.shown}: no collection {name}: {fault}; {again}")
-    server.ask("load_collection", name)
-    held = server.count(name)
-    if held != count:
-        raise AwayError(
-            f"{place.shown}: {name} holds {held:,} of {count:,} pictures: a push is under way, or"
-            f" did not end; {again}"
-        )
-    return server
-
-
 class MilvusEngine:
-    """Ranks the pictures that Milvus finds to be near by one signal or another, exactly.
+    """Ranks the pictures that are near by one signal or another, as Milvus finds them.
 
     Parameters
     ----------
     signals : the terms of the distance
-    server : has them
-    name : of the collection
+    client : holds their features
+    name : of the collection, or its alias
     candidates : of each signal, for `K` answers; in proportion for more
-    numbers : of its pictures
-    exact : answers where a signal's candidates would be as many as the pictures, where Milvus has
-        no more of them, and where a query is NaN
+    keys : of its pictures
+    exact : answers where Milvus cannot: more candidates than it returns or than there are
+        pictures, a query that is NaN, rows that are no category
     database : names the categories
+
+    Raises
+    ------
+    UserError : the collection is indexed by another metric
     """
 
     def __init__(
         self,
         signals: Sequence[Signal],
-        server: Server,
+        client: Client,
         name: str,
         candidates: int,
-        numbers: Numbers,
+        keys: Keys,
         exact: Engine,
         database: FeatureDatabase,
     ) -> None:
         self.signals = signals
-        self.server = server
+        self.client = client
         self.name = name
         self.candidates = candidates
-        self.numbers = numbers
+        self.keys = keys
         self.exact = exact
-        self.rank = ExactEngine(signals)
+        self.ranking = ExactEngine(signals)
         self.database = database
         self.used = [i for i, signal in enumerate(signals) if signal.weight]
-        self.metrics = {i: milvus_metric(signals[i]) for i in self.used}
-        self.efforts = {i: self._described(i) for i in self.used}
+        self.indexes = {i: self._index_type(i) for i in self.used}
 
-    def _described(self, i: int) -> str:
+    def _index_type(self, i: int) -> str:
         """Type of a signal's index, which must be of the signal's metric."""
-        field = self.signals[i].name
-        index = self.server.ask("describe_index", self.name, index_name=field) or {}
-        if index.get("metric_type") != self.metrics[i]:
+        field, metric = self.signals[i].name, milvus_metric(self.signals[i])
+        index = self.client.call("describe_index", self.name, index_name=field) or {}
+        if index.get("metric_type") != metric:
             raise UserError(
-                f"{self.server.place.shown}: {self.name} is indexed by {index.get('metric_type')},"
-                f" not by {self.metrics[i]}, for {field}; {push_again(self.database.base)} with the"
+                f"{self.client.place.shown}: {self.name} is indexed by {index.get('metric_type')},"
+                f" not by {metric}, for {field}; {push_command(self.database.base)} with the"
                 " same --distance-metric"
             )
         return str(index["index_type"])
@@ -138,117 +151,124 @@ class MilvusEngine:
     def search(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
     ) -> list[Answer]:
-        """See `Engine.search`; what is near by no single signal is missed.
+        """See `Engine.search`; a picture that is near by no single signal is missed.
 
         Raises
         ------
         AwayError : the server is away, or slow
         """
         count = len(self.signals[0].features) if rows is None else len(rows)
-        wanted = math.ceil(self.candidates * max(k / K, 1.0))
-        if wanted >= count or wanted > MOST:
+        limit = math.ceil(self.candidates * max(k / K, 1.0))
+        condition = "" if rows is None else self._filter(rows)
+        if limit >= count or limit > MAX_CANDIDATES or condition is None:
             return self.exact.search(queries, k, rows)
-        filters = [""] if rows is None else self._filters(rows)
         answers = []
         # Milvus Lite would copy its vectors for each query of a request.
-        step = 1 if self.server.is_lite else max(1, HITS // wanted)
+        step = 1 if self.client.is_lite else max(1, MAX_HITS // limit)
         for start in range(0, len(queries[0]), step):
             block = [features[start : start + step] for features in queries]
-            found = self._candidates(block, wanted, filters)
-            for i, near in enumerate(found):
+            for i, near in enumerate(self._candidates(block, limit, condition)):
                 query = [features[i : i + 1] for features in block]
-                if rows is not None:
-                    near = near[np.isin(near, rows)]
-                few = len(near) < min(k, count)
-                answers += (self.exact if few else self.rank).search(
-                    query, k, rows if few else near
-                )
+                too_few = len(near) < min(k, count)
+                engine, chosen = (self.exact, rows) if too_few else (self.ranking, near)
+                answers += engine.search(query, k, chosen)
         return answers
 
     def _candidates(
-        self, queries: Sequence[np.ndarray], wanted: int, filters: Sequence[str]
+        self, queries: Sequence[np.ndarray], limit: int, condition: str
     ) -> list[np.ndarray]:
         """Of each query the rows near to it by any signal, ascending; none where it is NaN."""
         finite = np.logical_and.reduce([np.isfinite(queries[i]).all(axis=1) for i in self.used])
-        asked = np.flatnonzero(finite)
+        valid = np.flatnonzero(finite)
         near: list[list[np.ndarray]] = [[] for _ in finite]
-        for i in self.used if len(asked) else ():
-            for condition in filters:
-                found = self.server.ask(
-                    "search",
-                    self.name,
-                    list(queries[i][asked].astype(np.float32)),
-                    filter=condition,
-                    limit=wanted,
-                    output_fields=["number"],
-                    anns_field=self.signals[i].name,
-                    search_params={
-                        "metric_type": self.metrics[i],
-                        "params": effort(self.efforts[i], wanted, len(self.signals[0].features)),
-                    },
-                )
-                for query, hits in zip(asked, found, strict=True):
-                    near[query].append(self.numbers.rows(np.array(hits.ids, np.int64)))
+        for i in self.used if len(valid) else ():
+            signal, index = self.signals[i], self.indexes[i]
+            effort = search_effort(index, limit, len(signal.features))
+            found = self.client.search(
+                self.name,
+                list(queries[i][valid].astype(np.float32)),
+                filter=condition,
+                limit=limit,
+                anns_field=signal.name,
+                search_params={"metric_type": milvus_metric(signal), "params": effort},
+            )
+            for query, hits in zip(valid, found, strict=True):
+                near[query].append(self.keys.rows(np.array(hits.ids, np.int64)))
         return [np.unique(np.concatenate([np.empty(0, np.int64), *own])) for own in near]
 
-    def _filters(self, rows: np.ndarray) -> list[str]:
-        """Conditions, of which one holds for each of some rows: their category's, or by number."""
+    def _filter(self, rows: np.ndarray) -> str | None:
+        """The condition that holds for some rows alone, where they are a category."""
         number = int(self.database.categories[rows[0]])
         own = np.flatnonzero(self.database.categories == number)
-        if number >= 0 and np.array_equal(own, rows):
-            name = self.database.category_names[number]
-            return [f"category == {json.dumps(name, ensure_ascii=False)}"]
-        numbers = self.numbers.of_rows[rows]
-        parts = np.split(numbers, range(NAMED, len(rows), NAMED))
-        return [f"number in [{','.join(map(str, part.tolist()))}]" for part in parts]
+        if number < 0 or not np.array_equal(rows, own):
+            return None
+        name = self.database.category_names[number]
+        return f"category == {json.dumps(name, ensure_ascii=False)}"
 
 
-def lists_of(count: int) -> int:
-    """Lists of an IVF index of so many pictures, as Milvus's manual has it."""
+def ivf_lists(count: int) -> int:
+    """Lists of an IVF index of so many pictures (Milvus's manual: 4 times the square root)."""
     return min(max(int(4 * math.sqrt(count)), 1), 65_536)
 
 
-def effort(index: str, wanted: int, count: int) -> dict[str, int]:
-    """How far an index is searched for so many candidates of so many pictures."""
+def search_effort(index: str, limit: int, count: int) -> dict[str, int]:
+    """Search parameters of an index for so many candidates of so many pictures."""
     if index.startswith("HNSW"):
-        return {"ef": min(max(2 * wanted, 64), 32_768)}
+        return {"ef": min(max(2 * limit, 64), 32_768)}
     if index.startswith("IVF"):
-        lists = lists_of(count)
-        return {"nprobe": min(max(lists // 8, 8 * lists * wanted // count, 1), lists)}
-    return {"search_list": max(wanted, 100)} if index == "DISKANN" else {}
+        lists = ivf_lists(count)
+        return {"nprobe": min(max(lists // 8, 8 * lists * limit // count, 1), lists)}
+    return {"search_list": max(limit, 100)} if index == "DISKANN" else {}
 
 
-def push_again(base: Path) -> str:
-    """What mends a collection, for a message."""
+def push_command(base: Path) -> str:
+    """The command that mends a collection, for a message."""
     return f"run: python milvus_push.py --dataset-base {base}"
 
 
-def read_told(base: Path) -> Told | None:
-    """What the last push from this machine has measured; None where there was none."""
-    try:
-        return _TOLD.validate_python(parsed_json((base / TOLD).read_bytes()))
-    except (OSError, ValueError):
-        return None
+@cache  # the page's server opens an engine for each set of weights
+def connect(place: Place, alias: str, family: str, command: str) -> Client:
+    """Connect to Milvus and load the collection that an alias names.
+
+    Raises
+    ------
+    UserError : there is no such alias: nothing was pushed, or other features were
+    AwayError : the server is away, or slow
+    """
+    if place.is_file and not Path(place.uri).exists():
+        raise UserError(f"{place.uri}: no such file; {command}")
+    client = Client(place)
+    if not client.call("has_collection", alias):
+        others = [name for name in client.call("list_collections") if is_of(name, family)]
+        fault = "other features were pushed, or not all of these" if others else "nothing pushed"
+        raise UserError(f"{place.shown}: no collection {alias}: {fault}; {command}")
+    client.call("load_collection", alias)
+    return client
+
+
+def is_of(collection: str, family: str) -> bool:
+    """Whether a collection belongs to a data set: FAMILY_vN."""
+    begin, _, number = collection.rpartition("_v")
+    return begin == family and number.isdecimal()
 
 
 def open_milvus(
     database: FeatureDatabase, signals: Sequence[Signal], place: Place, exact: Engine
-) -> tuple[MilvusEngine, Told | None]:
-    """The engine of a feature database that was pushed, and what the push has measured.
+) -> tuple[MilvusEngine, PushRecord | None]:
+    """The engine of a feature database that was pushed, and what the push measured.
 
     Raises
     ------
-    UserError : it was not, or other features were; a metric that Milvus has not
-    AwayError : not all of it was; the server is away, or slow
+    UserError : it was not pushed, or other features were; a metric that Milvus does not have
+    AwayError : the server is away, or slow
     """
     for signal in signals:
         if signal.weight:
             milvus_metric(signal)
-    name = place.collection(database)
-    count = len(database.categories)
-    server = open_whole(place, name, count, push_again(database.base))
-    told = read_told(database.base)
-    told = told if told and told["collection"] == name else None
-    candidates = told["candidates"] if told else CANDIDATES
-    numbers = open_numbers(database, name)
-    return MilvusEngine(signals, server, name, candidates, numbers, exact, database), told
+    alias, family = place.alias(database), place.family(database.base)
+    client = connect(place, alias, family, push_command(database.base))
+    record = read_record(database.base)
+    record = record if record and record["collection"] == alias else None
+    candidates = record["candidates"] if record else CANDIDATES
+    keys = Keys(database)
+    return MilvusEngine(signals, client, alias, candidates, keys, exact, database), record

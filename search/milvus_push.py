@@ -1,306 +1,327 @@
-"""Load a feature database into Milvus, as `python milvus_push.py` does."""
+"""The feature database -> Milvus: one collection, changed by the difference, behind an alias.
 
+The alias names the collection only while that holds exactly the features of the database, so no
+engine ever searches a part of them.
+"""
+
+import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from config import Config
 from features.database import FeatureDatabase, open_database
 from search.engine import Engine
 from search.exact import exact_engine
-from search.milvus import MOST, TOLD, K, MilvusEngine, Told, lists_of, milvus_metric, read_told
-from search.milvus_numbers import make_numbers, save_numbers, versions_of
-from search.milvus_server import Place, Server, library, older
+from search.milvus import (
+    MAX_CANDIDATES,
+    RECORD,
+    K,
+    Keys,
+    MilvusEngine,
+    PushRecord,
+    is_of,
+    ivf_lists,
+    milvus_metric,
+    read_record,
+)
+from search.milvus_client import Client, Place, import_client
 from search.recall import nearest_others, recall_of
 from search.signals import Signal, describe_distance, signals_of
-from utils import AwayError, UserError, atomic_write, progress_bar
+from utils import AwayError, UserError, atomic_write, evenly_spaced, progress_bar
 
-SENT = 4 << 20  # bytes of features at once; Milvus takes 64 MB
-TEXT = 65_535  # bytes of a path, a category or an item: Milvus's most
-QUERIES = 100
-LEAST = 64  # candidates
-BATCH = 8192  # pictures dropped at once
-PAUSE = 1.0  # s between looks how far the indexes are
-
-
-def batch_of(signals: Sequence[Signal]) -> int:
-    """Pictures sent at once."""
-    return max(1, SENT // sum(4 * signal.features.shape[1] for signal in signals))
+REQUEST_BYTES = 4 << 20  # of features sent at once; Milvus takes 64 MB
+MAX_TEXT = 65_535  # bytes of a path, a category or an item: the most that Milvus takes
+BATCH = 8192  # pictures deleted, or hashed, at once
+QUERIES = 100  # that the recall is measured with
+MIN_CANDIDATES = 64
+PAUSE = 1.0  # s between looks at the progress of an index
 
 
-def make_collection(server: Server, name: str, signals: Sequence[Signal], count: int) -> None:
-    """Make a collection with the indexes of the settings, or give the one there is those indexes.
+def push(
+    base: Path,
+    distance: Mapping[str, Any],
+    place: Place,
+    target_recall: float,
+    measured: PushRecord | None = None,
+) -> None:
+    """Make Milvus hold the feature database of a data set.
+
+    The collection that holds most of it already is changed; a new one is made where less than half
+    can stay, and the old one is dropped once the new one is whole.
+
+    Parameters
+    ----------
+    base : DATASET_BASE
+    distance : the arguments of `signals_of`
+    place : of Milvus
+    target_recall : recall@10 that the number of candidates is chosen for
+    measured : record of the push before a small update, which stays valid; None to measure now
+
+    Raises
+    ------
+    UserError : no feature database; a metric or an index that Milvus does not have
+    AwayError : the server is away, or slow; nothing is lost, another push continues
+    """
+    database = open_database(base)
+    signals = signals_of(database, **distance)
+    for signal in signals:
+        milvus_metric(signal)
+    start = time.perf_counter()
+    client, alias, family = Client(place), place.alias(database), place.family(base)
+    content = Content(database, signals, Keys(database), row_versions(database, signals))
+    others = [name for name in client.call("list_collections") if is_of(name, family)]
+    name, is_new = choose_collection(client, others, family, content)
+    make_collection(client, name, signals, len(content.versions))
+    sent, dropped = send(client, name, content, alias)
+    wait_for_indexes(client, name, signals)
+    for other in others:
+        if other != name:
+            drop_aliases(client, other, "")
+            client.call("drop_collection", other, long=True)
+            print(f"dropped {other}, of older features")
+    seconds = time.perf_counter() - start
+
+    shown = describe_distance(signals)
+    valid = measured and (measured["index"], measured["distance"]) == (place.index, shown)
+    if measured and valid and not is_new:
+        candidates, recall = measured["candidates"], measured["recall"]
+    else:
+        exact = exact_engine(database, signals)
+        engine = MilvusEngine(signals, client, alias, MIN_CANDIDATES, content.keys, exact, database)
+        candidates, recall = measure(engine, exact, target_recall)
+    record = PushRecord(
+        at=place.shown, collection=alias, index=place.index, distance=shown,
+        candidates=candidates, recall=recall,
+    )  # fmt: skip
+    with atomic_write(base / RECORD) as part:
+        part.write_text(json.dumps(record, indent=1), "utf-8")
+    count = len(content.versions)
+    print(f"{place.shown}: {name}, {place.index}, alias {alias}")
+    print(f"{count:,} pictures, {sent:,} of them sent, {dropped:,} dropped: {seconds:.1f} s")
+    print(f"distance: {shown}")
+    print(f"recall@10 {recall:.3f} with {candidates:,} candidates of each signal")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a collection is to hold.
+
+    Attributes
+    ----------
+    database : N pictures
+    signals : their features
+    keys : their primary keys
+    versions : N, int64; a hash of all that Milvus stores of each
+    """
+
+    database: FeatureDatabase
+    signals: Sequence[Signal]
+    keys: Keys
+    versions: np.ndarray
+
+    def compare(self, client: Client, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The keys of all that a loaded collection holds, and the rows that need not be sent."""
+        stored, versions = client.columns(name, ("key", "version"))
+        known = np.isin(stored, self.keys.of_rows)
+        rows = self.keys.rows(stored[known])
+        return stored, rows[self.versions[rows] == versions[known]]
+
+    def records(self, rows: np.ndarray) -> list[dict[str, Any]]:
+        """Some rows as Milvus takes them."""
+        features = {signal.name: np.asarray(signal.features[rows]) for signal in self.signals}
+        return [
+            {
+                "key": int(self.keys.of_rows[row]),
+                "version": int(self.versions[row]),
+                **{name: values[i] for name, values in features.items()},
+                "path": self.database.paths[row],
+                "category": self.database.category(row),
+                "item": str(self.database.items[row]),
+            }
+            for i, row in enumerate(rows.tolist())
+        ]
+
+
+def row_versions(database: FeatureDatabase, signals: Sequence[Signal]) -> np.ndarray:
+    """A hash of all that Milvus stores of each picture: N, int64."""
+    versions = np.empty(len(database.categories), np.int64)
+    for row in range(len(versions)):
+        labels = f"{database.category(row)}\n{database.items[row]}\n".encode()
+        digest = hashlib.blake2b(labels, digest_size=8)
+        for signal in signals:
+            digest.update(signal.features[row].tobytes())
+        versions[row] = int.from_bytes(digest.digest(), "little", signed=True)
+    return versions
+
+
+def choose_collection(
+    client: Client, collections: Sequence[str], family: str, content: Content
+) -> tuple[str, bool]:
+    """The collection that holds most already, and False; or the name of a new one, and True."""
+    widths = {signal.name: signal.features.shape[1] for signal in content.signals}
+    counts = {}
+    for name in collections:
+        fields = client.call("describe_collection", name)["fields"]
+        dims = {field["name"]: field.get("params", {}).get("dim") for field in fields}
+        same_fields = {field: int(dim) for field, dim in dims.items() if dim} == widths
+        if same_fields and set(client.call("list_indexes", name)) == set(widths):
+            client.call("load_collection", name, long=True)
+            stored, same = content.compare(client, name)
+            if 2 * len(same) >= len(stored):
+                counts[name] = len(same)
+    if counts:
+        return max(counts, key=lambda name: counts[name]), False
+    last = max((int(name.rpartition("_v")[2]) for name in collections), default=0)
+    return f"{family}_v{last + 1}", True
+
+
+def make_collection(client: Client, name: str, signals: Sequence[Signal], count: int) -> None:
+    """Make a collection, or replace the indexes of an existing one, by the settings.
 
     Raises
     ------
     UserError : Milvus has no such index
     AwayError : the server is away, or slow
     """
-    milvus, kind = library(server.place), server.place.index
-    if server.is_lite and kind == "DISKANN":  # it would say so only to a search
+    pymilvus, kind = import_client(client.place), client.place.index
+    if client.is_lite and kind == "DISKANN":  # it would say so only to a search
         raise UserError(f"MILVUS_INDEX {kind}: Milvus Lite has no such index")
-    if not server.ask("has_collection", name):
-        form = milvus.MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
-        form.add_field("number", milvus.DataType.INT64, is_primary=True)
-        form.add_field("version", milvus.DataType.INT64)
+    if not client.call("has_collection", name):
+        schema = pymilvus.MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("key", pymilvus.DataType.INT64, is_primary=True)
+        schema.add_field("version", pymilvus.DataType.INT64)
         for signal in signals:
-            width = signal.features.shape[1]
-            form.add_field(signal.name, milvus.DataType.FLOAT_VECTOR, dim=width)
+            dim = signal.features.shape[1]
+            schema.add_field(signal.name, pymilvus.DataType.FLOAT_VECTOR, dim=dim)
         for column in ("path", "category", "item"):
-            form.add_field(column, milvus.DataType.VARCHAR, max_length=TEXT)
-        server.ask("create_collection", name, schema=form, patient=True)
-    params = {"nlist": lists_of(count)} if kind.startswith("IVF") else {}
+            schema.add_field(column, pymilvus.DataType.VARCHAR, max_length=MAX_TEXT)
+        client.call("create_collection", name, schema=schema, long=True)
+    params = {"nlist": ivf_lists(count)} if kind.startswith("IVF") else {}
     params |= {"M": 32, "efConstruction": 200} if kind == "HNSW" else {}
-    wanted = milvus.MilvusClient.prepare_index_params()
+    missing = pymilvus.MilvusClient.prepare_index_params()
     for signal in signals:
-        metric, found = milvus_metric(signal), _index_of(server, name, signal.name)
-        if found == (kind, metric):
+        metric, current = milvus_metric(signal), _index_of(client, name, signal.name)
+        if current == (kind, metric):
             continue
-        if found:
-            server.ask("release_collection", name, patient=True)
-            server.ask("drop_index", name, index_name=signal.name, patient=True)
-        wanted.add_index(signal.name, kind, signal.name, metric_type=metric, params=params)
-    if wanted:
+        if current:
+            client.call("release_collection", name, long=True)
+            client.call("drop_index", name, index_name=signal.name, long=True)
+        missing.add_index(signal.name, kind, signal.name, metric_type=metric, params=params)
+    if missing:
         try:
-            server.ask("create_index", name, wanted, patient=True)
+            client.call("create_index", name, missing, long=True)
         except AwayError:
             raise
         except UserError as error:
             raise UserError(f"MILVUS_INDEX {kind}: {error}") from None
-    server.ask("load_collection", name, patient=True)
+    client.call("load_collection", name, long=True)
 
 
-def _index_of(server: Server, name: str, field: str) -> tuple[str, str] | None:
+def _index_of(client: Client, name: str, field: str) -> tuple[str, str] | None:
     """Type and metric of a field's index; None where it has none."""
-    if field not in server.ask("list_indexes", name):
+    if field not in client.call("list_indexes", name):
         return None
-    index = server.ask("describe_index", name, index_name=field)
+    index = client.call("describe_index", name, index_name=field)
     return index["index_type"], index["metric_type"]
 
 
-class Wanted:
-    """What a collection is to hold.
-
-    Parameters
-    ----------
-    database : the feature database
-    signals : of it
-    """
-
-    def __init__(self, database: FeatureDatabase, signals: Sequence[Signal]) -> None:
-        self.numbers = make_numbers(database)
-        self.versions = versions_of(database, signals)
-
-    def compared(self, server: Server, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The numbers of all pictures that a collection holds, and the rows that are in it."""
-        held, versions = server.columns(name, ("number", "version"))
-        known = np.isin(held, self.numbers.of_rows)
-        rows = self.numbers.rows(held[known])
-        return held, rows[self.versions[rows] == versions[known]]
-
-
-def to_take_over(
-    server: Server, name: str, signals: Sequence[Signal], wanted: Wanted
-) -> str | None:
-    """A collection of older features of the data set, if at least half of it may stay as it is.
-
-    Parameters
-    ----------
-    server : has it
-    name : that it is to have
-    signals : that it has to have
-    wanted : what it is to hold
-
-    Raises
-    ------
-    AwayError : the server is away, or slow
-    """
-    widths = {signal.name: signal.features.shape[1] for signal in signals}
-    for other in older(name, server.ask("list_collections")):
-        fields = server.ask("describe_collection", other)["fields"]
-        found = {field["name"]: field.get("params", {}).get("dim") for field in fields}
-        vectors = {field: int(width) for field, width in found.items() if width}
-        if vectors != widths or not {"number", "version"} <= found.keys():
-            continue
-        server.ask("load_collection", other, patient=True)
-        held, same = wanted.compared(server, other)
-        if 2 * len(same) >= max(len(held), len(wanted.versions)):
-            return other
-    return None
-
-
-def send(
-    server: Server, name: str, database: FeatureDatabase, signals: Sequence[Signal], wanted: Wanted
-) -> tuple[int, int]:
-    """Make a collection hold what it is to: send what is new or has changed, drop what is gone.
+def send(client: Client, name: str, content: Content, alias: str) -> tuple[int, int]:
+    """Send what is new or changed, delete what is gone, then let the alias name the collection.
 
     Returns
     -------
-    Pictures sent, and dropped.
+    Pictures sent, and deleted.
 
     Raises
     ------
     AwayError : the server is away, or slow, or holds another number of pictures in the end
     """
-    count = len(database.categories)
-    held, same = wanted.compared(server, name)
-    gone = np.setdiff1d(held, wanted.numbers.of_rows)
+    count = len(content.versions)
+    stored, same = content.compare(client, name)
+    gone = np.setdiff1d(stored, content.keys.of_rows)
+    rest = np.setdiff1d(np.arange(count), same)
+    if len(rest) or len(gone):
+        drop_aliases(client, name, "")  # nobody is to search it meanwhile
     for start in range(0, len(gone), BATCH):
-        server.ask("delete", name, ids=gone[start : start + BATCH].tolist(), patient=True)
-    rest, batch = np.setdiff1d(np.arange(count), same), batch_of(signals)
+        client.call("delete", name, ids=gone[start : start + BATCH].tolist(), long=True)
+    row_bytes = sum(4 * signal.features.shape[1] for signal in content.signals)
+    batch = max(1, REQUEST_BYTES // row_bytes)
     with progress_bar(count, "push", "picture", count - len(rest)) as bar:
         for start in range(0, len(rest), batch):
             rows = rest[start : start + batch]
-            # An upsert, for what is sent twice is to be there once.
-            server.ask("upsert", name, _records(database, signals, rows, wanted), patient=True)
+            # An upsert: what is sent twice must be there once.
+            client.call("upsert", name, content.records(rows), long=True)
             bar.update(len(rows))
-    server.ask("flush", name, patient=True)
-    now = server.count(name)
-    if now != count:
+    client.call("flush", name, long=True)
+    found = client.count(name)
+    if found != count:
         raise AwayError(
-            f"{server.place.shown}: {name} holds {now:,} of {count:,} pictures; run it again"
+            f"{client.place.shown}: {name} holds {found:,} of {count:,} pictures; run it again"
         )
+    if not client.call("has_collection", alias):
+        client.call("create_alias", name, alias, long=True)
+    elif client.call("describe_alias", alias)["collection_name"] != name:
+        client.call("alter_alias", name, alias, long=True)
+    drop_aliases(client, name, alias)
     return len(rest), len(gone)
 
 
-def _records(
-    database: FeatureDatabase, signals: Sequence[Signal], rows: np.ndarray, wanted: Wanted
-) -> list[dict[str, Any]]:
-    features = {signal.name: np.asarray(signal.features[rows]) for signal in signals}
-    return [
-        {
-            "number": int(wanted.numbers.of_rows[row]),
-            "version": int(wanted.versions[row]),
-            **{name: values[i] for name, values in features.items()},
-            "path": database.paths[row],
-            "category": database.category(row),
-            "item": str(database.items[row]),
-        }
-        for i, row in enumerate(rows.tolist())
-    ]
+def drop_aliases(client: Client, name: str, kept: str) -> None:
+    """Drop all aliases of a collection but one."""
+    for alias in client.call("list_aliases", name)["aliases"]:
+        if alias != kept:
+            client.call("drop_alias", alias, long=True)
 
 
-def wait_for_indexes(server: Server, name: str, signals: Sequence[Signal]) -> None:
-    """Wait until a server has indexed all that it is going to, which it does by itself.
-
-    Raises
-    ------
-    AwayError : the server is away, or slow
-    """
+def wait_for_indexes(client: Client, name: str, signals: Sequence[Signal]) -> None:
+    """Wait until a server has built its indexes, which it does in the background."""
     for signal in signals:
-        left = _unindexed(server, name, signal)
-        with progress_bar(left, f"index {signal.name}", "picture", shown=left > 0) as bar:
-            while left:
+        with progress_bar(1, f"index {signal.name}", "index", shown=not client.is_lite):
+            while (index := client.call("describe_index", name, index_name=signal.name)) and int(
+                index.get("pending_index_rows") or 0
+            ):
                 time.sleep(PAUSE)
-                now = _unindexed(server, name, signal)
-                bar.update(max(left - now, 0))
-                left = now
-
-
-def _unindexed(server: Server, name: str, signal: Signal) -> int:
-    told = server.ask("describe_index", name, index_name=signal.name)
-    return int(told.get("pending_index_rows") or 0)
 
 
 def measure(engine: MilvusEngine, exact: Engine, target: float) -> tuple[int, float]:
-    """The fewest candidates with which the engine has a recall, and the recall that it has.
+    """The fewest candidates that reach a recall@10, and that recall.
 
-    It is measured with pictures of the collection, each left out of its answer.
+    It is measured with pictures of the collection, each omitted from its own answer.
     """
     count = len(engine.signals[0].features)
-    asked = np.unique(np.linspace(0, count - 1, min(QUERIES, count)).astype(np.int64))
-    queries = [signal.features[asked] for signal in engine.signals]
-    truth = nearest_others(exact, engine.signals, asked, K)
-    engine.candidates = LEAST
+    rows = evenly_spaced(count, QUERIES)
+    queries = [signal.features[rows] for signal in engine.signals]
+    truth = nearest_others(exact, engine.signals, rows, K)
+    engine.candidates = MIN_CANDIDATES
     while True:
         recall = recall_of([answer.rows for answer in engine.search(queries, K + 1)], truth)
-        if recall >= target or engine.candidates >= min(count, MOST // 4):
+        if recall >= target or engine.candidates >= min(count, MAX_CANDIDATES // 4):
             return engine.candidates, recall
         engine.candidates *= 2
 
 
-def push(config: Config, told: Told | None = None) -> None:
-    """Make Milvus hold the feature database of the settings.
-
-    A collection of older features is changed to these where that is less work, and else dropped in
-    the end.
-
-    Parameters
-    ----------
-    config : the settings
-    told : what was measured before an update, and holds where little has changed; None to measure
-        it now
-
-    Raises
-    ------
-    UserError : no feature database; a metric or an index that Milvus has not
-    AwayError : the server is away, or slow; nothing is lost, and another push goes on
-    """
-    database = open_database(config.DATASET_BASE)
-    signals = signals_of(database, **config.distance)
-    place = Place(**config.milvus)
-    for signal in signals:
-        milvus_metric(signal)
-    name, count = place.collection(database), len(database.categories)
-    start = time.perf_counter()
-    server = Server(place)
-    wanted = Wanted(database, signals)
-    old = None
-    if not server.ask("has_collection", name):
-        old = to_take_over(server, name, signals, wanted)
-    current = old or name
-    make_collection(server, current, signals, count)
-    sent, dropped = send(server, current, database, signals, wanted)
-    if old:  # only now is it that of these features
-        server.ask("rename_collection", old, name, patient=True)
-        server.ask("load_collection", name, patient=True)
-    wait_for_indexes(server, name, signals)
-    seconds = time.perf_counter() - start
-    distance = describe_distance(signals)
-    if old and told and (told["index"], told["distance"]) == (place.index, distance):
-        candidates, recall = told["candidates"], told["recall"]
-    else:
-        exact = exact_engine(database, signals)
-        engine = MilvusEngine(signals, server, name, LEAST, wanted.numbers, exact, database)
-        candidates, recall = measure(engine, exact, config.TARGET_RECALL)
-    told = Told(
-        at=place.shown,
-        collection=name,
-        index=place.index,
-        distance=distance,
-        candidates=candidates,
-        recall=recall,
-    )
-    save_numbers(database.base, name, wanted.numbers)
-    with atomic_write(database.base / TOLD) as part:
-        part.write_text(json.dumps(told, indent=1), "utf-8")
-    for other in older(name, server.ask("list_collections")):
-        server.ask("drop_collection", other, patient=True)
-        print(f"dropped {other}, of older features")
-    print(f"{place.shown}: {name}, {place.index}")
-    print(f"{count:,} pictures, {sent:,} of them sent, {dropped:,} dropped: {seconds:.1f} s")
-    print(f"distance: {distance}")
-    print(f"recall@10 {recall:.3f} with {candidates:,} candidates of each signal")
-
-
-def follow(config: Config, database: FeatureDatabase) -> None:
-    """Let Milvus follow an update of a feature database that was pushed; else nothing is done.
+def push_update(
+    database: FeatureDatabase, distance: Mapping[str, Any], place: Place, target_recall: float
+) -> None:
+    """Push an update of a feature database that was pushed before; else do nothing.
 
     Raises
     ------
     UserError, AwayError : see `push`
     """
-    told, place = read_told(database.base), Place(**config.milvus)
-    name = place.collection(database)
-    if told is None or told["collection"] == name:
+    record, alias = read_record(database.base), place.alias(database)
+    if record is None or record["collection"] == alias:
         return
-    if (told["at"], [told["collection"]]) != (place.shown, older(name, [told["collection"]])):
+    family = record["collection"].rpartition("_")[0]
+    if (record["at"], family) != (place.shown, place.family(database.base)):
         print(
-            f"{database.base / TOLD}: the last push was to {told['collection']} at {told['at']},"
-            " which the settings MILVUS_... do not name; it was not updated"
+            f"{database.base / RECORD}: the last push was to {record['collection']} at"
+            f" {record['at']}, which the settings MILVUS_... do not name; it was not updated"
         )
         return
-    push(config, told)
+    push(database.base, distance, place, target_recall, record)

@@ -18,7 +18,7 @@ from features.checksums import FileStamp, file_stamp
 from features.database import INFO, FeatureDatabase, open_database
 from net import FeatureNet
 from search.engines import ENGINES, NamedEngine, open_engine
-from search.milvus import TOLD
+from search.milvus import RECORD
 from search.query import load_models
 from search.signals import Signal, signals_of
 from server.schemas import CollectionState, EngineState, Item
@@ -158,7 +158,7 @@ class Collection:
 
     def _milvus_state(self) -> EngineState:
         """Whether the features have been pushed, as far as this machine knows."""
-        pushed = (self.database.base / TOLD).exists()
+        pushed = (self.database.base / RECORD).exists()
         reason = "" if pushed else "not pushed; run: python milvus_push.py"
         return EngineState(name="milvus", ready=pushed, searched="", recall=None, reason=reason)
 

@@ -11,8 +11,9 @@ import pytest
 from features.database import FeatureDatabase, open_database
 from search import milvus_push
 from search.engine import ExactEngine
-from search.milvus_numbers import file_of, make_numbers, open_numbers, versions_of
-from search.milvus_server import Place, Server
+from search.milvus import Keys
+from search.milvus_client import Client, Place
+from search.milvus_push import row_versions
 from search.signals import Signal, signals_of
 from tests.conftest import replace_features
 from tests.features.test_incremental import change
@@ -46,10 +47,11 @@ def flags(uri: str) -> tuple[str, ...]:
 def held(base: Path, uri: str) -> dict[str, dict]:
     """What the collection of a data set's features holds, by path."""
     place = Place(**settings(base, uri).milvus)
-    server, fields = Server(place), ["path", "category", "item", "deep", "color", "palette"]
-    name = place.collection(open_database(base))
-    records = server.ask("query", name, filter='path != ""', output_fields=fields)
-    assert [n for n in server.ask("list_collections") if n[:-16] == name[:-16]] == [name]
+    server, fields = Client(place), ["path", "category", "item", "deep", "color", "palette"]
+    name = place.alias(open_database(base))
+    records = server.call("query", name, filter='path != ""', output_fields=fields)
+    (collection,) = [c for c in server.call("list_collections") if c.startswith(f"{base.name}_v")]
+    assert server.call("list_aliases", collection)["aliases"] == [name]
     return {record["path"]: record for record in records}
 
 
@@ -82,13 +84,12 @@ def test_an_update_sends_the_difference(pushed: Path, uri: str, capsys) -> None:
     assert_holds_the_database(pushed, uri)
     assert extract(pushed, "--update", *WAITS, *flags(uri)) == 0
     assert "of them sent" not in capsys.readouterr().out
-    assert len([*(pushed / "models").glob("*.numbers.npy")]) == 1
 
 
 def test_an_update_does_not_push_to_another_place(pushed: Path, uri: str, capsys) -> None:
     """Settings that name another server, or another collection, than the last push had."""
     change(pushed)
-    told = (pushed / "models/milvus.json").read_text()
+    record = (pushed / "models/milvus.json").read_text()
     capsys.readouterr()
     assert extract(pushed, "--update", *WAITS) == 0
     assert "the last push was to test_an_update_does_not_push_to_another_place_" in (
@@ -98,7 +99,7 @@ def test_an_update_does_not_push_to_another_place(pushed: Path, uri: str, capsys
     assert not (pushed / "models/milvus.db").exists()
     assert extract(pushed, "--update", *WAITS, *flags(uri), "--milvus-collection", "x") == 0
     assert "do not name" in capsys.readouterr().out
-    assert (pushed / "models/milvus.json").read_text() == told
+    assert (pushed / "models/milvus.json").read_text() == record
 
 
 def test_what_was_measured_is_kept_where_little_has_changed(
@@ -113,7 +114,9 @@ def test_what_was_measured_is_kept_where_little_has_changed(
     assert json.loads(file.read_text())["recall"] == 0.25
     deep = open_database(pushed).deep[0]
     replace_features(pushed, "all_feat.npy", rng.normal(size=deep.shape).astype(np.float32))
-    milvus_push.follow(settings(pushed, uri, MILVUS_INDEX="FLAT"), open_database(pushed))
+    config = settings(pushed, uri, MILVUS_INDEX="FLAT")
+    place = Place(**config.milvus)
+    milvus_push.push_update(open_database(pushed), config.distance, place, config.TARGET_RECALL)
     assert json.loads(file.read_text())["recall"] == 1.0
     assert_holds_the_database(pushed, uri)
 
@@ -121,12 +124,12 @@ def test_what_was_measured_is_kept_where_little_has_changed(
 def test_a_server_that_is_away_in_an_update(pushed: Path, uri: str, capsys) -> None:
     """The files are updated; status 3; the next update, of nothing, lets Milvus catch up."""
     change(pushed)
-    told = pushed / "models/milvus.json"
+    record = pushed / "models/milvus.json"
     away = "http://127.0.0.1:1"
-    told.write_text(told.read_text().replace(uri, away))
+    record.write_text(record.read_text().replace(uri, away))
     where = ("--milvus-uri", away, "--milvus-timeout", "1", "--milvus-index", "FLAT")
     assert extract(pushed, "--update", *where) == 3
-    told.write_text(told.read_text().replace(away, uri))
+    record.write_text(record.read_text().replace(away, uri))
     assert "nothing is lost" in capsys.readouterr().err
     assert "dress/000 new.jpg" in open_database(pushed).paths
     with pytest.raises(UserError, match="other features"):
@@ -135,7 +138,7 @@ def test_a_server_that_is_away_in_an_update(pushed: Path, uri: str, capsys) -> N
     assert_holds_the_database(pushed, uri)
 
 
-@pytest.mark.parametrize("step", ["delete", "upsert", "flush", "rename_collection"])
+@pytest.mark.parametrize("step", ["drop_alias", "delete", "upsert", "flush", "create_alias"])
 def test_a_push_that_is_cut_off_midway(
     pushed: Path,
     uri: str,
@@ -146,24 +149,26 @@ def test_a_push_that_is_cut_off_midway(
     """After each step the collection is refused, until another push has done the rest."""
     change(pushed)
     assert extract(pushed) == 0
-    ask = Server.ask
+    call = Client.call
 
-    def cut_off(server: Server, method: str, *args, **options) -> object:
-        done = ask(server, method, *args, **options)
+    def cut_off(server: Client, method: str, *args, **options) -> object:
+        done = call(server, method, *args, **options)
         if method == step:
             raise KeyboardInterrupt
         return done
 
     with monkeypatch.context() as patch:
-        patch.setattr(Server, "ask", cut_off)
+        patch.setattr(Client, "call", cut_off)
+        config = settings(pushed, uri, MILVUS_INDEX="FLAT")
+        place = Place(**config.milvus)
         with pytest.raises(KeyboardInterrupt):
-            milvus_push.push(settings(pushed, uri, MILVUS_INDEX="FLAT"))
-    if step != "rename_collection":
+            milvus_push.push(pushed, config.distance, place, config.TARGET_RECALL)
+    if step != "create_alias":
         with pytest.raises(UserError, match="other features"):
             opened(settings(pushed, uri))
     capsys.readouterr()
     push(pushed, *flags(uri))
-    assert counts(capsys.readouterr().out)[1] == (3 if step == "delete" else 0)
+    assert counts(capsys.readouterr().out)[1] == (3 if step in ("drop_alias", "delete") else 0)
     assert_holds_the_database(pushed, uri)
 
 
@@ -189,39 +194,32 @@ def read(base: Path) -> tuple[FeatureDatabase, list[Signal]]:
     return database, signals_of(database, **settings(base, "").distance)
 
 
-def test_versions_tell_what_milvus_is_told(pushed: Path) -> None:
+def test_versions_change_with_what_milvus_stores(pushed: Path) -> None:
     """Features, category and item; one float more or less is another version."""
     database, signals = read(pushed)
-    before = versions_of(database, signals)
+    before = row_versions(database, signals)
     assert len(np.unique(before)) == len(before)
     color = database.color.copy()
     color[3, -1] = np.nextafter(color[3, -1], np.float32(9))
     replace_features(pushed, "all_color_feat.npy", color)
-    after = versions_of(*read(pushed))
+    after = row_versions(*read(pushed))
     assert np.flatnonzero(after != before).tolist() == [3]
 
 
-def test_numbers_lead_to_rows_and_back(pushed: Path) -> None:
-    """Against a dictionary; numbers that no row has are left out. A damaged file is made anew."""
-    database = open_database(pushed)
-    numbers = make_numbers(database)
-    row_of = {int(number): row for row, number in enumerate(numbers.of_rows)}
+def test_keys_lead_to_rows_and_back(pushed: Path) -> None:
+    """Against a dictionary; keys that no row has are left out."""
+    keys = Keys(open_database(pushed))
+    row_of = {int(key): row for row, key in enumerate(keys.of_rows)}
     assert len(row_of) == 24
-    asked = [*list(row_of)[::-1], 1, 2**63 - 1, -(2**63)]
-    assert numbers.rows(np.array(asked)).tolist() == [row_of[n] for n in asked if n in row_of]
-    name = next((pushed / "models").glob("*.numbers.npy")).name.removesuffix(".numbers.npy")
-    kept = open_numbers(database, name)
-    np.testing.assert_array_equal(kept.of_rows, numbers.of_rows)
-    for wrong in (np.full((2, 24), 24), np.zeros((2, 23), np.int64), np.zeros((2, 24))):
-        np.save(pushed / file_of(name), wrong)
-        np.testing.assert_array_equal(open_numbers(database, name).order, numbers.order)
+    wanted = [*list(row_of)[::-1], 1, 2**63 - 1, -(2**63)]
+    assert keys.rows(np.array(wanted)).tolist() == [row_of[n] for n in wanted if n in row_of]
 
 
-def test_two_pictures_of_one_number_are_refused(pushed: Path, monkeypatch) -> None:
+def test_two_pictures_of_one_key_are_refused(pushed: Path, monkeypatch) -> None:
     """Rather than that one takes the other's place."""
-    monkeypatch.setattr("search.milvus_numbers.hashlib.blake2b", lambda *_, **__: Same())
-    with pytest.raises(UserError, match=r"have the same number in Milvus; rename one"):
-        make_numbers(open_database(pushed))
+    monkeypatch.setattr("search.milvus.hashlib.blake2b", lambda *_, **__: Same())
+    with pytest.raises(UserError, match=r"have the same key in Milvus; rename one"):
+        Keys(open_database(pushed))
 
 
 class Same:
