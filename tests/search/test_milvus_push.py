@@ -50,7 +50,9 @@ def held(base: Path, uri: str) -> dict[str, dict]:
     server, fields = Client(place), ["path", "category", "item", "deep", "color", "palette"]
     name = place.alias(open_database(base))
     records = server.call("query", name, filter='path != ""', output_fields=fields)
-    (collection,) = [c for c in server.call("list_collections") if c.startswith(f"{base.name}_v")]
+    (collection,) = [
+        c for c in server.call("list_collections") if c.startswith(f"{place.family(base)}_v")
+    ]
     assert server.call("list_aliases", collection)["aliases"] == [name]
     return {record["path"]: record for record in records}
 
