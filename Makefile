@@ -1,11 +1,4 @@
-# make demo   a small drawn collection: train, extract, cluster, measure, query; a picture of it
-# make test   all tests
-# make test-oldest   all tests with the oldest packages that the requirements allow, in .venv-oldest
-# make audit   known holes in what is installed and in what a new set-up would install
-# make web    the page that searches the demo's collection
-# make soak   ten minutes of random faults on the demo's collection, and what they changed: nothing
-# make benchmark   speed beside that of others, benchmark.json
-# All set everything up first, in .venv.
+# Everything that needs packages sets them up first, in .venv; `make` alone lists the targets.
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -23,9 +16,13 @@ NETWORK := --enable-inshop-dataset --backbone resnet18 --pretrained none --img-s
 INSHOP_LIST := data/demo/in_shop/list_eval_partition.txt
 TEST_LIST := data/demo/Eval/list_eval_partition.txt
 
-.PHONY: setup setup-dev web-setup web demo test test-oldest audit soak benchmark lint clean
+.PHONY: help setup setup-dev web-setup web demo test test-oldest lint benchmark gpu soak audit \
+	settings clean
 
-setup: .venv/ready
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/ready ## install the packages of requirements.txt
 setup-dev: .venv/ready-dev
 
 .venv/ready: requirements.txt
@@ -43,19 +40,19 @@ setup-dev: .venv/ready-dev
 		|| echo "without chromium the tests of the page are skipped" >&2
 	@touch $@
 
-# By a stamp of its own: without the developers' packages.
+# A target of its own: without the developers' packages.
 .venv/ready-web: .venv/ready requirements-web.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
 	@touch $@
 
 web-setup: .venv/ready-web
 
-web: web-setup
+web: web-setup ## serve the page that searches the demo's collection
 	@test -f data/demo/all_feat.json \
 		|| { echo "there is no demo collection; run: make demo" >&2; exit 1; }
 	$(PY) web.py --dataset-base data/demo
 
-demo: setup
+demo: setup ## a small drawn collection: train, extract, cluster, evaluate, query; a picture of it
 	$(PY) -m tools.synthetic $(DRAWN)
 	@echo "--- the untrained network, to compare with"
 	$(PY) train.py $(DEMO) $(NETWORK) --epoch 0
@@ -74,10 +71,10 @@ demo: setup
 	@$(PY) evaluate.py $(DEMO) --against demo/untrained.json
 	@echo; echo "a picture of the answers: demo/results.jpg"
 
-# In two processes, each with whole files. Threads that wait for each other leave the cores to others.
+# Two processes, each with whole files; threads that wait for one another leave them the cores.
 TEST := OMP_WAIT_POLICY=passive $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: setup-dev
+test: setup-dev ## all tests
 	$(TEST)
 
 # Python 3.10 to 3.12: the oldest packages have no wheels for later ones.
@@ -87,33 +84,40 @@ test: setup-dev
 		-r requirements-dev.txt
 	@touch $@
 
-test-oldest: .venv-oldest/ready
+test-oldest: .venv-oldest/ready ## all tests with the oldest packages that the requirements allow
 	$(subst $(PY),$(OLDEST),$(TEST))
 
-# Without --strict pip-audit would say nothing of packages that it has no data on.
+# Without --strict pip-audit would not report packages that it has no data on.
 AUDIT = $(PY) -m pip_audit --strict --progress-spinner off $(1) 2>.venv/audit; status=$$?; \
 	cat .venv/audit >&2; \
 	[ $$status = 0 ] || grep -q '^Found' .venv/audit \
 		|| echo "nothing was audited: pip-audit found no data, or could not reach it" >&2; \
 	exit $$status
 
-audit: setup-dev
+audit: setup-dev ## known vulnerabilities of the installed and of the required packages
 	@$(call AUDIT)
 	@$(call AUDIT,$(addprefix -r ,$(REQUIREMENTS)))
 
-soak: setup
+soak: setup ## ten minutes of random faults while the demo's collection is trained and extracted
 	$(PY) -m tools.synthetic $(DRAWN)
 	$(PY) -m tools.soak --dataset-base data/demo --minutes 10
 
-benchmark: setup-dev
+benchmark: setup-dev ## speed on a CPU beside other libraries; benchmark.json
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-benchmark.txt
 	$(PY) -m tools.benchmark
 
-lint: setup-dev
+# Needs a torch with CUDA, and pytest; installs nothing.
+gpu: ## tests and speed on a GPU, in about 5 minutes; gpu.json
+	$(or $(wildcard $(PY)),$(PYTHON)) -m tools.benchmark.gpu
+
+settings: setup ## write docs/settings.md from config.py
+	$(PY) -m tools.settings
+
+lint: setup-dev ## style, import layers, types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	.venv/bin/lint-imports --no-cache
 	$(PY) -m mypy .
 
-clean:
+clean: ## remove the environments and the demo
 	rm -rf .venv .venv-oldest data/demo demo

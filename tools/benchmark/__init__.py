@@ -1,1 +1,5 @@
-"""The speed of every part beside its peers: `python -m tools.benchmark`."""
+"""Speed of every part beside that of other libraries.
+
+`python -m tools.benchmark` measures on a CPU, `python -m tools.benchmark.gpu` on a GPU,
+`python -m tools.benchmark.web` the server. Begin in `table.py`, which defines a row of results.
+"""

@@ -1,8 +1,8 @@
-"""Measure the page's server: its start, what the interface adds to a query, and many clients.
+"""Measure the server: its start, what the interface adds to a query, and many clients at once.
 
     python -m tools.benchmark.web --dataset-base data/demo
 
-Starts web.py on a collection and asks with its own pictures: first one client, then many at once.
+Starts web.py on a collection and searches with the collection's own pictures.
 """
 
 import argparse
@@ -25,23 +25,18 @@ import numpy as np
 
 from features.database import open_database
 from pictures.collection import picture_file
-from utils import UserError, parse_args, run_script
+from tools.benchmark.command import positive
+from tools.benchmark.timing import ROOT, run_python
+from utils import UserError, evenly_spaced, parse_args, run_script
 
-HERE = Path(__file__).parent.parent.parent
-ROUNDS = 40  # queries of the single client
-PICTURES = 64  # that are asked with
-WARM = 300  # queries, after which what the server keeps is as large as it gets
+MAX_PICTURES = 64  # different queries
 BOUNDARY = "picture-of-the-benchmark"
-LOADING = (
-    "import sys; from pathlib import Path; from config import Config; from web_collection import"
-    " open_collection; from device import pick_device; c = Config(DATASET_BASE=Path(sys.argv[1]));"
-    " open_collection(c, pick_device(c.DEVICE))"
-)
+LOADING = "import sys; from search import Searcher; Searcher(sys.argv[1])"
 
 
 @dataclass
 class Load:
-    """What many clients met: `seconds` of each answer by its status, and the network's share."""
+    """What many clients met: the `seconds` of each answer, and how often each HTTP status came."""
 
     seconds: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -50,7 +45,7 @@ class Load:
 @contextmanager
 def server(base: Path) -> Iterator[tuple[int, int, float]]:
     """Run web.py; yields its port, its process number and the seconds until it was ready."""
-    command = [sys.executable, str(HERE / "web.py"), "--dataset-base", str(base), "--port", "0"]
+    command = [sys.executable, str(ROOT / "web.py"), "--dataset-base", str(base), "--port", "0"]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
     try:
@@ -65,16 +60,8 @@ def server(base: Path) -> Iterator[tuple[int, int, float]]:
         process.wait()
 
 
-def loading_seconds(base: Path) -> float:
-    """The time a process takes that loads the same packages, networks and features alone."""
-    start = time.perf_counter()
-    command = [sys.executable, "-c", LOADING, str(base.resolve())]
-    subprocess.run(command, check=True, cwd=HERE)  # noqa: S603
-    return time.perf_counter() - start
-
-
-def _body(picture: Path) -> bytes:
-    """A search with one picture of a data set, as multipart/form-data."""
+def form_of(picture: Path) -> bytes:
+    """A search with one picture, as multipart/form-data."""
     head = (
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="picture"\r\n'
         "Content-Type: image/jpeg\r\n\r\n"
@@ -82,11 +69,11 @@ def _body(picture: Path) -> bytes:
     return head.encode() + picture.read_bytes() + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
-def ask(connection: HTTPConnection, body: bytes) -> tuple[str, float, float]:
-    """Search; returns the status, the seconds it took, and those that its steps took."""
+def search(connection: HTTPConnection, form: bytes) -> tuple[str, float, float]:
+    """Search; returns the HTTP status, the seconds it took, and those of the server's steps."""
     start = time.perf_counter()
     headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
-    connection.request("POST", "/api/search", body, headers)
+    connection.request("POST", "/api/search", form, headers)
     answer = connection.getresponse()
     content = answer.read()
     seconds = time.perf_counter() - start
@@ -101,22 +88,22 @@ def _connect(port: int) -> HTTPConnection:
     return connection
 
 
-def many(port: int, bodies: Sequence[bytes], clients: int, seconds: float) -> Load:
-    """Let clients search without a break, each after its last answer."""
-    load, until = Load(), time.monotonic() + seconds
+def load_server(port: int, forms: Sequence[bytes], clients: int, seconds: float) -> Load:
+    """Let several clients search without a pause, each as soon as it has its last answer."""
+    load, end = Load(), time.monotonic() + seconds
 
     def run(number: int) -> None:
-        connection, place = _connect(port), number
-        while time.monotonic() < until:
+        connection = _connect(port)
+        while time.monotonic() < end:
             try:
-                status, took, _ = ask(connection, bodies[place % len(bodies)])
+                status, taken, _ = search(connection, forms[number % len(forms)])
             except OSError as error:
                 load.statuses[type(error).__name__] += 1
                 connection = _connect(port)
                 continue
             load.statuses[status] += 1
-            load.seconds.append(took)
-            place += clients
+            load.seconds.append(taken)
+            number += clients
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(clients)]
     for thread in threads:
@@ -129,39 +116,43 @@ def many(port: int, bodies: Sequence[bytes], clients: int, seconds: float) -> Lo
 def memory(pid: int) -> float:
     """MB that a process holds of its own, without the pages of mapped files."""
     text = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"RssAnon:\s+(\d+)", text)[1]) / 1024  # type: ignore[index]
+    found = re.search(r"RssAnon:\s+(\d+)", text)
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--clients", type=int, default=16, help="at once (default: 16)")
-    parser.add_argument("--seconds", type=float, default=60, help="how long (default: 60)")
+    add = parser.add_argument
+    add("--clients", type=positive, default=16, help="at once (default: 16)")
+    add("--seconds", type=float, default=60, help="of the load (default: 60)")
+    add("--single", type=positive, default=40, help="queries of a single client (default: 40)")
+    add("--warm-up", type=positive, default=300,
+        help="queries before, after which caches no longer grow (default: 300)")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse_args(argv, __doc__ or "", ("DATASET_BASE",), _arguments)
-    base = config.DATASET_BASE
+    base = config.DATASET_BASE.resolve()
     paths = open_database(base).paths
-    rows = np.linspace(0, len(paths) - 1, min(PICTURES, len(paths))).astype(int).tolist()
-    bodies = [_body(picture_file(base, paths[row])) for row in rows]
-    loading = loading_seconds(base)
+    rows = evenly_spaced(len(paths), MAX_PICTURES)
+    forms = [form_of(picture_file(base, paths[row])) for row in rows]
+    loading, _ = run_python(base, "-c", LOADING, str(base))
     with server(base) as (port, pid, ready):
         print(f"ready after {ready:.2f} s; loading alone {loading:.2f} s")
-        connection = _connect(port)
-        asked = 0
-        while asked < WARM:
-            asked += len(many(port, bodies, args.clients, 5).seconds)
-        alone = [ask(connection, bodies[i % len(bodies)]) for i in range(ROUNDS)]
+        connection, searches = _connect(port), 0
+        while searches < args.warm_up:
+            searches += len(load_server(port, forms, args.clients, min(5, args.seconds)).seconds)
+        alone = [search(connection, forms[i % len(forms)]) for i in range(args.single)]
         single = median(seconds for _, seconds, _ in alone)
         added = median(seconds - steps for _, seconds, steps in alone)
         print(f"one client: {1000 * single:.1f} ms, of which the interface {1000 * added:.1f} ms")
         before = memory(pid)
-        load = many(port, bodies, args.clients, args.seconds)
+        load = load_server(port, forms, args.clients, args.seconds)
         after = memory(pid)
     p50, p95 = np.quantile(load.seconds, [0.5, 0.95])
     share = args.clients * single
-    told = ", ".join(f"{count:,} x {status}" for status, count in load.statuses.items())
+    statuses = ", ".join(f"{count:,} x {status}" for status, count in load.statuses.items())
     rate = len(load.seconds) / args.seconds
-    print(f"{args.clients} clients, {args.seconds:.0f} s: {told}; {rate:.1f} answers a second")
+    print(f"{args.clients} clients, {args.seconds:g} s: {statuses}; {rate:.1f} answers a second")
     print(
         f"median {1000 * p50:.0f} ms, p95 {1000 * p95:.0f} ms: {p95 / share:.2f} times"
         f" {args.clients} x {1000 * single:.1f} ms"
