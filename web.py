@@ -1,10 +1,11 @@
-"""Serve a page that searches the collection, and a JSON interface to the same.
+"""Serve a page that searches the collection, and a JSON interface.
 
     pip install -r requirements-web.txt
     python web.py
 
-The page is at http://127.0.0.1:8000, the interface's description at /docs. Whoever can reach the
-address can search: with another HOST than this machine's own, set TOKEN, or USER and PASSWORD.
+The page is at http://127.0.0.1:8000, the description of the interface at /docs. Everybody who can
+reach the address can search: for another HOST than this machine's own, set TOKEN, or USER and
+PASSWORD.
 """
 
 import ipaddress
@@ -13,11 +14,10 @@ import sys
 from collections.abc import Sequence
 
 from config import DISTANCE, MILVUS, SERVER, Config
-from network.device import pick_device
 from utils import UserError, parse_args, run_script
 
-GRACE_SECONDS = 2  # for requests in flight when the system ends the server
-BACKLOG = 128  # connections that may wait
+GRACE_SECONDS = 2  # for running requests when the server ends
+BACKLOG = 128  # waiting connections
 
 USES = (
     *("DATASET_BASE", "DUMPED_MODEL", "MODELS", *DISTANCE, "NPROBE", "TARGET_RECALL"),
@@ -26,25 +26,23 @@ USES = (
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Open the port, so that what is wrong with it is told before anything is loaded."""
+    """Open the port, so that an error of it is reported before anything is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, 0, socket.SOCK_STREAM, socket.IPPROTO_TCP, socket.AI_PASSIVE
-        )[0]
-        # With its protocol, or asyncio does not switch Nagle's algorithm off: 40 ms an answer.
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while")[0]
         raise UserError(
-            f"HOST {host}, PORT {port}: {error.strerror or error}; choose others (--host, --port)"
+            f"HOST {host}, PORT {port}: {reason}; choose others (--host, --port)"
         ) from None
+    # Connections inherit it. Else Nagle's algorithm delays each response by 40 ms: asyncio switches
+    # it off only for sockets that name their protocol.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
-def _open_to_all(config: Config) -> bool:
-    """Whether other machines can ask without showing anything."""
+def _is_open(config: Config) -> bool:
+    """Whether other machines have access without credentials."""
     if config.TOKEN or config.USER:
         return False
     try:
@@ -65,17 +63,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("USER and PASSWORD go together; set both, or none")
     listener = _listen(config.HOST, config.PORT)
     try:
-        import python_multipart  # noqa: F401, else missed when the first upload comes
+        import python_multipart  # noqa: F401, else missing only at the first upload
         import uvicorn
 
         from server.api import build_app
-        from server.collection import Living
+        from server.collection import LiveCollection
     except ImportError as error:
         raise _missing(error) from None
-    living = Living(config, pick_device(config.DEVICE))
+    live = LiveCollection(config)
     server = uvicorn.Server(
         uvicorn.Config(
-            build_app(config, living),
+            build_app(config, live),
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
@@ -83,13 +81,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     port = listener.getsockname()[1]
     host = f"[{config.HOST}]" if ":" in config.HOST else config.HOST
-    if _open_to_all(config):
+    if _is_open(config):
         print(
             f"everybody who can reach {config.HOST} can search and see these pictures; set TOKEN"
             " (--token), or USER and PASSWORD",
             file=sys.stderr,
         )
-    print(f"{len(living.collection):,} pictures: http://{host}:{port}", flush=True)
+    print(f"{len(live.collection):,} pictures: http://{host}:{port}", flush=True)
     server.run(sockets=[listener])
 
 

@@ -1,87 +1,69 @@
-"""Pictures of several requests through the networks together, behind a bounded queue."""
+"""The pictures of several requests go through the networks together, behind a bounded queue."""
 
-import queue
-import threading
+import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 
-import numpy as np
+from anyio.to_thread import run_sync
 
-from search.query import Query, extract_queries
+from search.query import Query
 from server.collection import Collection
+from server.query import Features
 from utils import UserError
 
 BATCH = 8  # pictures at once
-WAITING = 32  # pictures that may wait
+MAX_WAITING = 32  # pictures
 
 
 class BusyError(UserError):
-    """Too much is waiting; ask again later."""
+    """Too many pictures are waiting."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Job:
     collection: Collection
     query: Query
-    result: Future[list[np.ndarray]]
+    result: asyncio.Future[Features]
 
 
 class Batcher:
-    """A thread that sends what is waiting through the networks, several pictures at once.
+    """Sends the waiting pictures through the networks, several at once.
 
     Parameters
     ----------
-    observe : is told the size of each batch
+    observe : called with the size of each batch
     """
 
     def __init__(self, observe: Callable[[float], object]) -> None:
         self.observe = observe
-        self.jobs: queue.Queue[_Job] = queue.Queue(WAITING)
-        threading.Thread(target=self._run, daemon=True, name="network").start()
+        self.waiting: list[_Job] = []
+        self.lock = asyncio.Lock()
 
-    def submit(self, collection: Collection, query: Query) -> Future[list[np.ndarray]]:
-        """Put a picture in line.
-
-        Returns
-        -------
-        A future of its features, of each signal 1 x D.
+    async def extract(self, collection: Collection, query: Query) -> Features:
+        """The features of a picture, of each signal 1 x D.
 
         Raises
         ------
-        BusyError : the line is full
+        BusyError : too many pictures are waiting
         """
-        result: Future[list[np.ndarray]] = Future()
-        try:
-            self.jobs.put_nowait(_Job(collection, query, result))
-        except queue.Full:
-            raise BusyError("too many pictures are waiting for the network; ask again") from None
-        return result
+        if len(self.waiting) >= MAX_WAITING:
+            raise BusyError("too many pictures are waiting for the network; try again")
+        job = _Job(collection, query, asyncio.get_running_loop().create_future())
+        self.waiting.append(job)
+        async with self.lock:
+            if job in self.waiting:  # else an earlier batch had room for it
+                await self._extract_batch(collection)
+        return await job.result
 
-    def _run(self) -> None:
-        while True:
-            jobs = [self.jobs.get()]
-            while len(jobs) < BATCH and not self.jobs.empty():
-                jobs.append(self.jobs.get())
-            # An update may fall between two of them.
-            for collection in {id(job.collection): job.collection for job in jobs}.values():
-                self._extract(collection, [job for job in jobs if job.collection is collection])
-
-    def _extract(self, collection: Collection, jobs: list[_Job]) -> None:
-        jobs = [job for job in jobs if job.result.set_running_or_notify_cancel()]
-        if not jobs:
-            return
+    async def _extract_batch(self, collection: Collection) -> None:
+        jobs = [job for job in self.waiting if job.collection is collection][:BATCH]
+        self.waiting = [job for job in self.waiting if job not in jobs]
         self.observe(len(jobs))
         try:
-            features = extract_queries(
-                collection.nets,
-                [job.query for job in jobs],
-                collection.device,
-                collection.database.metadata.settings.AMP,
-                BATCH,
-            )
-            for i, job in enumerate(jobs):
-                job.result.set_result([signal[i : i + 1] for signal in features])
-        except Exception as error:
+            features = await run_sync(collection.searcher.extract, [job.query for job in jobs])
+        except BaseException as error:  # cancelled, too: nobody may wait for ever
             for job in jobs:
                 job.result.set_exception(error)
+        else:
+            for i, job in enumerate(jobs):
+                job.result.set_result([signal[i : i + 1] for signal in features])

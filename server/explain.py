@@ -1,32 +1,34 @@
-"""Why an answer is where it is: the parts of its distance, and what the network sees."""
+"""Why an answer has its rank: the parts of its distance, and what the network sees."""
 
 import base64
 import io
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from net import FeatureNet
 from network.color import CHROMA, PALETTE_BINS, Palette
 from network.device import autocast, network_input
 from pictures.collection import picture_file
 from pictures.decode import read_picture
 from search.engine import ExactEngine
-from search.query import Query, read_query
 from search.signals import Signal
 from server.collection import Collection
+from server.query import Features, QueryMemory, query_features
+from server.ranking import finite, scope_of
 from server.schemas import Cell, Explanation, Part, SearchOptions, Shade, View
-from server.search import Features, Memory, features_asked, narrowed, rgb_of_lab
 
-SHADES = 8  # of a palette that are shown
-VIEW_QUALITY = 85
+MAX_SHADES, MIN_SHARE = 8, 0.01  # of a palette
+JPEG_QUALITY = 85
 
 
 def explain(
-    collection: Collection, memory: Memory, options: SearchOptions, row: int
+    collection: Collection, memory: QueryMemory, options: SearchOptions, row: int
 ) -> Explanation:
     """Explain an answer.
 
@@ -42,103 +44,126 @@ def explain(
     UnknownError : the uploaded pictures are not kept any more
     PictureError : a picture of the collection cannot be read any more
     """
-    query = features_asked(collection, memory, options, options.query)
-    parts, distance, shown = [], None, None
+    query = query_features(collection, memory, options, options.query)
+    parts: list[Part] = []
+    distance, query_image = None, None
     if query is not None:
-        signals, _, _ = narrowed(collection, options, query)
-        parts, distance = _parts(signals, query, row)
-        shown = _query_shown(collection, memory, options, query)
-    images = [image for image in (shown, _image_of(collection, row)) if image is not None]
-    views, maps = _look(collection, images)
-    similar = F.normalize(maps.flatten(2), dim=1)
-    similar = torch.einsum("cq,ca->qa", similar[0], similar[-1])
+        parts, distance = _parts(scope_of(collection, options, query).signals, query, row)
+        query_image = _query_image(collection, memory, options, query)
+    images = [image for image in (query_image, _image_of(collection, row)) if image is not None]
+    searcher, settings = collection.searcher, collection.database.metadata.settings
+    net, device = searcher.nets[0], searcher.device
+    maps, palettes = inspect(net, torch.stack(images), device, settings.AMP)
+    maps, palettes = maps.cpu(), palettes.cpu()
+    views = [
+        _view(*of_picture, settings.COLOR_TOP_N)
+        for of_picture in zip(images, maps, palettes, strict=True)
+    ]
     return Explanation(
         parts=parts,
         distance=distance,
-        query=views[0] if shown is not None else None,
+        query=views[0] if query_image is not None else None,
         answer=views[-1],
-        similar=[] if shown is None else [[round(v, 3) for v in line] for line in similar.tolist()],
+        similar=[] if query_image is None else _similarities(maps),
     )
 
 
 def _parts(signals: Sequence[Signal], query: Features, row: int) -> tuple[list[Part], float | None]:
-    """What each signal that counts adds to the distance of a picture, and their sum."""
+    """What each signal with a weight adds to the distance of a picture, and the distance."""
     answer = ExactEngine(signals).search(query, 1, np.array([row]))[0]
-    values = [value if np.isfinite(value) else None for value in answer.parts[0].tolist()]
     parts = [
-        Part(signal=signal.name, metric=signal.metric, value=value, weight=signal.weight)
-        for signal, value in zip(signals, values, strict=True)
+        Part(signal=signal.name, metric=signal.metric, value=finite(value), weight=signal.weight)
+        for signal, value in zip(signals, answer.parts[0].tolist(), strict=True)
         if signal.weight
     ]
-    distance = float(answer.distances[0])
-    return parts, distance if np.isfinite(distance) else None
+    return parts, finite(float(answer.distances[0]))
 
 
-def _query_shown(
-    collection: Collection, memory: Memory, options: SearchOptions, query: Features
+def _query_image(
+    collection: Collection, memory: QueryMemory, options: SearchOptions, query: Features
 ) -> Tensor | None:
-    """Of the pictures that are searched by the one nearest to the query; None: there is none."""
-    candidates: list[tuple[np.ndarray, Query | int]] = []
+    """The picture that is nearest to the query among those searched by; None: there is none."""
+    candidates: list[tuple[np.ndarray, Tensor | int]] = []
     if options.query:
-        kept = memory.get(collection, options.query)
-        candidates += [(f[0], q) for f, q in zip(kept.features, kept.queries, strict=True)]
-    for other in options.pictures or options.like:
-        candidates.append((collection.signals[0].features[other : other + 1], other))
+        uploaded = memory.get(collection, options.query)
+        deep = [features[0] for features in uploaded.features]
+        candidates += zip(deep, uploaded.images, strict=True)
+    deep_features = collection.searcher.signals[0].features
+    for row in options.pictures or options.like:
+        candidates.append((deep_features[row : row + 1], row))
     if not candidates:
         return None
     _, nearest = min(candidates, key=lambda pair: float(np.linalg.norm(pair[0] - query[0])))
-    return nearest.images[0] if isinstance(nearest, Query) else _image_of(collection, nearest)
+    return nearest if isinstance(nearest, Tensor) else _image_of(collection, nearest)
 
 
 def _image_of(collection: Collection, row: int) -> Tensor:
-    """A picture of the collection as the first network took it."""
-    base, path = collection.database.base, collection.database.paths[row]
-    crop = collection.database.metadata.settings.CROP_TO_BBOX
-    file = picture_file(base, path)
-    return read_query(
-        base, path, file, None, crop, collection.transforms[:1], collection.least
-    ).images[0]
+    """A picture of the collection as the first network takes it."""
+    database = collection.database
+    return collection.searcher.read(picture_file(database.base, database.paths[row])).images[0]
 
 
 @torch.inference_mode()
-def _look(collection: Collection, images: Sequence[Tensor]) -> tuple[list[View], Tensor]:
-    """Pictures as the first network sees them, and their conv maps: N x C x h x w, float32."""
-    net = collection.nets[0]
-    amp = collection.database.metadata.settings.AMP
-    x = network_input(torch.stack(list(images)), collection.device)
-    with autocast(collection.device, None if amp == "float32" else getattr(torch, amp)):
+def inspect(
+    net: FeatureNet, images: Tensor, device: torch.device, amp: str
+) -> tuple[Tensor, Tensor]:
+    """What a network sees.
+
+    Parameters
+    ----------
+    net : on `device`
+    images : N x H x W x 3, uint8, on the CPU
+    device : of the network
+    amp : arithmetic of the feature database, "float32" or the name of a 16-bit type
+
+    Returns
+    -------
+    Feature maps N x C x h x w and palettes N x 512, float32, on `device`.
+    """
+    x = network_input(images, device)
+    with autocast(device, None if amp == "float32" else getattr(torch, amp)):
         maps = net.net(x)[2].float()
-    cells = collection.database.metadata.settings.COLOR_TOP_N
-    palettes = Palette().to(x.device)(x, maps)
-    views = [
-        _view(image, conv_map.cpu(), palette.cpu().numpy() ** 2, cells)
-        for image, conv_map, palette in zip(images, maps, palettes, strict=True)
-    ]
-    return views, maps.cpu()
+    return maps, Palette().to(device)(x, maps)
 
 
-def _view(image: Tensor, conv_map: Tensor, palette: np.ndarray, count: int) -> View:
+def _similarities(maps: Tensor) -> list[list[float]]:
+    """Cosine similarity of the cells of two feature maps: h * w x h * w."""
+    unit = F.normalize(maps.flatten(2), dim=1)
+    table = torch.einsum("cq,ca->qa", unit[0], unit[-1])
+    return [[round(value, 3) for value in row] for row in table.tolist()]
+
+
+def _view(image: Tensor, conv_map: Tensor, palette: Tensor, cell_count: int) -> View:
     rows, columns = conv_map.shape[1:]
-    # As in color.ColorFeature.
-    strongest = conv_map.mean(0).flatten().argsort(descending=True, stable=True)[:count].tolist()
+    # As in `ColorFeature`.
+    strongest = conv_map.mean(0).flatten().argsort(descending=True, stable=True)[:cell_count]
     means = F.adaptive_avg_pool2d(image.permute(2, 0, 1).float(), (rows, columns)).flatten(1)
     cells = []
-    for place in strongest:
+    for place in strongest.tolist():
         red, green, blue = (round(value) for value in means[:, place].tolist())
         color = f"#{red:02x}{green:02x}{blue:02x}"
         cells.append(Cell(row=place // columns, column=place % columns, color=color))
-    greatest = np.argsort(-palette, kind="stable")[:SHADES]
-    places = np.stack(np.unravel_index(greatest, [PALETTE_BINS] * 3), axis=1) + 0.5
-    lab = places / PALETTE_BINS * [100, 2 * CHROMA, 2 * CHROMA] - [0, CHROMA, CHROMA]
-    shades = [
-        Shade(color=color, share=float(share))
-        for color, share in zip(rgb_of_lab(lab), palette[greatest], strict=True)
-        if share > 0.01
+    data = base64.b64encode(_jpeg(Image.fromarray(image.numpy()))).decode()
+    return View(
+        image=f"data:image/jpeg;base64,{data}",
+        rows=rows,
+        columns=columns,
+        cells=cells,
+        shades=_shades(palette.numpy() ** 2),
+    )
+
+
+def _shades(shares: np.ndarray) -> list[Shade]:
+    """The largest bins of a palette; `shares` of all its bins, which add up to 1."""
+    largest = np.argsort(-shares, kind="stable")[:MAX_SHADES]
+    bins = np.stack(np.unravel_index(largest, [PALETTE_BINS] * 3), axis=1) + 0.5
+    lab = bins / PALETTE_BINS * [100, 2 * CHROMA, 2 * CHROMA] - [0, CHROMA, CHROMA]
+    rgb = cv2.cvtColor(lab.astype(np.float32)[None], cv2.COLOR_LAB2RGB)[0].clip(0, 1)
+    return [
+        Shade(color="#" + "".join(f"{round(255 * value):02x}" for value in color), share=share)
+        for color, share in zip(rgb.tolist(), shares[largest].tolist(), strict=True)
+        if share > MIN_SHARE
     ]
-    data = io.BytesIO()
-    Image.fromarray(image.numpy()).save(data, "JPEG", quality=VIEW_QUALITY)
-    address = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
-    return View(image=address, rows=rows, columns=columns, cells=cells, shades=shades)
 
 
 def thumbnail(collection: Collection, row: int, side: int) -> bytes:
@@ -148,9 +173,13 @@ def thumbnail(collection: Collection, row: int, side: int) -> bytes:
     ------
     PictureError : it cannot be read any more
     """
-    base = collection.database.base
-    picture = read_picture(picture_file(base, collection.database.paths[row]), least=side)
+    file = picture_file(collection.database.base, collection.database.paths[row])
+    picture = read_picture(file, least=side)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _jpeg(picture)
+
+
+def _jpeg(picture: Image.Image) -> bytes:
     data = io.BytesIO()
-    picture.save(data, "JPEG", quality=VIEW_QUALITY)
+    picture.save(data, "JPEG", quality=JPEG_QUALITY)
     return data.getvalue()

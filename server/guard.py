@@ -1,4 +1,9 @@
-"""What a request has to pass before it is answered, and how it is told that it may not."""
+"""What a request passes before it is answered: access, limits of uploads; and security headers.
+
+Starlette's own parts do not fit: `TrustedHostMiddleware` does not look at Origin,
+`RequestBodyLimitMiddleware` has no time limit, both answer in plain text; FastAPI's `HTTPBasic`
+reads ASCII passwords only, and does not cover static files.
+"""
 
 import asyncio
 import base64
@@ -7,20 +12,19 @@ import hmac
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
 
-from fastapi import HTTPException, Request
+from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.schemas import Problem
 
-LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
-EVERYWHERE = frozenset({"0.0.0.0", "::", ""})  # noqa: S104, compared with only
-AT_ONCE = 48  # searches that are read and answered at once; each may hold an upload
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+ALL_NETWORKS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104, only compared with
+MAX_SEARCHES = 48  # at once; each may hold an upload in memory
+BODY_SECONDS = 60.0  # to send a request, as it takes the place of another
 RETRY_SECONDS = 1
-BODY_SECONDS = 60.0  # that a client may take to send a request: it takes the place of others
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none';"
     " form-action 'self'; frame-ancestors 'none'"
@@ -33,29 +37,30 @@ HEADERS = {
 }
 
 
-def problem(
-    status: int, detail: str, instance: str, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    """An error as RFC 9457 describes it."""
+def problem(error: HTTPException, path: str) -> JSONResponse:
+    """The response for an error of a request to `path`, as RFC 9457 describes it."""
+    status = error.status_code
     content = Problem(
-        title=HTTPStatus(status).phrase, status=status, detail=detail, instance=instance
+        title=HTTPStatus(status).phrase, status=status, detail=str(error.detail), instance=path
     )
+    headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
+    headers |= error.headers or {}
     return JSONResponse(
         content.model_dump(), status, headers, media_type="application/problem+json"
     )
 
 
 class Guard:
-    """The outermost layer: who may ask, how much, how many at once; headers and times.
+    """The outermost layer: access, limits, security headers, a report of each request.
 
     Parameters
     ----------
-    app : what answers
-    host : address it is served at; another name in a request than that or this machine's is
-        refused, as a page elsewhere may have made it up
-    token, user, password : what a request has to show; all empty: nothing
-    most_bytes : of a body
-    observe : is told method, route, status and seconds of each request
+    app : the application, which turns an `HTTPException` into a response
+    host : address it is served at. A request that names another one may come from a page elsewhere
+        whose name was made to lead here (DNS rebinding)
+    token, user, password : the credentials; without them everybody has access
+    max_bytes : of a request's body
+    observe : called with method, route, status and seconds of each request
     """
 
     def __init__(
@@ -65,15 +70,15 @@ class Guard:
         token: str,
         user: str,
         password: str,
-        most_bytes: int,
+        max_bytes: int,
         observe: Callable[[str, str, int, float], object],
     ) -> None:
         self.app = app
-        self.hosts = None if host in EVERYWHERE else LOCAL | {host.lower()}
+        self.hosts = None if host in ALL_NETWORKS else LOCAL_HOSTS | {host.lower()}
         self.token = token.encode()
-        self.pair = f"{user}:{password}".encode() if user else b""
-        self.most_bytes = most_bytes
-        self.too_large = f"more than {most_bytes / 1e6:.0f} MB; see MAX_UPLOAD (--max-upload)"
+        self.user_password = f"{user}:{password}".encode() if user else b""
+        self.max_bytes = max_bytes
+        self.too_large = f"more than {max_bytes / 1e6:.0f} MB; see MAX_UPLOAD (--max-upload)"
         self.observe = observe
         self.searches = 0
 
@@ -82,115 +87,108 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start = time.perf_counter()
-        status, started = 500, False
+        start, path = time.perf_counter(), scope["path"]
+        status = None
 
-        async def watched(message: Message) -> None:
-            nonlocal status, started
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                status, started = message["status"], True
-                headers = MutableHeaders(scope=message)
-                headers.update(HEADERS)
-                docs = scope["path"].startswith("/docs")
-                headers["Content-Security-Policy"] = DOCS_POLICY if docs else POLICY
+                status = message["status"]
+                policy = DOCS_POLICY if path.startswith("/docs") else POLICY
+                headers = HEADERS | {"Content-Security-Policy": policy}
+                MutableHeaders(scope=message).update(headers)
             await send(message)
 
         try:
-            await self._answer(scope, receive, watched)
-        except Exception:  # a bug: the answer is to have the headers, too
-            if not started:
-                fault = problem(500, "a fault of the server; its log has more", scope["path"])
-                await fault(scope, receive, watched)
+            self._check(scope)
+            await self._pass_on(scope, self._limited(receive), send_with_headers)
+        except HTTPException as error:
+            await problem(error, path)(scope, receive, send_with_headers)
+        except Exception:
+            if status is None:  # else the response has begun
+                fault = HTTPException(500, "a fault of the server; its log has more")
+                await problem(fault, path)(scope, receive, send_with_headers)
             raise
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self.observe(scope["method"], route, status, time.perf_counter() - start)
+            self.observe(scope["method"], route, status or 500, time.perf_counter() - start)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_search = scope["method"] == "POST"
+        self.searches += is_search
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.searches -= is_search
+
+    def _check(self, scope: Scope) -> None:
+        """Raise the refusal of a request that has no access, or is too much."""
         headers = Headers(scope=scope)
-        refusal = self._refusal(scope, headers)
-        if refusal:
-            await refusal(scope, receive, send)
-            return
-        search = scope["method"] == "POST"
-        if search and self.searches >= AT_ONCE:
-            detail = "too many searches at once; ask again"
-            busy = problem(503, detail, scope["path"], {"Retry-After": str(RETRY_SECONDS)})
-            await busy(scope, receive, send)
-            return
-        self.searches += search
-        left, until = self.most_bytes, asyncio.get_running_loop().time() + BODY_SECONDS
-        whole = False
+        host = _hostname(headers.get("host", ""))
+        if self.hosts is not None and host not in self.hosts:
+            names = ", ".join(sorted(self.hosts))
+            raise HTTPException(403, f"this server is {names}, not {host[:100]!r}")
+        origin = headers.get("origin")
+        if origin and _hostname(origin.split("://")[-1]) != host:
+            raise HTTPException(403, "pages of other hosts have no access")
+        if not self._is_authorised(headers.get("authorization", "")):
+            schemes = 'Basic realm="deep-fashion-retrieval", charset="UTF-8"'
+            schemes += ", Bearer" if self.token else ""
+            detail = "send the token, or user and password, that the server was started with"
+            raise HTTPException(401, detail, {"WWW-Authenticate": schemes})
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > self.max_bytes:
+            raise HTTPException(413, self.too_large, {"Connection": "close"})
+        if scope["method"] == "POST" and self.searches >= MAX_SEARCHES:
+            raise HTTPException(503, "too many searches at once; try again")
 
-        async def counted() -> Message:
-            nonlocal left, whole
-            if whole:  # what comes now is the client's leave
+    def _is_authorised(self, authorization: str) -> bool:
+        """Whether the credentials are right; a token may also come as a Basic password."""
+        if not (self.token or self.user_password):
+            return True
+        scheme, _, credentials = authorization.partition(" ")
+        given = credentials.strip().encode()
+        if scheme.lower() == "bearer":
+            return _equal(given, self.token)
+        if scheme.lower() != "basic":
+            return False
+        try:
+            given = base64.b64decode(given, validate=True)
+        except binascii.Error:
+            return False
+        password = given.partition(b":")[2]
+        return _equal(password, self.token) or _equal(given, self.user_password)
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Receive a request within the limits of size and time."""
+        clock = asyncio.get_running_loop().time
+        end, size, whole = clock() + BODY_SECONDS, 0, False
+
+        async def limited() -> Message:
+            nonlocal size, whole
+            if whole:  # what comes after the body is the client's disconnection
                 return await receive()
             try:
-                message = await asyncio.wait_for(
-                    receive(), until - asyncio.get_running_loop().time()
-                )
+                message = await asyncio.wait_for(receive(), end - clock())
             except asyncio.TimeoutError:
                 detail = f"the request was not sent within {BODY_SECONDS:.0f} s"
                 raise HTTPException(408, detail, {"Connection": "close"}) from None
-            left -= len(message.get("body", b""))
-            if left < 0:
+            size += len(message.get("body", b""))
+            if size > self.max_bytes:
                 raise HTTPException(413, self.too_large, {"Connection": "close"})
             whole = not message.get("more_body", False)
             return message
 
-        try:
-            await self.app(scope, counted, send)
-        finally:
-            self.searches -= search
+        return limited
 
-    def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
-        """The answer to a request that may not pass."""
-        path = scope["path"]
-        host = _hostname(headers.get("host", ""))
-        if self.hosts is not None and host not in self.hosts:
-            detail = f"this server is {', '.join(sorted(self.hosts))}, not {host[:100]!r}"
-            return problem(403, detail, path)
-        origin = headers.get("origin")
-        if origin and _hostname(origin.split("://")[-1]) != host:
-            return problem(403, "pages of other hosts may not ask", path)
-        if not self._known(headers.get("authorization", "")):
-            schemes = 'Basic realm="deep-fashion-retrieval", charset="UTF-8"'
-            schemes += ", Bearer" if self.token else ""
-            detail = "show the token, or user and password, that the server was started with"
-            return problem(401, detail, path, {"WWW-Authenticate": schemes})
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length[:20]) > self.most_bytes:
-            return problem(413, self.too_large, path, {"Connection": "close"})
-        return None
 
-    def _known(self, authorization: str) -> bool:
-        """Whether a request shows what it has to; a token may also come as a Basic password."""
-        if not (self.token or self.pair):
-            return True
-        scheme, _, shown = authorization.partition(" ")
-        given = shown.strip().encode()
-        if scheme.lower() == "bearer":
-            return bool(self.token) and hmac.compare_digest(given, self.token)
-        if scheme.lower() != "basic":
-            return False
-        try:
-            pair = base64.b64decode(given, validate=True)
-        except binascii.Error:
-            return False
-        password = pair.partition(b":")[2]
-        by_token = bool(self.token) and hmac.compare_digest(password, self.token)
-        return by_token or (bool(self.pair) and hmac.compare_digest(pair, self.pair))
+def _equal(given: bytes, secret: bytes) -> bool:
+    """Compare in a time that does not depend on the secret; an empty one equals nothing."""
+    return bool(secret) and hmac.compare_digest(given, secret)
 
 
 def _hostname(authority: str) -> str:
-    """Host of host:port, in small letters, without the brackets of IPv6."""
+    """Host of host:port, in lower case, without the brackets of IPv6."""
     if authority.startswith("["):
         return authority[1:].partition("]")[0].lower()
     return authority.partition(":")[0].partition("/")[0].lower()
-
-
-def as_problem(request: Request, status: int, detail: Any) -> JSONResponse:
-    """The answer for an error that was met while answering."""
-    headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else None
-    return problem(status, str(detail), request.url.path, headers)

@@ -2,20 +2,21 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from fastapi import UploadFile
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Json, WithJsonSchema
 
-MOST_ANSWERS = 200
-MOST_PICTURES = 16  # of one query
+MAX_ANSWERS = 200
+MAX_PICTURES = 16  # of one query
 
 
-def _whole(value: Any) -> Any:
+def _integer(value: Any) -> Any:
     """JSON's 1.0 is an integer, too."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-WHOLE = BeforeValidator(_whole)
+INTEGER = BeforeValidator(_integer)
 Id = Annotated[
-    int, Field(ge=0, lt=2**53, description="number of a picture of the collection"), WHOLE
+    int, Field(ge=0, lt=2**53, description="number of a picture of the collection"), INTEGER
 ]
 
 
@@ -24,128 +25,126 @@ class SearchOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    query: Annotated[
-        str | None,
-        Field(
-            pattern="^[0-9a-f]{32}$",
-            description="an earlier answer's `query`: its uploaded pictures, without uploading them"
-            " again; forgotten after half an hour",
-        ),
-    ] = None
-    pictures: Annotated[
-        list[Id],
-        Field(max_length=MOST_PICTURES, description="pictures of the collection to search by"),
-    ] = []
-    like: Annotated[
-        list[Id], Field(max_length=100, description="answers of which there should be more")
-    ] = []
-    unlike: Annotated[
-        list[Id], Field(max_length=100, description="answers of which there should be less")
-    ] = []
-    color: Annotated[
-        str | None,
-        Field(
-            pattern="^#[0-9a-fA-F]{6}$",
-            description="colour to search by, as #rrggbb; beside pictures it takes the place of"
-            " theirs",
-        ),
-    ] = None
-    box: Annotated[
-        list[Annotated[int, WHOLE]] | None,
-        Field(
-            min_length=4,
-            max_length=4,
-            description="cut the uploaded pictures to x1 y1 x2 y2 first, in px of the upright"
-            " picture",
-        ),
-    ] = None
-    balance: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description="0 ranks by the network's features alone, 1 by colour alone, 0.5 by the"
-            " weights of the server's settings",
-        ),
-    ] = 0.5
-    other_color: Annotated[
-        bool,
-        Field(description="same cut, other colour: far in colour is near, in the same category"),
-    ] = False
+    query: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{32}$",
+        description="`query` of an earlier answer: its uploaded pictures, without uploading them"
+        " again; kept for half an hour",
+    )
+    pictures: list[Id] = Field(
+        default=[], max_length=MAX_PICTURES, description="pictures of the collection to search by"
+    )
+    like: list[Id] = Field(default=[], max_length=100, description="find more like these pictures")
+    unlike: list[Id] = Field(
+        default=[], max_length=100, description="find less like these pictures"
+    )
+    color: str | None = Field(
+        default=None,
+        pattern="^#[0-9a-fA-F]{6}$",
+        description="colour to search by, as #rrggbb; it replaces the colour of the pictures",
+    )
+    box: list[Annotated[int, INTEGER]] | None = Field(
+        default=None,
+        min_length=4,
+        max_length=4,
+        description="cut the uploaded pictures to x1 y1 x2 y2, in px of the upright picture",
+    )
+    balance: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="0 ranks by the network's features alone, 1 by colour alone, 0.5 by the"
+        " weights of the server's settings",
+    )
+    other_color: bool = Field(
+        default=False, description="same cut, other colour: different colours first, same category"
+    )
     engine: Literal["exact", "kmeans", "milvus"] = "exact"
-    count: Annotated[int, Field(ge=1, le=MOST_ANSWERS, description="number of answers"), WHOLE] = 20
-    category: Annotated[
-        str | None, Field(max_length=200, description="search this category only")
-    ] = None
-    per_item: Annotated[bool, Field(description="the nearest picture of each item only")] = False
+    count: Annotated[int, INTEGER] = Field(
+        default=20, ge=1, le=MAX_ANSWERS, description="number of answers"
+    )
+    category: str | None = Field(
+        default=None, max_length=200, description="search this category only"
+    )
+    per_item: bool = Field(default=False, description="the nearest picture of each item only")
+
+
+class SearchForm(BaseModel):
+    """A search, as multipart/form-data."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: list[UploadFile] = Field(
+        default=[],
+        max_length=MAX_PICTURES,
+        description="pictures of one garment, of any common format",
+    )
+    options: Annotated[Json[SearchOptions], WithJsonSchema(SearchOptions.model_json_schema())] = (
+        SearchOptions()
+    )
 
 
 class Item(BaseModel):
     """A picture of the collection."""
 
     id: int
-    path: Annotated[str, Field(description="where it lies, relative to DATASET_BASE")]
-    category: Annotated[str, Field(description="empty where unknown")]
-    item: Annotated[str, Field(description="id of the garment, empty where unknown")]
-    image: Annotated[str, Field(description="its address; add &size= for another size")]
+    path: str = Field(description="relative to DATASET_BASE")
+    category: str = Field(description="empty where unknown")
+    item: str = Field(description="id of the garment, empty where unknown")
+    image: str = Field(description="its address; add &size= for another size")
 
 
 class Found(Item):
     """An answer."""
 
     rank: int
-    distance: Annotated[float | None, Field(description="smaller is nearer; null: it has none")]
-    parts: Annotated[
-        dict[str, float | None],
-        Field(description="value of each signal that counts, before its weight"),
-    ]
+    distance: float | None = Field(description="smaller is nearer; null: not defined")
+    parts: dict[str, float | None] = Field(
+        description="value of each signal with a weight, before the weight"
+    )
 
 
 class SearchAnswer(BaseModel):
     """The answers to a query, nearest first."""
 
-    query: Annotated[
-        str | None, Field(description="to search by the uploaded pictures again, see the options")
-    ]
+    query: str | None = Field(description="to search by the uploaded pictures again")
     answers: list[Found]
     engine: str
-    searched: Annotated[str, Field(description="what the engine has looked at, in words")]
-    recall: Annotated[
-        float | None, Field(description="expected recall@10; null: not measured for this search")
-    ]
-    category: Annotated[
-        str, Field(description="that was searched alone, empty where all of them were")
-    ]
-    weights: Annotated[dict[str, float], Field(description="of the signals")]
-    seconds: Annotated[dict[str, float], Field(description="of each step")]
-    collection: Annotated[str, Field(description="version of the collection")]
+    searched: str = Field(description="which part of the collection the engine has compared")
+    recall: float | None = Field(
+        description="expected recall@10; null: not measured for this search"
+    )
+    category: str = Field(description="the only one searched; empty: all were searched")
+    weights: dict[str, float] = Field(description="of the signals")
+    seconds: dict[str, float] = Field(description="of each step")
+    collection: str = Field(description="version of the collection")
 
 
 class EngineState(BaseModel):
-    """Whether an engine can be asked."""
+    """Whether an engine can be used."""
 
     name: str
     ready: bool
-    searched: str
-    recall: float | None
-    reason: Annotated[str, Field(description="why it cannot, and what to do")]
+    searched: str = ""
+    recall: float | None = None
+    reason: str = Field(default="", description="why it is not ready, and what to do")
 
 
 class CollectionState(BaseModel):
-    """What there is to search in."""
+    """The collection, and how it is searched."""
 
     name: str
     version: str
     pictures: int
-    items: Annotated[int, Field(description="garments that are known by an id")]
-    categories: Annotated[dict[str, int], Field(description="number of pictures of each")]
+    items: int = Field(description="number of garments with an id")
+    categories: dict[str, int] = Field(description="number of pictures of each")
     engines: list[EngineState]
     weights: dict[str, float]
     distance: str
 
 
 class ExplainOptions(BaseModel):
-    """The answer to explain: of the same search, and one of its answers."""
+    """A search, and the answer of it to explain."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -154,11 +153,11 @@ class ExplainOptions(BaseModel):
 
 
 class Cell(BaseModel):
-    """A cell of the grid that the network sees a picture as."""
+    """A cell of the network's last feature map."""
 
     row: int
     column: int
-    color: Annotated[str, Field(description="its mean colour, #rrggbb")]
+    color: str = Field(description="its mean colour, #rrggbb")
 
 
 class Shade(BaseModel):
@@ -169,17 +168,17 @@ class Shade(BaseModel):
 
 
 class View(BaseModel):
-    """A picture as the network sees it."""
+    """A picture as the network gets it."""
 
-    image: Annotated[str, Field(description="data: address of a JPEG picture")]
+    image: str = Field(description="data: address of a JPEG picture")
     rows: int
     columns: int
-    cells: Annotated[list[Cell], Field(description="of the colour feature, strongest first")]
-    shades: Annotated[list[Shade], Field(description="greatest parts of the palette")]
+    cells: list[Cell] = Field(description="of the colour feature, strongest first")
+    shades: list[Shade] = Field(description="of the palette, largest share first")
 
 
 class Part(BaseModel):
-    """What one signal adds to the distance."""
+    """The part of one signal in the distance."""
 
     signal: str
     metric: str
@@ -188,19 +187,16 @@ class Part(BaseModel):
 
 
 class Explanation(BaseModel):
-    """Why an answer is where it is."""
+    """Why an answer has its rank."""
 
     parts: list[Part]
     distance: float | None
-    query: Annotated[View | None, Field(description="null where no picture was searched by")]
+    query: View | None = Field(description="null where no picture was searched by")
     answer: View
-    similar: Annotated[
-        list[list[float]],
-        Field(
-            description="cosine similarity of the conv map's cells, -1 to 1: a row for each cell of"
-            " the query, a column for each of the answer, in reading order"
-        ),
-    ]
+    similar: list[list[float]] = Field(
+        description="cosine similarity of the feature maps' cells, -1 to 1: a row for each cell of"
+        " the query, a column for each of the answer, in reading order"
+    )
 
 
 class Cluster(BaseModel):
@@ -208,9 +204,9 @@ class Cluster(BaseModel):
 
     number: int
     size: int
-    category: Annotated[str, Field(description="the most frequent one")]
-    share: Annotated[float, Field(description="of its pictures that are of that category")]
-    typical: Annotated[list[Item], Field(description="nearest to its centroid")]
+    category: str = Field(description="the most frequent one")
+    share: float = Field(description="of its pictures that are of that category")
+    typical: list[Item] = Field(description="nearest to its centroid")
 
 
 class Point(BaseModel):
@@ -226,16 +222,14 @@ class Point(BaseModel):
 class CollectionMap(BaseModel):
     """The collection in two dimensions."""
 
-    state: Annotated[
-        Literal["pca", "tsne"], Field(description="pca until the better t-SNE is made; ask again")
-    ]
-    points: Annotated[list[Point], Field(description="evenly spread where there are many; 0 to 1")]
+    state: Literal["pca", "tsne"] = Field(description="pca until t-SNE has finished")
+    points: list[Point] = Field(description="evenly spaced rows of a large collection; 0 to 1")
     clusters: list[Cluster]
-    missing: Annotated[str, Field(description="why there are no clusters, and what to do")]
+    missing: str = Field(description="why there are no clusters, and what to do")
 
 
 class Health(BaseModel):
-    """That the server answers."""
+    """The server answers."""
 
     status: Literal["ok"] = "ok"
     pictures: int

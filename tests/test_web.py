@@ -92,9 +92,9 @@ def test_what_is_wrong_is_one_line(refused, served: Path, flags, said: str) -> N
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "fastapi", "fastapi_offline", "prometheus_client",
-                                  "python_multipart"])  # fmt: skip
+                                  "python_multipart", "cachetools"])  # fmt: skip
 def test_missing_packages_are_named(refused, served: Path, monkeypatch, name: str) -> None:
-    for module in [m for m in sys.modules if m in ("web_api", "web_service", "web_guard")]:
+    for module in [m for m in sys.modules if m.startswith(("server", "fastapi"))]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, name, None)
     said = refused("--dataset-base", served, "--port", "0")
@@ -103,12 +103,12 @@ def test_missing_packages_are_named(refused, served: Path, monkeypatch, name: st
 
 
 @pytest.mark.parametrize(
-    ("host", "told"),
+    ("host", "open_to_all"),
     [("127.0.0.1", False), ("127.1.2.3", False), ("::1", False), ("localhost", False),
      ("0.0.0.0", True), ("::", True), ("192.168.0.2", True), ("my-machine", True)],  # noqa: S104
 )  # fmt: skip
-def test_only_this_machine_s_addresses_need_no_token(host: str, told: bool) -> None:
+def test_only_this_machine_s_addresses_need_no_token(host: str, open_to_all: bool) -> None:
     config = Config(HOST=host, _env_file=None)
-    assert web._open_to_all(config) == told
-    assert not web._open_to_all(config.model_copy(update={"TOKEN": "x"}))
-    assert not web._open_to_all(config.model_copy(update={"USER": "x", "PASSWORD": "y"}))
+    assert web._is_open(config) == open_to_all
+    assert not web._is_open(config.model_copy(update={"TOKEN": "x"}))
+    assert not web._is_open(config.model_copy(update={"USER": "x", "PASSWORD": "y"}))

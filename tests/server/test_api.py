@@ -1,8 +1,12 @@
-"""The JSON interface: its description, its errors, its figures, its pictures."""
+"""The JSON interface: its description, errors, metrics, pictures."""
 
 import io
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,7 +14,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.collection import Collection
-from tests.server.web_base import post
+from tests.server.web_base import Server, post
 
 pytest_plugins = ("tests.server.web_base",)
 
@@ -29,7 +33,8 @@ def test_the_description_is_served(client: httpx.Client) -> None:
                 if int(status) >= 400:
                     assert list(response["content"]) == ["application/problem+json"]
     form = described["paths"]["/api/search"]["post"]["requestBody"]["content"]
-    assert set(form["multipart/form-data"]["schema"]["properties"]) == {"file", "options"}
+    name = form["multipart/form-data"]["schema"]["$ref"].rpartition("/")[2]
+    assert set(described["components"]["schemas"][name]["properties"]) == {"file", "options"}
 
 
 def test_the_page_of_the_description_names_no_other_host(client: httpx.Client) -> None:
@@ -64,9 +69,9 @@ def test_the_page_of_the_description_names_no_other_host(client: httpx.Client) -
         (422, lambda client: client.post("/api/search", files={"options": (None, b"\xff")})),
         (422, lambda client: client.post("/api/search", files={"other": (None, "1")})),
         (422, lambda client: client.post("/api/search", files={"file": (None, "text")})),
-        (422, lambda client: client.post("/api/search", content=b"--y", headers={
+        (400, lambda client: client.post("/api/search", content=b"--y", headers={
             "Content-Type": "multipart/form-data; boundary=x"})),
-        (422, lambda client: client.post("/api/search", content=b"--y", headers={
+        (400, lambda client: client.post("/api/search", content=b"--y", headers={
             "Content-Type": "multipart/form-data"})),
         (422, lambda client: client.post("/api/explain", content=b"{")),
         (422, lambda client: client.post("/api/explain", content=b"\xff\xfe")),
@@ -75,21 +80,21 @@ def test_the_page_of_the_description_names_no_other_host(client: httpx.Client) -
     ],
 )  # fmt: skip
 def test_every_error_is_a_problem(client: httpx.Client, status: int, send: Callable) -> None:
-    """RFC 9457: five members, of which the detail says what is wrong in words."""
+    """RFC 9457: five members; the detail says what is wrong."""
     response = send(client)
     assert response.status_code == status, response.text
     assert response.headers["Content-Type"] == "application/problem+json"
-    told = response.json()
-    assert list(told) == ["type", "title", "status", "detail", "instance"]
-    assert told["status"] == status
-    assert told["instance"] == response.request.url.path
-    assert len(told["detail"]) > 8
+    problem = response.json()
+    assert list(problem) == ["type", "title", "status", "detail", "instance"]
+    assert problem["status"] == status
+    assert problem["instance"] == response.request.url.path
+    assert len(problem["detail"]) > 8
     if status == 405:
         assert response.headers["Allow"]
 
 
 def test_the_metrics_can_be_read_by_prometheus(client: httpx.Client) -> None:
-    """And count what is asked, by route and status; what no route names is one line of all."""
+    """They count requests by route and status; those without a route together."""
 
     def count(route: str, status: str) -> float:
         response = client.get("/api/metrics")
@@ -115,12 +120,14 @@ def test_the_metrics_can_be_read_by_prometheus(client: httpx.Client) -> None:
         assert count(route, status) == before + 1
 
 
-def test_a_picture_of_the_collection_is_told(client: httpx.Client, collection: Collection) -> None:
-    told = client.get("/api/items/200").json()
-    assert told["path"] == collection.database.paths[200]
-    assert told["category"] == collection.database.category(200)
-    assert told["item"] == str(collection.database.items[200])
-    assert client.get(told["image"]).status_code == 200
+def test_a_picture_of_the_collection_is_described(
+    client: httpx.Client, collection: Collection
+) -> None:
+    found = client.get("/api/items/200").json()
+    assert found["path"] == collection.database.paths[200]
+    assert found["category"] == collection.database.category(200)
+    assert found["item"] == str(collection.database.items[200])
+    assert client.get(found["image"]).status_code == 200
 
 
 @pytest.mark.parametrize(("size", "side"), [(64, 64), (100, 128), (384, 300), (2048, 300)])
@@ -132,20 +139,34 @@ def test_pictures_are_scaled_down_never_up(client: httpx.Client, size: int, side
         assert max(picture.size) == side
 
 
-def test_what_is_named_by_its_version_is_kept_by_the_browser(client: httpx.Client) -> None:
+def test_a_picture_with_its_version_is_cached_by_the_browser(client: httpx.Client) -> None:
     address = client.get("/api/items/3").json()["image"]
     assert "immutable" in client.get(address).headers["Cache-Control"]
 
 
-def test_the_collection_is_told(client: httpx.Client, collection: Collection) -> None:
-    told = client.get("/api/collection").json()
-    assert told["pictures"] == len(collection)
-    assert sum(told["categories"].values()) == len(collection)
-    assert told["items"] == len(set(collection.database.items.tolist()) - {""})
-    engines = {one["name"]: one for one in told["engines"]}
+def test_the_collection_is_described(client: httpx.Client, collection: Collection) -> None:
+    found = client.get("/api/collection").json()
+    assert found["pictures"] == len(collection)
+    assert sum(found["categories"].values()) == len(collection)
+    assert found["items"] == len(set(collection.database.items.tolist()) - {""})
+    engines = {one["name"]: one for one in found["engines"]}
     assert engines["exact"]["ready"]
     assert engines["exact"]["recall"] == 1
     assert engines["kmeans"]["searched"] == "4 of 6 clusters"
     assert not engines["milvus"]["ready"]
     assert "run: python milvus_push.py" in engines["milvus"]["reason"]
-    assert str(collection.config.DATASET_BASE.parent) not in client.get("/api/collection").text
+    assert str(collection.searcher.base.parent) not in client.get("/api/collection").text
+
+
+def test_schemathesis_finds_nothing(server: Server, tmp_path: Path) -> None:
+    """Thousands of requests are answered as the description says; none is a fault."""
+    command = Path(sys.executable).with_name("schemathesis")
+    if not shutil.which(command):
+        pytest.skip("schemathesis is not installed; see requirements-dev.txt")
+    done = subprocess.run(
+        [command, "run", f"{server.address}/openapi.json", "--max-examples", "25", "--seed", "1",
+         "--no-color"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "No issues found" in done.stdout

@@ -1,117 +1,115 @@
-"""web_network.py: pictures of several requests go through the network together."""
+"""Pictures of several requests go through the network together."""
 
+import asyncio
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from search.query import Query, extract_queries, read_query
-from server.batcher import BATCH, WAITING, Batcher, BusyError
+from search.query import Query
+from server.batcher import BATCH, MAX_WAITING, Batcher, BusyError
 from server.collection import Collection
-from server.search import features_of
+from server.query import Features, features_of
 
 pytest_plugins = ("tests.server.web_base",)
-SECONDS = 60
 
 
 @pytest.fixture(scope="module")
 def queries(collection: Collection) -> list[Query]:
     """Pictures of the collection, as the network takes them."""
     base, paths = collection.database.base, collection.database.paths
-    arguments = (None, True, collection.transforms, collection.least)
-    return [read_query(base, path, base / path, *arguments) for path in paths[:24]]
+    return [collection.searcher.read(base / path) for path in paths[:24]]
 
 
-def features(futures: list[Future]) -> list[list[np.ndarray]]:
-    """What comes of them."""
-    return [future.result(SECONDS) for future in futures]
-
-
-def test_each_gets_its_own_features(collection: Collection, queries: list[Query]) -> None:
-    """From several threads; equal to those of each picture alone and of the feature database."""
+def test_each_picture_gets_its_own_features(collection: Collection, queries: list[Query]) -> None:
+    """Equal to those of each picture alone and to those of the feature database."""
     sizes: list[float] = []
-    batcher = Batcher(sizes.append)
-    with ThreadPoolExecutor(4) as threads:
-        futures = list(threads.map(lambda query: batcher.submit(collection, query), queries))
-    for row, found in enumerate(features(futures)):
-        alone = extract_queries(collection.nets, [queries[row]], collection.device, "float32", 1)
+
+    async def extract() -> list[Features]:
+        batcher = Batcher(sizes.append)
+        return await asyncio.gather(*(batcher.extract(collection, query) for query in queries))
+
+    for row, found in enumerate(asyncio.run(extract())):
+        alone = collection.searcher.extract([queries[row]])
         (stored,) = features_of(collection, [row])
         for one, same, kept in zip(found, alone, stored, strict=True):
             assert one.shape == same.shape == kept.shape
             assert one == pytest.approx(same, abs=1e-4)
             assert one == pytest.approx(np.asarray(kept), abs=1e-3)
     assert sum(sizes) == len(queries)
-    assert 1 < max(sizes) <= BATCH
+    assert max(sizes) == BATCH
 
 
-class Held:
-    """A network that waits until it is let go."""
+class SlowSearcher:
+    """A searcher whose network waits for an event."""
 
-    def __init__(self, net: torch.nn.Module) -> None:
-        self.net = net
-        self.begun, self.go = threading.Event(), threading.Event()
+    def __init__(self, collection: Collection) -> None:
+        self.searcher = collection.searcher
+        self.started, self.go_on = threading.Event(), threading.Event()
 
-    def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
-        self.begun.set()
-        assert self.go.wait(SECONDS)
-        return self.net(images)
+    def extract(self, queries: list[Query]) -> list[np.ndarray]:
+        self.started.set()
+        assert self.go_on.wait(60)
+        return self.searcher.extract(queries)
 
 
 @pytest.fixture
-def held(collection: Collection) -> tuple[Collection, Held]:
+def slow(collection: Collection) -> Collection:
     """The collection with such a network."""
-    net = Held(collection.nets[0])
-    return replace(collection, nets=[net]), net
+    return replace(collection, searcher=SlowSearcher(collection))
 
 
-def test_beyond_the_queue_it_is_busy(held: tuple, queries: list[Query]) -> None:
-    """Guards the memory; what waits is answered all the same, and then there is room."""
-    collection, net = held
-    batcher = Batcher(lambda size: None)
-    futures = [batcher.submit(collection, queries[0])]
-    assert net.begun.wait(SECONDS)  # the thread has its first batch
-    futures += [batcher.submit(collection, queries[1]) for _ in range(WAITING)]
-    with pytest.raises(BusyError, match="ask again"):
-        batcher.submit(collection, queries[2])
-    net.go.set()
-    assert len(features(futures)) == WAITING + 1
-    features([batcher.submit(collection, queries[2])])
+async def start(batcher: Batcher, slow: Collection, query: Query) -> asyncio.Task[Features]:
+    """A picture that is now in the network."""
+    task = asyncio.create_task(batcher.extract(slow, query))
+    while not slow.searcher.started.is_set():
+        await asyncio.sleep(0.01)
+    return task
 
 
-def test_a_fault_reaches_all_of_its_batch_and_no_other(
-    held: tuple, collection: Collection, queries: list[Query]
+async def wait_in_queue(
+    batcher: Batcher, collection: Collection, queries: list[Query]
+) -> list[asyncio.Task[Features]]:
+    """Pictures that now wait."""
+    tasks = [asyncio.create_task(batcher.extract(collection, query)) for query in queries]
+    await asyncio.sleep(0)
+    return tasks
+
+
+def test_a_full_queue_is_busy(slow: Collection, queries: list[Query]) -> None:
+    """Guards the memory; the waiting ones are answered, and then there is room again."""
+
+    async def fill() -> None:
+        batcher = Batcher(lambda size: None)
+        tasks = [await start(batcher, slow, queries[0])]
+        tasks += await wait_in_queue(batcher, slow, [queries[1]] * MAX_WAITING)
+        with pytest.raises(BusyError, match="try again"):
+            await batcher.extract(slow, queries[2])
+        slow.searcher.go_on.set()
+        assert len(await asyncio.gather(*tasks)) == MAX_WAITING + 1
+        await batcher.extract(slow, queries[2])
+
+    asyncio.run(fill())
+
+
+def test_a_fault_reaches_its_batch_only_and_a_cancelled_request_no_other(
+    slow: Collection, collection: Collection, queries: list[Query]
 ) -> None:
-    waiting, net = held
-    batcher = Batcher(lambda size: None)
-    first = batcher.submit(waiting, queries[0])
-    assert net.begun.wait(SECONDS)
-    broken = replace(queries[1], images=[torch.zeros(5, 5, dtype=torch.uint8)])
-    bad = [batcher.submit(waiting, query) for query in (broken, queries[2])]
-    good = batcher.submit(collection, queries[3])  # of another opening of the collection
-    net.go.set()
-    assert first.result(SECONDS)
-    for future in bad:
-        with pytest.raises(RuntimeError):
-            future.result(SECONDS)
-    assert good.result(SECONDS)
-    assert batcher.submit(collection, queries[4]).result(SECONDS)
+    async def fail() -> None:
+        batcher = Batcher(lambda size: None)
+        first = await start(batcher, slow, queries[0])
+        broken = replace(queries[1], images=[torch.zeros(5, 5, dtype=torch.uint8)])
+        bad = await wait_in_queue(batcher, slow, [broken, queries[2]])
+        good = await wait_in_queue(batcher, collection, [queries[3], queries[4], queries[5]])
+        good.pop(0).cancel()
+        slow.searcher.go_on.set()
+        assert await first
+        for task in bad:
+            with pytest.raises(RuntimeError):
+                await task
+        assert len(await asyncio.gather(*good)) == 2
+        assert await batcher.extract(collection, queries[6])
 
-
-def test_who_does_not_wait_any_more_is_left_out(
-    held: tuple, collection: Collection, queries: list[Query]
-) -> None:
-    """Guards the thread: a cancelled future must not end it."""
-    waiting, net = held
-    batcher = Batcher(lambda size: None)
-    first = batcher.submit(waiting, queries[0])
-    assert net.begun.wait(SECONDS)
-    gone = batcher.submit(waiting, queries[1])
-    stays = batcher.submit(waiting, queries[2])
-    assert gone.cancel()
-    net.go.set()
-    assert first.result(SECONDS)
-    assert stays.result(SECONDS)
-    assert batcher.submit(collection, queries[3]).result(SECONDS)
+    asyncio.run(fail())

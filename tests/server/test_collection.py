@@ -7,33 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from config import Config
-from server.collection import LOOK_SECONDS, OPENED, Collection, Living, Recent
+from server.collection import CHECK_SECONDS, Collection, LiveCollection
+from server.ranking import balanced
 from tests.conftest import replace_features
 
 pytest_plugins = ("tests.server.web_base",)
 
 
-def test_the_value_not_used_for_longest_is_forgotten() -> None:
-    kept: Recent[int] = Recent(3)
-    for number in range(3):
-        kept.put(number, 10 * number)
-    assert kept.get(0) == 0  # now used last
-    kept.put(3, 30)
-    assert [kept.get(number) for number in range(4)] == [0, None, 20, 30]
-    kept.put(2, 21)
-    kept.put(4, 40)
-    assert [kept.get(number) for number in range(5)] == [None, None, 21, 30, 40]
-
-
 @pytest.fixture
-def living(served: Path, tmp_path: Path) -> Living:
+def live(served: Path, tmp_path: Path) -> LiveCollection:
     """A copy of the collection, whose files may be replaced."""
     base = tmp_path / "own"
     shutil.copytree(served, base, copy_function=os.link)
-    return Living(Config(DATASET_BASE=base, _env_file=None), torch.device("cpu"))
+    return LiveCollection(Config(DATASET_BASE=base, DEVICE="cpu", _env_file=None))
 
 
 def replace_them(base: Path) -> np.ndarray:
@@ -47,44 +35,46 @@ def replace_them(base: Path) -> np.ndarray:
     return features
 
 
-def look(living: Living) -> Collection:
+def look(live: LiveCollection) -> Collection:
     """The collection, looked at again."""
-    living.looked = time.monotonic() - LOOK_SECONDS
-    return living.now()
+    live.checked = time.monotonic() - CHECK_SECONDS
+    return live.current()
 
 
-def test_a_new_extraction_is_seen_and_the_older_one_still_answers(living: Living) -> None:
-    first = look(living)
-    assert look(living) is first
-    before = np.array(first.signals[0].features[:5])
-    features = replace_them(living.config.DATASET_BASE)
-    assert living.now() is first  # not looked at so soon
-    second = look(living)
+def test_a_new_extraction_is_seen_and_the_older_one_still_answers(live: LiveCollection) -> None:
+    first = look(live)
+    assert look(live) is first
+    before = np.array(first.searcher.signals[0].features[:5])
+    features = replace_them(live.config.DATASET_BASE)
+    assert live.current() is first  # not looked at so soon
+    second = look(live)
     assert second is not first
     assert second.version != first.version
-    assert np.array_equal(second.signals[0].features, features)
-    assert np.array_equal(first.signals[0].features[:5], before)  # a request that goes on
-    assert look(living) is second
+    assert np.array_equal(second.searcher.signals[0].features, features)
+    assert np.array_equal(first.searcher.signals[0].features[:5], before)  # a request that goes on
+    assert look(live) is second
 
 
-def test_a_broken_one_leaves_the_older_and_says_so(living: Living, capsys) -> None:
+def test_a_broken_one_leaves_the_older_and_says_so(live: LiveCollection, capsys) -> None:
     """Until it is mended."""
-    first = look(living)
-    base = living.config.DATASET_BASE
+    first = look(live)
+    base = live.config.DATASET_BASE
     features = replace_them(base)
     info = (base / "all_feat.json").read_bytes()
     (base / "all_feat.json").write_bytes(info[:-30])
-    assert look(living) is first
+    assert look(live) is first
     assert "the older collection stays: " in capsys.readouterr().out
     (base / "all_feat.json").unlink()
-    assert look(living) is first
+    assert look(live) is first
     (base / "all_feat.json").write_bytes(info)
-    assert np.array_equal(look(living).signals[0].features, features)
+    assert np.array_equal(look(live).searcher.signals[0].features, features)
 
 
 def test_the_slider_moves_weights(collection: Collection) -> None:
     def weights(balance: float) -> dict[str, float]:
-        return {signal.name: signal.weight for signal in collection.weighted(balance)}
+        return {
+            signal.name: signal.weight for signal in balanced(collection.searcher.signals, balance)
+        }
 
     assert weights(0.5) == {"deep": 1, "color": 0.1, "palette": 4}
     assert weights(0) == {"deep": 1, "color": 0, "palette": 0}
@@ -93,24 +83,16 @@ def test_the_slider_moves_weights(collection: Collection) -> None:
     assert weights(0.75) == {"deep": 0.5, "color": 0.1, "palette": 4}
 
 
-def test_engines_are_opened_once_and_few_are_kept(collection: Collection) -> None:
-    signals = collection.weighted(0.3)
-    assert collection.engine("exact", signals) is collection.engine("exact", signals)
-    for step in range(2 * OPENED):
-        collection.engine("exact", collection.weighted(step / 100))
-    assert len(collection.opened.values) == OPENED
-
-
-def test_an_engine_that_lacks_its_file_is_told_as_not_ready(living: Living) -> None:
+def test_an_engine_that_lacks_its_file_is_told_as_not_ready(live: LiveCollection) -> None:
     """Guards Collection.state: the reason names what makes it, not where the collection lies."""
-    base = living.config.DATASET_BASE
+    base = live.config.DATASET_BASE
     (base / "models/kmeans.m").unlink()
-    (kmeans,) = (one for one in look(living).state().engines if one.name == "kmeans")
+    (kmeans,) = (one for one in look(live).state().engines if one.name == "kmeans")
     assert not kmeans.ready
     assert "run: python kmeans.py" in kmeans.reason
     assert str(base) not in kmeans.reason
 
 
 def test_the_place_of_the_collection_is_hidden(collection: Collection) -> None:
-    base = collection.config.DATASET_BASE
+    base = collection.searcher.base
     assert collection.hide(f"{base}/all_feat.npy: damaged") == "DATASET_BASE/all_feat.npy: damaged"

@@ -10,21 +10,22 @@ from PIL import Image
 from network.color import MEAN, STD
 from server.collection import Collection
 from server.explain import explain, thumbnail
+from server.query import QueryMemory
+from server.ranking import search
 from server.schemas import Explanation, SearchOptions
-from server.search import Memory, search
 from utils import Stopwatch
 
 pytest_plugins = ("tests.server.web_base",)
 
 
 @pytest.fixture
-def told(collection: Collection):
+def explained(collection: Collection):
     """Search, and explain an answer by its place."""
 
     def run(place: int, **options: object) -> tuple[Explanation, object]:
         asked = SearchOptions(**options)
-        found = search(collection, Memory(), asked, None, Stopwatch()).answers[place]
-        return explain(collection, Memory(), asked, found.id), found
+        found = search(collection, QueryMemory(), asked, None, Stopwatch()).answers[place]
+        return explain(collection, QueryMemory(), asked, found.id), found
 
     return run
 
@@ -38,8 +39,8 @@ def told(collection: Collection):
         {"pictures": [7], "category": "Blouse"}, {"pictures": [7], "engine": "kmeans"},
     ],
 )  # fmt: skip
-def test_the_parts_add_up_to_the_distance_of_the_search(told, options: dict) -> None:
-    explained, found = told(3, **options)
+def test_the_parts_add_up_to_the_distance_of_the_search(explained, options: dict) -> None:
+    explained, found = explained(3, **options)
     total = sum(part.weight * part.value for part in explained.parts)
     assert total == pytest.approx(found.distance, abs=1e-4)
     assert explained.distance == pytest.approx(found.distance, abs=1e-4)
@@ -51,11 +52,11 @@ def test_the_parts_add_up_to_the_distance_of_the_search(told, options: dict) -> 
     assert (explained.similar == []) == alone
 
 
-def test_the_cells_are_those_of_the_colour_feature(told, collection: Collection) -> None:
+def test_the_cells_are_those_of_the_colour_feature(explained, collection: Collection) -> None:
     """Their mean colours, strongest first, as the feature database has them."""
-    explained, found = told(2, pictures=[7])
-    names = [signal.name for signal in collection.signals]
-    stored = collection.signals[names.index("color")].features
+    explained, found = explained(2, pictures=[7])
+    names = [signal.name for signal in collection.searcher.signals]
+    stored = collection.searcher.signals[names.index("color")].features
     for view, row in ((explained.query, 7), (explained.answer, found.id)):
         rgb = np.asarray(stored[row]).reshape(3, -1).T * STD + MEAN
         assert len(view.cells) == len(rgb) == 3
@@ -66,10 +67,12 @@ def test_the_cells_are_those_of_the_colour_feature(told, collection: Collection)
             assert 0 <= cell.column < view.columns
 
 
-def test_the_palette_s_greatest_parts_are_shown(told, collection: Collection) -> None:
-    explained, found = told(2, pictures=[7])
-    names = [signal.name for signal in collection.signals]
-    palette = np.asarray(collection.signals[names.index("palette")].features[found.id]) ** 2
+def test_the_palette_s_greatest_parts_are_shown(explained, collection: Collection) -> None:
+    explained, found = explained(2, pictures=[7])
+    names = [signal.name for signal in collection.searcher.signals]
+    palette = (
+        np.asarray(collection.searcher.signals[names.index("palette")].features[found.id]) ** 2
+    )
     shares = [shade.share for shade in explained.answer.shades]
     assert shares == sorted(shares, reverse=True)
     assert shares == pytest.approx(np.sort(palette)[::-1][: len(shares)], abs=1e-3)
@@ -78,7 +81,7 @@ def test_the_palette_s_greatest_parts_are_shown(told, collection: Collection) ->
 
 def test_similar_cells_of_a_picture_and_itself(collection: Collection) -> None:
     """1 on the diagonal; never beyond -1 to 1."""
-    explained = explain(collection, Memory(), SearchOptions(pictures=[7]), 7)
+    explained = explain(collection, QueryMemory(), SearchOptions(pictures=[7]), 7)
     similar = np.array(explained.similar)
     cells = explained.answer.rows * explained.answer.columns
     assert similar.shape == (cells, cells)
@@ -87,8 +90,8 @@ def test_similar_cells_of_a_picture_and_itself(collection: Collection) -> None:
     assert np.abs(similar).max() <= 1
 
 
-def test_the_views_are_what_the_network_sees(told) -> None:
-    explained, _ = told(0, pictures=[7])
+def test_the_views_are_what_the_network_sees(explained) -> None:
+    explained, _ = explained(0, pictures=[7])
     for view in (explained.query, explained.answer):
         head, _, data = view.image.partition(",")
         assert head == "data:image/jpeg;base64"

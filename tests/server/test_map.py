@@ -2,19 +2,17 @@
 
 import os
 import shutil
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from sklearn.neighbors import NearestNeighbors
 
 from config import Config
 from search.clusters import open_clusters
 from server.collection import Collection, open_collection
-from server.map import MAP, TYPICAL, Maps, clusters_of, project
+from server.map import TYPICAL, Maps, clusters_of, tsne
 from server.schemas import CollectionMap
 
 pytest_plugins = ("tests.server.web_base",)
@@ -24,14 +22,14 @@ pytest_plugins = ("tests.server.web_base",)
 def own(served: Path, tmp_path: Path) -> Collection:
     """A copy of the collection without a map."""
     base = tmp_path / "own"
-    shutil.copytree(served, base, copy_function=os.link, ignore=shutil.ignore_patterns("map.npz"))
-    return open_collection(Config(DATASET_BASE=base, _env_file=None), torch.device("cpu"))
+    shutil.copytree(served, base, copy_function=os.link)
+    return open_collection(Config(DATASET_BASE=base, DEVICE="cpu", _env_file=None))
 
 
 def finished(maps: Maps, collection: Collection) -> CollectionMap:
     """Ask again until the better places are there."""
     end = time.monotonic() + 120
-    while (found := maps.of(collection)).state == "pca":
+    while (found := maps.get(collection)).state == "pca":
         assert time.monotonic() < end
         time.sleep(0.05)
     return found
@@ -39,7 +37,7 @@ def finished(maps: Maps, collection: Collection) -> CollectionMap:
 
 def test_it_is_there_at_once_and_better_later_and_kept(own: Collection) -> None:
     maps = Maps()
-    first = maps.of(own)
+    first = maps.get(own)
     assert first.state == "pca"
     assert [point.id for point in first.points] == list(range(len(own)))
     better = finished(maps, own)
@@ -47,30 +45,6 @@ def test_it_is_there_at_once_and_better_later_and_kept(own: Collection) -> None:
     assert places.min() >= 0
     assert places.max() <= 1
     assert np.ptp(places, axis=0).max() == pytest.approx(1, abs=1e-4)
-    assert (own.database.base / MAP).is_file()
-    again = Maps().of(own)  # of another start of the server
-    assert again.state == "tsne"
-    assert again.points == better.points
-
-
-@pytest.mark.parametrize("wrong", ["other features", "no array", "other size", "not finite"])
-def test_a_map_of_something_else_is_made_anew(own: Collection, wrong: str) -> None:
-    path = own.database.base / MAP
-    features = own.database.metadata.sha256["all_feat.npy"]
-    places = np.zeros((len(own), 2), np.float32)
-    if wrong == "other features":
-        features = "0" * 64
-    elif wrong == "other size":
-        places = places[1:]
-    elif wrong == "not finite":
-        places[0] = np.nan
-    np.savez(path, places=places, features=features)
-    if wrong == "no array":
-        path.write_bytes(b"no archive")
-    assert Maps().of(own).state == "pca"
-    for thread in threading.enumerate():  # its t-SNE, which writes into the copy
-        if thread.daemon and "_improve" in thread.name:
-            thread.join()
 
 
 def test_neighbours_on_the_map_are_alike() -> None:
@@ -78,14 +52,14 @@ def test_neighbours_on_the_map_are_alike() -> None:
     random = np.random.default_rng(0)
     group = np.repeat(np.arange(3), 40)
     vectors = 4 * random.normal(size=(3, 50))[group] + random.normal(size=(120, 50))
-    places = project(vectors.astype(np.float32))
+    places = tsne(vectors.astype(np.float32))
     near = NearestNeighbors(n_neighbors=6).fit(places).kneighbors(return_distance=False)
     assert (group[near] == group[:, None]).mean() > 0.95
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_very_few_pictures_have_places_too(count: int) -> None:
-    places = project(np.eye(count, 2, dtype=np.float32))
+    places = tsne(np.eye(count, 2, dtype=np.float32))
     assert places.shape == (count, 2)
     assert np.isfinite(places).all()
 
@@ -108,7 +82,7 @@ def test_clusters_are_told_with_their_typical_pictures(collection: Collection) -
 
 def test_missing_clusters_are_said(own: Collection) -> None:
     (own.database.base / "models" / "kmeans.m").unlink()
-    found = Maps().of(own)
+    found = Maps().get(own)
     assert found.clusters == []
     assert "run: python kmeans.py" in found.missing
     assert str(own.database.base) not in found.missing

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.test_search import png_of
+from tests.server.web_base import png_of
 from tests.server.web_browser import Watched, expect
 
 pytest_plugins = ("tests.server.web_base", "tests.server.web_browser")
@@ -148,7 +148,7 @@ def test_more_and_less_like_and_other_colour(at: Watched) -> None:
     assert at.paths() == plain
     expect(at.page.locator("#feedback")).to_be_hidden()
     at.after(lambda: at.page.check("#othercolor"))
-    expect(at.page.locator("#status")).to_contain_text("far colours first")
+    expect(at.page.locator("#status")).to_contain_text("different colours first")
 
 
 def test_several_pictures_are_one_query(at: Watched, photo: Path) -> None:

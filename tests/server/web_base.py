@@ -3,6 +3,7 @@
 A test module names it in `pytest_plugins`, so that all of them share one server.
 """
 
+import io
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
+from PIL import Image
 
 import feature_extractor
 import kmeans
@@ -98,7 +99,7 @@ def served(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def collection(served: Path) -> Collection:
     """The collection as the server opens it, in this process."""
-    return open_collection(Config(DATASET_BASE=served, _env_file=None), torch.device("cpu"))
+    return open_collection(Config(DATASET_BASE=served, DEVICE="cpu", _env_file=None))
 
 
 @pytest.fixture(scope="session")
@@ -110,9 +111,9 @@ def server(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture
 def client(server: Server) -> Iterator[httpx.Client]:
-    """Asks the server."""
-    with httpx.Client(base_url=server.address, timeout=60, trust_env=False) as asking:
-        yield asking
+    """A client of the server."""
+    with httpx.Client(base_url=server.address, timeout=60, trust_env=False) as client:
+        yield client
 
 
 @pytest.fixture
@@ -143,3 +144,10 @@ def paths_of(answer: dict[str, Any]) -> list[str]:
 def query_file(base: Path) -> Path:
     """A picture of the collection that has no box of its own in a copy elsewhere."""
     return min((base / "img").glob("*/img_00000002.jpg"))
+
+
+def png_of(color: str | tuple[int, int, int], side: int = 120) -> bytes:
+    """A picture of one colour."""
+    data = io.BytesIO()
+    Image.new("RGB", (side, side), color).save(data, "PNG")
+    return data.getvalue()

@@ -16,14 +16,10 @@ from scipy.spatial.distance import cdist
 
 import retrieval
 from features.database import unit_rows
-from network.color import PALETTE_BINS
-from search.query import extract_queries
 from search.rerank import join_queries
 from server.collection import Collection
-from server.schemas import SearchOptions
-from server.search import LIKE, UNLIKE, color_features_of
-from server.service import _read
-from tests.server.web_base import RECALL, Server, paths_of, post, query_file
+from server.query import LIKE_WEIGHT, UNLIKE_WEIGHT, color_features
+from tests.server.web_base import RECALL, Server, paths_of, png_of, post, query_file
 
 pytest_plugins = ("tests.server.web_base",)
 Ask = Callable[..., dict]
@@ -35,13 +31,6 @@ def photo(served: Path, tmp_path: Path) -> Path:
     file = tmp_path / "photo.jpg"
     file.write_bytes(query_file(served).read_bytes())
     return file
-
-
-def png_of(color: str | tuple[int, int, int], side: int = 120) -> bytes:
-    """A picture of one colour."""
-    data = io.BytesIO()
-    Image.new("RGB", (side, side), color).save(data, "PNG")
-    return data.getvalue()
 
 
 def bomb() -> bytes:
@@ -117,7 +106,7 @@ def weighted_distances(collection: Collection, rows: list[int]) -> dict[str, np.
     """Of each signal its part of the distance of all pictures to some pictures as one query."""
     groups = np.zeros(len(rows), np.int64)
     parts = {}
-    for signal in collection.signals:
+    for signal in collection.searcher.signals:
         (query,) = join_queries([np.asarray(signal.features[rows])], groups)
         parts[signal.name] = signal.weight * cdist(query, signal.features, signal.metric)[0]
     return parts
@@ -148,13 +137,13 @@ def test_more_and_less_like_move_the_query_by_rocchio(ask: Ask, collection: Coll
     found = ask(pictures=asked, like=liked, unlike=unliked, count=20)["answers"]
     assert not {one["id"] for one in found} & {*asked, *liked, *unliked}
     total = np.zeros(len(collection))
-    for signal in collection.signals:
+    for signal in collection.searcher.signals:
         features = np.asarray(signal.features, np.float64)
-        moved = features[asked].mean(0) + LIKE * features[liked].mean(0)
-        moved = moved - UNLIKE * features[unliked].mean(0)
+        moved = features[asked].mean(0) + LIKE_WEIGHT * features[liked].mean(0)
+        moved = moved - UNLIKE_WEIGHT * features[unliked].mean(0)
         lengths = np.linalg.norm(features[asked + liked + unliked], axis=1)
         if signal.name == "color":  # raw values, of no common length
-            moved /= 1 + LIKE - UNLIKE
+            moved /= 1 + LIKE_WEIGHT - UNLIKE_WEIGHT
         else:
             moved = lengths[0] * unit_rows(moved[None])[0]
         total += signal.weight * cdist(moved[None], features, signal.metric)[0]
@@ -180,29 +169,13 @@ def test_same_cut_other_colour_stays_in_the_category_and_goes_far_in_colour(ask:
         assert far > near + 0.1
 
 
-def test_a_colour_finds_pictures_of_that_colour(ask: Ask, collection: Collection) -> None:
-    """Among flat colours the nearest palette to red is red's; no cut counts."""
-    found = ask(color="#b3202c", count=5)
-    assert set(found["answers"][0]["parts"]) == {"color", "palette"}
-    names = ["#ff0000", "#00aa00", "#2040ff", "#ffffff", "#101010", "#f2cc3d"]
-    palettes = [color_features_of(collection.signals, name)["palette"] for name in names]
-    wanted = np.concatenate(palettes)
-    assert np.linalg.norm(wanted, axis=1) == pytest.approx(np.ones(len(names)), abs=1e-5)
-    assert wanted.shape[1] == PALETTE_BINS**3
-    for place, name in enumerate(names):
-        query = _read(collection, png_of(name), SearchOptions())
-        features = extract_queries(collection.nets, [query], collection.device, "float32", 1)
-        own = features[[s.name for s in collection.signals].index("palette")]
-        assert np.argmin(cdist(own, wanted)[0]) == place
-
-
 def test_a_colour_beside_a_picture_takes_the_place_of_its_colour(
     ask: Ask, collection: Collection
 ) -> None:
     found = ask(pictures=[9], color="#b3202c", count=10)["answers"]
     parts = weighted_distances(collection, [9])
-    colors = color_features_of(collection.signals, "#b3202c")
-    for signal in collection.signals:
+    colors = color_features(collection.searcher.signals, "#b3202c")
+    for signal in collection.searcher.signals:
         if signal.name in colors:
             distances = cdist(colors[signal.name], signal.features, signal.metric)[0]
             parts[signal.name] = signal.weight * distances

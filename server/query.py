@@ -1,0 +1,188 @@
+"""What is searched by -> the features of one query.
+
+The query moves towards the pictures that are liked and away from those that are not by Rocchio's
+formula, with the weights of Manning, Raghavan and Schuetze, Introduction to Information Retrieval
+(2008), chapter 9.
+"""
+
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from cachetools import TTLCache
+
+from features.database import unit_rows
+from network.color import CHROMA, MEAN, PALETTE_BINS, STD, lab_of_rgb
+from search.query import Query
+from search.signals import Signal
+from server.collection import Collection
+from server.schemas import SearchOptions
+from utils import UserError
+
+LIKE_WEIGHT, UNLIKE_WEIGHT = 0.75, 0.15  # beside the query's 1
+QUERY_SECONDS = 1800.0  # that an uploaded query is kept
+MAX_QUERIES = 256
+LAB_SPREAD = (12.0, 8.0, 8.0)  # standard deviation of L, a and b around a garment's colour
+
+Features = list[np.ndarray]  # of each signal 1 x D
+
+
+class QueryError(UserError):
+    """A search that is not possible."""
+
+
+class UnknownError(UserError):
+    """The collection has no such picture or category, or the query is not kept any more."""
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """The uploaded pictures of a query.
+
+    Attributes
+    ----------
+    models : SHA-256 of the models that made the features
+    features : of each picture
+    images : of each picture, as the first network takes it: H x W x 3, uint8
+    """
+
+    models: list[str]
+    features: list[Features]
+    images: list[torch.Tensor]
+
+
+class QueryMemory:
+    """Uploaded queries of the last half hour, by names that cannot be guessed; thread-safe."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.queries: TTLCache[str, Uploaded] = TTLCache(MAX_QUERIES, QUERY_SECONDS)
+
+    def add(self, collection: Collection, features: list[Features], queries: list[Query]) -> str:
+        """Keep the pictures of a query; returns its name."""
+        name = secrets.token_hex(16)
+        images = [query.images[0] for query in queries]
+        with self.lock:
+            self.queries[name] = Uploaded(_models(collection), features, images)
+        return name
+
+    def get(self, collection: Collection, name: str) -> Uploaded:
+        """The pictures of an earlier query.
+
+        Raises
+        ------
+        UnknownError : they are not kept any more, or belong to other models
+        """
+        with self.lock:
+            uploaded = self.queries.get(name)
+        if not uploaded or uploaded.models != _models(collection):
+            raise UnknownError("this query is not kept any more; send its pictures again")
+        return uploaded
+
+
+def _models(collection: Collection) -> list[str]:
+    return [model.sha256 for model in collection.database.metadata.models]
+
+
+def require_pictures(collection: Collection, options: SearchOptions, *others: int) -> None:
+    """Refuse options that name a picture or a category that the collection does not have.
+
+    Raises
+    ------
+    UnknownError
+    """
+    for row in (*options.pictures, *options.like, *options.unlike, *others):
+        if row >= len(collection):
+            raise UnknownError(f"no picture {row}; there are {len(collection):,}")
+    if options.category:
+        try:
+            collection.database.rows_of(options.category)
+        except UserError as error:
+            raise UnknownError(str(error).removeprefix("--")) from None
+
+
+def features_of(collection: Collection, rows: Sequence[int]) -> list[Features]:
+    """Features of pictures of the collection."""
+    signals = collection.searcher.signals
+    return [[signal.features[row : row + 1] for signal in signals] for row in rows]
+
+
+def query_features(
+    collection: Collection, memory: QueryMemory, options: SearchOptions, name: str | None
+) -> Features | None:
+    """The features of everything that is searched by, as one query; None: there is nothing.
+
+    Parameters
+    ----------
+    collection : is searched
+    memory : has the uploaded pictures
+    options : what to search by
+    name : of the uploaded pictures in `memory`; None: there are none
+
+    Raises
+    ------
+    UnknownError : the uploaded pictures are not kept any more
+    """
+    signals = collection.searcher.signals
+    uploaded = memory.get(collection, name).features if name else []
+    queries = uploaded + features_of(collection, options.pictures)
+    liked = features_of(collection, options.like)
+    if not queries:
+        queries, liked = liked, []
+    colors = color_features(signals, options.color) if options.color else {}
+    if queries:
+        query = combine(queries, liked, features_of(collection, options.unlike))
+    elif colors:
+        query = [np.zeros((1, signal.features.shape[1]), np.float32) for signal in signals]
+    else:
+        return None
+    return [colors.get(s.name, features) for s, features in zip(signals, query, strict=True)]
+
+
+def combine(
+    queries: Sequence[Features], liked: Sequence[Features], unliked: Sequence[Features]
+) -> Features:
+    """One query: the mean of several ones, moved by what is liked and what is not."""
+    terms = [(features, 1 / len(queries)) for features in queries]
+    terms += [(features, LIKE_WEIGHT / len(liked)) for features in liked]
+    terms += [(features, -UNLIKE_WEIGHT / len(unliked)) for features in unliked]
+    total = sum(weight for _, weight in terms)
+    result = []
+    for i, first in enumerate(queries[0]):
+        moved = np.sum([weight / total * features[i] for features, weight in terms], axis=0)
+        lengths = [np.linalg.norm(features[i]) for features, _ in terms]
+        if np.allclose(lengths, lengths[0], rtol=1e-3):  # normalised features stay normalised
+            moved = lengths[0] * unit_rows(moved)
+        result.append(moved.astype(first.dtype))
+    return result
+
+
+def color_features(signals: Sequence[Signal], color: str) -> dict[str, np.ndarray]:
+    """The colour signals of a garment of one colour, by name: 1 x D each.
+
+    Light and shade spread the colour: its palette is a normal distribution around it in CIELAB.
+
+    Parameters
+    ----------
+    signals : of the collection
+    color : #rrggbb
+    """
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)], np.float64) / 255
+    lab = lab_of_rgb(torch.tensor(rgb)[None])[0].numpy()
+    widths = np.array([100, 2 * CHROMA, 2 * CHROMA]) / PALETTE_BINS
+    shares = []
+    for value, spread, width, low in zip(
+        lab, LAB_SPREAD, widths, (0, -CHROMA, -CHROMA), strict=True
+    ):
+        centres = low + (np.arange(PALETTE_BINS) + 0.5) * width
+        value = np.clip(value, centres[0], centres[-1])
+        share = np.exp(-0.5 * ((centres - value) / spread) ** 2)
+        shares.append(share / share.sum())
+    palette = np.sqrt(np.einsum("l,a,b->lab", *shares)).astype(np.float32).reshape(1, -1)
+    cells = next(s.features.shape[1] for s in signals if s.name == "color") // 3
+    normalised = ((rgb - MEAN) / STD).astype(np.float32)
+    features = {"palette": palette, "color": np.repeat(normalised, cells)[None]}
+    return {signal.name: features[signal.name] for signal in signals if signal.name in features}

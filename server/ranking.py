@@ -1,0 +1,223 @@
+"""A search: the features of a query and the options -> ranked answers for the page."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from search.engine import Answer, Engine, ExactEngine
+from search.engines import NamedEngine
+from search.rerank import CollapsedEngine
+from search.signals import Signal
+from server.collection import Collection
+from server.query import Features, QueryMemory, query_features
+from server.schemas import Found, SearchAnswer, SearchOptions
+from utils import Stopwatch, UserError, evenly_spaced
+
+CATEGORY_NEIGHBOURS = 20  # nearest pictures that decide the category of a query
+CUT_NEIGHBOURS = 200  # nearest pictures in cut that are ranked by how far their colour is
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a search compares.
+
+    Attributes
+    ----------
+    signals : with the weights of the search
+    category : search it alone; "" for all
+    rows : of the category; None for all
+    """
+
+    signals: list[Signal]
+    category: str
+    rows: np.ndarray | None
+
+    @property
+    def weights(self) -> list[float]:
+        """Of the signals."""
+        return [signal.weight for signal in self.signals]
+
+
+def is_deep(signal: Signal) -> bool:
+    """Whether it is a network's embedding, not colour."""
+    return signal.name.startswith("deep")
+
+
+def scale(signals: Sequence[Signal], deep: float, color: float) -> list[Signal]:
+    """The signals with their weights multiplied."""
+    factors = {True: deep, False: color}
+    return [replace(s, weight=s.weight * factors[is_deep(s)]) for s in signals]
+
+
+def balanced(signals: Sequence[Signal], balance: float) -> list[Signal]:
+    """The signals with their weights moved to the network's (0) or to colour (1)."""
+    return scale(signals, min(1.0, 2 * (1 - balance)), min(1.0, 2 * balance))
+
+
+def scope_of(collection: Collection, options: SearchOptions, query: Features) -> Scope:
+    """The signals and the pictures that a search compares.
+
+    Raises
+    ------
+    UserError : no signal has a weight
+    """
+    all_signals = collection.searcher.signals
+    signals = balanced(all_signals, options.balance)
+    pairs = zip(all_signals, query, strict=True)
+    if not any(features.any() for signal, features in pairs if is_deep(signal)):
+        signals = scale(all_signals, 0, 1)  # by a colour alone
+    if not any(signal.weight for signal in signals):
+        raise UserError("no signal has a weight; move the balance, or see the server's settings")
+    category = options.category or ""
+    if options.other_color and not category:
+        category = _category_of(collection, options, query)
+    rows = collection.database.rows_of(category) if category else None
+    return Scope(signals, category, rows)
+
+
+def _category_of(collection: Collection, options: SearchOptions, query: Features) -> str:
+    """The category of a query: its own, or the most frequent one among its nearest pictures."""
+    database, searcher = collection.database, collection.searcher
+    if options.pictures and database.category(options.pictures[0]):
+        return database.category(options.pictures[0])
+    weights = [signal.weight for signal in scale(searcher.signals, 1, 0)]
+    answer = searcher.engine("exact", weights).engine.search(query, CATEGORY_NEIGHBOURS)[0]
+    names = Counter(database.category(row) for row in answer.rows.tolist())
+    return names.most_common(1)[0][0]
+
+
+def search(
+    collection: Collection,
+    memory: QueryMemory,
+    options: SearchOptions,
+    name: str | None,
+    watch: Stopwatch,
+) -> SearchAnswer:
+    """Answer a search; a search by nothing, with evenly spaced pictures of the collection.
+
+    Parameters
+    ----------
+    collection : is searched
+    memory : has the uploaded pictures
+    options : what to search by, and how
+    name : of the uploaded pictures in `memory`; None: there are none
+    watch : records the seconds
+
+    Raises
+    ------
+    UnknownError : the uploaded pictures are not kept any more
+    UserError : the engine is not set up
+    """
+    with watch.step("ranking"):
+        query = query_features(collection, memory, options, name)
+        if query is None:
+            return _browse(collection, options, watch)
+        scope = scope_of(collection, options, query)
+        if options.other_color:
+            named, answer = _other_color(collection, scope, query, options)
+        else:
+            named = collection.searcher.engine(options.engine, scope.weights)
+            engine = _without_query(collection, named, options)
+            answer = engine.search(query, options.count, scope.rows)[0]
+        answers = _found(collection, scope.signals, answer)
+    is_measured = named.name == "exact" or scope.rows is None
+    return SearchAnswer(
+        query=name,
+        answers=answers,
+        engine=named.name,
+        searched=named.searched,
+        recall=named.recall if is_measured and not options.other_color else None,
+        category=scope.category,
+        weights={signal.name: signal.weight for signal in scope.signals},
+        seconds=dict(watch.seconds),
+        collection=collection.version,
+    )
+
+
+def _browse(collection: Collection, options: SearchOptions, watch: Stopwatch) -> SearchAnswer:
+    """Some pictures to begin with."""
+    category = options.category or ""
+    rows = collection.database.rows_of(category) if category else np.arange(len(collection))
+    rows = rows[evenly_spaced(len(rows), options.count)]
+    return SearchAnswer(
+        query=None,
+        answers=[
+            Found(**collection.item(row).model_dump(), rank=rank, distance=None, parts={})
+            for rank, row in enumerate(rows.tolist(), 1)
+        ],
+        engine=options.engine,
+        searched="nothing: evenly spaced pictures",
+        recall=None,
+        category=category,
+        weights={},
+        seconds=dict(watch.seconds),
+        collection=collection.version,
+    )
+
+
+def _other_color(
+    collection: Collection, scope: Scope, query: Features, options: SearchOptions
+) -> tuple[NamedEngine, Answer]:
+    """The nearest in cut, different colours first: the weights of colour become negative.
+
+    Only the `CUT_NEIGHBOURS` nearest by the deep signals are ranked: far in colour is most of the
+    collection.
+    """
+    weights = [signal.weight for signal in scale(collection.searcher.signals, 1, 0)]
+    named = collection.searcher.engine("exact", weights)
+    count = max(CUT_NEIGHBOURS, 2 * options.count)
+    engine = _without_query(collection, named, options)
+    near = np.sort(engine.search(query, count, scope.rows)[0].rows)
+    reverse = ExactEngine(scale(scope.signals, 1, -1))
+    searched = f"different colours first among the {len(near):,} nearest in cut"
+    return replace(named, searched=searched), reverse.search(query, options.count, near)[0]
+
+
+def _without_query(collection: Collection, named: NamedEngine, options: SearchOptions) -> Engine:
+    """The engine, whose answers omit the pictures of the query, and show each item once."""
+    engine: Engine = _Without(named.engine, {*options.pictures, *options.like, *options.unlike})
+    return CollapsedEngine(engine, collection.database.items) if options.per_item else engine
+
+
+class _Without:
+    """The answers of an engine without some pictures.
+
+    Below `CollapsedEngine`, so that another picture of an item can take the place of such a one.
+    """
+
+    def __init__(self, inner: Engine, excluded: set[int]) -> None:
+        self.inner = inner
+        self.excluded = list(excluded)
+
+    def search(
+        self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
+    ) -> list[Answer]:
+        """See `Engine.search`."""
+        answers = []
+        for found in self.inner.search(queries, k + len(self.excluded), rows):
+            rest = np.flatnonzero(~np.isin(found.rows, self.excluded))[:k]
+            answers.append(Answer(found.rows[rest], found.distances[rest], found.parts[rest]))
+        return answers
+
+
+def _found(collection: Collection, signals: Sequence[Signal], answer: Answer) -> list[Found]:
+    """An answer for the page."""
+    columns = (answer.rows.tolist(), answer.distances.tolist(), answer.parts.tolist())
+    return [
+        Found(
+            **collection.item(row).model_dump(),
+            rank=rank,
+            distance=finite(distance),
+            parts={
+                s.name: finite(part) for s, part in zip(signals, parts, strict=True) if s.weight
+            },
+        )
+        for rank, (row, distance, parts) in enumerate(zip(*columns, strict=True), 1)
+    ]
+
+
+def finite(value: float) -> float | None:
+    """None for NaN and infinity, which JSON does not have."""
+    return value if np.isfinite(value) else None
