@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
-from pictures.annotations import Pictures
-from pictures.collection import picture_file
 from pictures.decode import read_picture
+from pictures.folder import picture_file
+from pictures.table import Pictures
 from utils import UserError, parse_args, run_script
 
 Transform = Callable[[Image.Image], Tensor]

@@ -60,8 +60,8 @@ from features.writer import (
 )
 from network.device import amp_type
 from network.distributed import Distributed, init_distributed, per_process
-from pictures.annotations import Pictures
 from pictures.collection import read_collection
+from pictures.table import Pictures
 from search import clustering, milvus_push
 from search.milvus_client import Place
 from search.quantised import open_codes

@@ -346,11 +346,6 @@ def parsed_json(content: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def can_be_listed(path: str) -> bool:
-    """Whether a path can stand in a list: one line of UTF-8, without NUL."""
-    return not any(character in "\n\r\0" or "\ud800" <= character <= "\udfff" for character in path)
-
-
 def one_line(text: str) -> str:
     """A text without what would break the line or the terminal: it may quote anything."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -16,8 +16,9 @@ from evaluation.metrics import (
     summarise,
 )
 from features.database import FeatureDatabase
-from pictures.annotations import align, has_color_names, inshop_list, read_inshop
 from pictures.collection import read_labelled
+from pictures.deepfashion import has_color_names, inshop_list, read_inshop
+from pictures.table import align
 from search.engine import Engine, ExactEngine
 from search.ranking import METRICS, RankingEngine
 from search.signals import Signal

@@ -17,8 +17,8 @@ from evaluation.metrics import bootstrap_means
 from evaluation.protocols import Outcome
 from evaluation.table import Table
 from features.database import FeatureDatabase
-from pictures.collection import picture_file
 from pictures.decode import PictureError, read_picture
+from pictures.folder import picture_file
 from utils import atomic_write
 
 MAX_RANKS = 50  # of the recall curve

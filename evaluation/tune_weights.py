@@ -9,8 +9,9 @@ from evaluation.metrics import pooled_score, validation_score
 from evaluation.protocols import count_relevant
 from evaluation.table import Table
 from features.database import FeatureDatabase
-from pictures.annotations import Pictures, align, inshop_list, read_inshop
+from pictures.deepfashion import inshop_list, read_inshop
 from pictures.splits import Splits, read_splits
+from pictures.table import Pictures, align
 from search.engine import ExactEngine
 from search.signals import Signal, describe_distance, weighted_sum
 from utils import UserError, evenly_spaced

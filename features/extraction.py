@@ -30,8 +30,8 @@ from features.metadata import ModelRecord
 from features.writer import Columns, Shard
 from net import FeatureNet, Network, extract_features, find_model, held_out_of, load_net
 from network.color import PALETTE_BINS, color_features
-from pictures.annotations import Pictures
 from pictures.decode import PictureError
+from pictures.table import Pictures
 from utils import UserError, progress_bar, sha256_of
 
 SAVE_SECONDS = 10.0  # of work that a kill may cost

@@ -19,9 +19,9 @@ import torch
 from features.arrays import archive, read_archive
 from features.database import CONTENT, INFO, LIST, FeatureDatabase, open_database
 from features.metadata import ModelRecord
-from pictures.annotations import Pictures, align
-from pictures.collection import picture_file
 from pictures.decode import PictureError
+from pictures.folder import picture_file
+from pictures.table import Pictures, align
 from utils import UserError, atomic_write, progress_bar
 
 KNOWN = ".all_content.npz"

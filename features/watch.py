@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pictures.collection import MADE_FOLDERS
 from pictures.decode import PICTURE_SUFFIXES
+from pictures.folder import MADE_FOLDERS
 from utils import UserError
 
 QUIET, LONGEST = 2.0, 60.0  # s without a change after which a copy is over; the most it may take

@@ -27,7 +27,7 @@ from features.database import (
     FeatureDatabase,
 )
 from features.metadata import FeatureSettings, Metadata, ModelRecord
-from pictures.annotations import Pictures
+from pictures.table import Pictures
 from utils import atomic_write, parsed_json, sha256_of, sync_folder, writing
 
 BLOCK = 8192  # rows copied at once

@@ -1,24 +1,22 @@
-"""A report on a data set: what would disturb training or figures, before either is started."""
+"""A report on a data set: what would stop training or distort figures, before either is started."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from joblib import Parallel, delayed
 
-from pictures.annotations import (
-    INSHOP_PARTITIONS,
-    PARTITIONS,
-    Pictures,
-    attribute_list,
-    inshop_list,
-    read_inshop,
-)
-from pictures.collection import picture_file, read_labelled
+from pictures.collection import read_labelled
 from pictures.decode import MissingPictureError, PictureError, read_picture
+from pictures.deepfashion import attribute_list, inshop_list, read_inshop
+from pictures.folder import picture_file
 from pictures.splits import Splits, read_splits
-from utils import UserError, end_with_parent, progress_bar, sha256_of, shown
+from pictures.table import INSHOP_PARTITIONS, MAX_CATEGORIES, PARTITIONS, Pictures
+from utils import UserError, progress_bar, sha256_of, shown
+
+BLOCK = 4096  # pictures that wait for a reading thread
+MAX_NAMES = 10  # printed of each kind of fault
 
 
 def check_data_set(
@@ -39,9 +37,9 @@ def check_data_set(
     ----------
     base : DATASET_BASE
     categories : keep categories 1 to this number
-    val_share : as for `collection.read_folder`
+    val_share : as for `read_splits`
     crop : training will cut pictures to their boxes
-    jobs : processes that read pictures
+    jobs : threads that read pictures
     inshop : training will use the in-shop part; it is reported whenever it is there
     inshop_share, per_class : as for `data.TrainBatches`
     metric : training will use a metric loss
@@ -52,52 +50,55 @@ def check_data_set(
 
     Raises
     ------
-    UserError : nothing there, or a malformed list
+    UserError : there is no picture, or a malformed list
     """
+    tables = _print_tables(base, categories, val_share, inshop)
+    faults: list[str] = []
+    used: set[str] = set()
+    try:
+        splits = read_splits(base, categories, inshop, val_share)
+    except UserError as error:  # names the folder and this command, too
+        faults.append(str(error).removeprefix(f"{base}: ").split(";")[0])
+    else:
+        for table in (splits.train, splits.validation, splits.validation_items):
+            used.update(table.paths)
+        if metric:
+            faults += _metric_faults(splits, inshop_share if inshop else 0.0, per_class)
+
+    print()
+    unusable = sum(
+        _check_pictures(base, table, jobs, crop and table is tables[0], used) for table in tables
+    )
+    if unusable:
+        faults.append(f"{unusable} of the pictures it reads cannot be read or cropped")
+    for fault in faults:
+        print(f"training would fail: {fault}")
+    print("no training as things are" if faults else "ready for training")
+    if "train" not in tables[0].partitions:
+        print("extraction and evaluation need no train part")
+    return 1 if faults else 0
+
+
+def _print_tables(base: Path, categories: int, val_share: float, inshop: bool) -> list[Pictures]:
+    """Print what the lists have; the labelled pictures, and the in-shop ones not among them."""
     labelled = read_labelled(base, categories, val_share)
     items = read_inshop(base) if inshop_list(base) or inshop else None
     alone = items is not None and attribute_list(base) is None
     kind = "DeepFashion's lists" if attribute_list(base) else "a plain folder of photos"
     print(f"{shown(base)}: {'in-shop lists alone' if alone else kind}\n")
     _print_table(labelled, ("train", "val", "query", "gallery") if alone else PARTITIONS)
-    every = read_labelled(base, np.iinfo(np.int16).max, val_share)
-    if len(every) > len(labelled):
-        left = len(every) - len(labelled)
-        print(f"{left:,} pictures of other categories are left out: CATEGORIES is {categories}")
-
-    tables = [labelled]
-    if items is not None:
-        if not alone:
-            print("\nin-shop part")
-            _print_table(items, INSHOP_PARTITIONS)
-        _print_items(items)
-        known = set(labelled.paths)
-        others = items.select(np.array([path not in known for path in items.paths], bool))
-        tables += [others] if len(others) else []
-
-    fatal, used = [], set()
-    try:
-        parts = read_splits(base, categories, inshop, val_share)
-    except UserError as error:  # names the folder and this command, too
-        fatal.append(str(error).removeprefix(f"{base}: ").split(";")[0])
-    else:
-        used = {
-            path
-            for part in (parts.train, parts.validation, parts.validation_items)
-            for path in part.paths
-        }
-        fatal += _metric_faults(parts, inshop_share if inshop else 0.0, per_class) if metric else []
-
-    print()
-    unusable = sum(_check_pictures(base, t, jobs, crop and t is labelled, used) for t in tables)
-    if unusable:
-        fatal.append(f"{unusable} of the pictures it reads cannot be read or cropped")
-    for fault in fatal:
-        print(f"training would fail: {fault}")
-    print("no training as things are" if fatal else "ready for training")
-    if "train" not in labelled.partitions:
-        print("extraction and evaluation need no train part")
-    return 1 if fatal else 0
+    others = len(read_labelled(base, MAX_CATEGORIES, val_share)) - len(labelled)
+    if others:
+        print(f"{others:,} pictures of other categories are left out: CATEGORIES is {categories}")
+    if items is None:
+        return [labelled]
+    if not alone:
+        print("\nin-shop part")
+        _print_table(items, INSHOP_PARTITIONS)
+    _print_items(items)
+    known = set(labelled.paths)
+    rest = items.select(np.array([path not in known for path in items.paths], bool))
+    return [labelled, rest] if len(rest) else [labelled]
 
 
 def _print_table(pictures: Pictures, partitions: Iterable[str]) -> None:
@@ -115,7 +116,7 @@ def _print_table(pictures: Pictures, partitions: Iterable[str]) -> None:
 
 
 def _print_items(pictures: Pictures) -> None:
-    """Items per partition, and what the protocol cannot use of them."""
+    """Items, and what the in-shop protocol cannot use of them."""
     views = Counter(pictures.items.tolist())
     single = sum(count == 1 for count in views.values())
     print(f"{len(views):,} items; {single:,} with a single view (no triplet, no hit)")
@@ -125,16 +126,17 @@ def _print_items(pictures: Pictures) -> None:
         print(f"{lost:,} queries whose item is not in the gallery: they can never be answered")
 
 
-def _metric_faults(parts: Splits, inshop_share: float, per_class: int) -> list[str]:
-    """What would keep `data.TrainBatches` from drawing the metric loss's pictures."""
-    items = parts.train.items[parts.train.items != ""].tolist()
-    kinds = {"category": parts.train.categories[: parts.labelled].tolist(), "item": items}
+def _metric_faults(splits: Splits, inshop_share: float, per_class: int) -> list[str]:
+    """What would stop `data.TrainBatches` from drawing the metric loss's pictures."""
+    train = splits.train
+    items = train.items[train.items != ""].tolist()
+    labels = {"category": train.categories[: splits.labelled].tolist(), "item": items}
     drawn = ["item"] if inshop_share else ["category"]
     if not per_class and 0 < inshop_share < 1:
         drawn = ["category", "item"]
     faults = []
     for kind in drawn:
-        sizes = Counter(kinds[kind])
+        sizes = Counter(labels[kind])
         if len(sizes) < 2:
             faults.append(f"{len(sizes)} {kind} with pictures to train on; needed are two")
         elif not per_class and max(sizes.values()) < 2:
@@ -142,68 +144,64 @@ def _metric_faults(parts: Splits, inshop_share: float, per_class: int) -> list[s
     return faults
 
 
-def _inspect(base: Path, path: str, box: tuple[int, int, int, int] | None) -> tuple[str, str, str]:
-    """One picture: the kind of its fault ("" for none), its words, SHA-256 of its bytes."""
-    end_with_parent()
-    try:
-        file = picture_file(base, path)
-        picture = read_picture(file)
-    except MissingPictureError:
-        return "missing", "", ""
-    except PictureError as error:
-        return "unreadable", str(error), ""
-    digest = sha256_of(file)
-    if box is None:
-        return "", "", digest
-    x1, y1, x2, y2 = box
-    if x1 >= min(x2, picture.width) or y1 >= min(y2, picture.height):
-        return (
-            "empty box",
-            f"{shown(file)}: the box {' '.join(map(str, box))} leaves nothing of it",
-            digest,
-        )
-    if x2 > picture.width or y2 > picture.height:
-        return "box", "", digest
-    return "", "", digest
-
-
 def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool, used: set[str]) -> int:
-    """Read the pictures, print what is wrong with them; return how many of `used` that stops."""
-    tasks = (
-        delayed(_inspect)(base, path, tuple(box) if box[2] > 0 else None)
-        for path, box in zip(pictures.paths, pictures.boxes.tolist(), strict=True)
-    )
-    parallel = Parallel(n_jobs=max(jobs, 1), return_as="generator")
-    results = []
-    with progress_bar(len(pictures), "reading", "picture") as bar:
-        for result in parallel(tasks):
-            results.append(result)
-            bar.update()
+    """Read the pictures, print their faults; return how many of `used` training cannot read."""
     faults: dict[str, list[str]] = defaultdict(list)
-    same: dict[str, list[int]] = defaultdict(list)
+    rows_of: dict[str, list[int]] = defaultdict(list)
     fatal = {"missing", "unreadable", "empty box"} if crop else {"missing", "unreadable"}
     unusable = 0
-    for row, (kind, message, digest) in enumerate(results):
-        faults[kind].append(message or shown(pictures.paths[row]))
-        unusable += kind in fatal and pictures.paths[row] in used
-        if digest:
-            same[digest].append(row)
-    copies = [rows for rows in same.values() if len(rows) > 1]
+    with progress_bar(len(pictures), "reading", "picture") as bar:
+        for row, (kind, message, digest) in enumerate(_inspect_all(base, pictures, jobs)):
+            faults[kind].append(message)
+            unusable += kind in fatal and pictures.paths[row] in used
+            if digest:
+                rows_of[digest].append(row)
+            bar.update()
+    copies = [rows for rows in rows_of.values() if len(rows) > 1]
     across = sum(len(set(pictures.partitions[rows].tolist())) > 1 for rows in copies)
     print(f"{len(pictures):,} pictures")
-    _print_some("missing", faults["missing"])
-    _print_some("unreadable, or with an empty box", faults["unreadable"] + faults["empty box"])
-    _print_some("box reaches outside the picture (clipped)", faults["box"])
-    _print_some(
+    _print_faults("missing", faults["missing"])
+    _print_faults("unreadable, or with an empty box", faults["unreadable"] + faults["empty box"])
+    _print_faults("box reaches outside the picture (clipped)", faults["box"])
+    _print_faults(
         f"duplicates (the same bytes; {across:,} times across partitions)",
         [" = ".join(shown(pictures.paths[row]) for row in rows) for rows in copies],
     )
     return unusable
 
 
-def _print_some(title: str, names: list[str], most: int = 10) -> None:
+def _inspect_all(base: Path, pictures: Pictures, jobs: int) -> Iterator[tuple[str, str, str]]:
+    """`_inspect` of each picture, in order; Pillow decodes without Python's global lock."""
+    with ThreadPoolExecutor(max(jobs, 1)) as pool:
+        for start in range(0, len(pictures), BLOCK):
+            block = slice(start, start + BLOCK)
+            boxes = pictures.boxes[block].tolist()
+            yield from pool.map(lambda p, b: _inspect(base, p, b), pictures.paths[block], boxes)
+
+
+def _inspect(base: Path, path: str, box: list[int]) -> tuple[str, str, str]:
+    """One picture: the kind of its fault ("" for none), what is printed, SHA-256 of its bytes."""
+    try:
+        file = picture_file(base, path)
+        picture = read_picture(file)
+        digest = sha256_of(file)
+    except MissingPictureError:
+        return "missing", shown(path), ""
+    except (PictureError, OSError) as error:
+        return "unreadable", str(error), ""
+    x1, y1, x2, y2 = box
+    if x2 <= 0:
+        return "", "", digest
+    if x1 >= min(x2, picture.width) or y1 >= min(y2, picture.height):
+        message = f"{shown(file)}: the box {' '.join(map(str, box))} leaves nothing of it"
+        return "empty box", message, digest
+    outside = x2 > picture.width or y2 > picture.height
+    return ("box" if outside else ""), shown(path), digest
+
+
+def _print_faults(title: str, names: list[str]) -> None:
     print(f"{len(names):>9,} {title}")
-    for name in names[:most]:
+    for name in names[:MAX_NAMES]:
         print(f"          {name}")
-    if len(names) > most:
-        print(f"          and {len(names) - most:,} more")
+    if len(names) > MAX_NAMES:
+        print(f"          and {len(names) - MAX_NAMES:,} more")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pictures.collection import SPLIT_FOLDERS
-from utils import UserError, can_be_listed, shown
+from pictures.folder import SPLIT_FOLDERS, can_be_listed
+from utils import UserError, shown
 
 SUFFIX = ".csv"
 COLUMNS = ("path", "category", "item", "color", "partition")
@@ -22,12 +22,12 @@ def read_picture_list(file: Path) -> dict[str, np.ndarray]:
 
     Parameters
     ----------
-    file : with a column path, relative to the list's folder or below it, and any others of
-        `COLUMNS`; a partition is train, val, validation or test
+    file : with a column path, of paths relative to the list's folder or absolute ones below it, and
+        any others of `COLUMNS`; a partition is train, val, validation or test
 
     Returns
     -------
-    All columns, N str each; "" where the list tells nothing.
+    All columns, N str each; "" where the list has no value.
 
     Raises
     ------
@@ -38,35 +38,19 @@ def read_picture_list(file: Path) -> dict[str, np.ndarray]:
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
             rows = csv.reader(lines, strict=True)
-            names = [name.strip().lower() for name in next(rows, [])]
-            unknown = sorted(set(names) - set(COLUMNS))
-            if "path" not in names or unknown or len(set(names)) < len(names):
-                has = f"has {shown(unknown[0])!r}" if unknown else f"has {', '.join(names)}"
-                raise UserError(
-                    f"{shown(file)}:1: must name columns, path and any of"
-                    f" {', '.join(COLUMNS[1:])}; it {has}"
-                )
-            for row in rows:
-                if not row:
+            names = _column_names(file, next(rows, []))
+            for cells in rows:
+                if not cells:
                     continue
                 where = f"{shown(file)}:{rows.line_num}"
-                if len(row) != len(names):
-                    raise UserError(f"{where}: {len(row)} columns, line 1 has {len(names)}")
-                told = dict(zip(names, (" ".join(cell.split()) for cell in row), strict=True))
-                told["path"] = _path(row[names.index("path")].strip(), file.parent, where)
-                if told["path"] in seen:
-                    raise UserError(f"{where}: {shown(told['path'])} is there twice")
-                seen.add(told["path"])
-                partition = told.get("partition", "")
-                if partition and partition not in SPLIT_FOLDERS:
-                    raise UserError(
-                        f"{where}: partition {shown(partition)!r}; it may be"
-                        f" {', '.join(SPLIT_FOLDERS)}"
-                    )
-                told["partition"] = SPLIT_FOLDERS.get(partition, "")
-                told["color"] = told.get("color", "").replace(" ", "_")
+                if len(cells) != len(names):
+                    raise UserError(f"{where}: {len(cells)} columns, line 1 has {len(names)}")
+                row = _row(dict(zip(names, cells, strict=True)), file.parent, where)
+                if row["path"] in seen:
+                    raise UserError(f"{where}: {shown(row['path'])} is there twice")
+                seen.add(row["path"])
                 for name, column in columns.items():
-                    column.append(told.get(name, ""))
+                    column.append(row.get(name, ""))
     except OSError as error:
         raise UserError(f"{shown(file)}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -76,6 +60,32 @@ def read_picture_list(file: Path) -> dict[str, np.ndarray]:
     if not seen:
         raise UserError(f"{shown(file)}: no pictures in it")
     return {name: np.array(column, str) for name, column in columns.items()}
+
+
+def _column_names(file: Path, cells: list[str]) -> list[str]:
+    names = [name.strip().lower() for name in cells]
+    unknown = sorted(set(names) - set(COLUMNS))
+    if "path" not in names or unknown or len(set(names)) < len(names):
+        has = f"has {shown(unknown[0])!r}" if unknown else f"has {', '.join(names)}"
+        raise UserError(
+            f"{shown(file)}:1: must name columns, path and any of {', '.join(COLUMNS[1:])};"
+            f" it {has}"
+        )
+    return names
+
+
+def _row(cells: dict[str, str], folder: Path, where: str) -> dict[str, str]:
+    """One row, checked, with the names of partitions and colours that this project uses."""
+    row = {name: " ".join(cell.split()) for name, cell in cells.items()}
+    row["path"] = _path(cells["path"].strip(), folder, where)
+    row["color"] = row.get("color", "").replace(" ", "_")
+    partition = row.get("partition", "")
+    if partition and partition not in SPLIT_FOLDERS:
+        raise UserError(
+            f"{where}: partition {shown(partition)!r}; it may be {', '.join(SPLIT_FOLDERS)}"
+        )
+    row["partition"] = SPLIT_FOLDERS.get(partition, "")
+    return row
 
 
 def _path(path: str, folder: Path, where: str) -> str:

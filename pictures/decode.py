@@ -1,4 +1,4 @@
-"""One picture file -> RGB, upright."""
+"""The one place where picture files are decoded: a file -> RGB, upright."""
 
 import math
 import os
@@ -13,23 +13,11 @@ from PIL import ExifTags, Image
 
 from utils import UserError, shown
 
-MOST_NARROW = 100  # sides' ratio; scaled to the network's input, more would fill the memory
-PICTURE_SUFFIXES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".jfif",
-        ".jp2",
-        ".ppm",
-    }
-)
+MAX_RATIO = 100  # of the sides; scaled to the network's input, more would fill the memory
+PICTURE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jfif", ".jp2",
+    ".ppm",
+))  # fmt: skip
 TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -74,13 +62,10 @@ def read_picture(
         limit against decompression bombs, a box that leaves nothing of it, or one side over 100
         times the other; one line
     """
-    named = isinstance(path, str | Path)
-    name = shown(name or (path if named else "the picture"))
+    name = shown(name or (path if isinstance(path, str | Path) else "the picture"))
     try:
-        if named and not stat.S_ISREG(
-            os.stat(path).st_mode
-        ):  # to open a pipe would wait for its writer
-            raise ValueError("no regular file")
+        if isinstance(path, str | Path) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("no regular file")  # to open a pipe would wait for its writer
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # odd EXIF data; the pixels are sound
@@ -102,14 +87,13 @@ def read_picture(
             f"{name}: more than {limit} million pixels; scale the picture down first"
         ) from None
     except Exception as error:  # Pillow's decoders raise many types on damaged files
-        said = getattr(error, "strerror", None) or str(error)
-        said = said.replace(repr(str(path)), "").replace(repr(path), "")
-        # What it says may quote the file.
-        reason = shown(" ".join(said.split())) or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error)
+        reason = reason.replace(repr(str(path)), "").replace(repr(path), "")
+        reason = shown(" ".join(reason.split())) or type(error).__name__  # it may quote the file
         raise PictureError(f"{name}: cannot be read as a picture: {reason}") from None
     if box is not None:
         picture = _cut(picture, name, box)
-    if max(picture.size) > MOST_NARROW * min(picture.size):
+    if max(picture.size) > MAX_RATIO * min(picture.size):
         raise PictureError(f"{name}: {picture.width} x {picture.height} px is too narrow")
     return picture
 
@@ -126,10 +110,10 @@ def _cut(picture: Image.Image, name: str, box: tuple[int, int, int, int]) -> Ima
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    # Not by ImageOps.exif_transpose: it writes the EXIF data anew, and fails where they are odd.
+    # Not by ImageOps.exif_transpose: it rewrites the EXIF data, and fails where they are odd.
     picture.load()
     try:
-        turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+        turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # odd EXIF data; the pixels are sound
         turn = None
     return picture if turn is None else picture.transpose(turn)

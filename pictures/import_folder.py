@@ -6,17 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pictures.annotations import (
-    ANNO_FOLDERS,
-    COLOR_LIST,
-    INSHOP_PARTITIONS,
-    PARTITIONS,
-    UNKNOWN,
-    write_list,
-)
-from pictures.collection import SPLIT_FOLDERS, find_pictures, held_out_of_each, is_split
 from pictures.csv_list import COLUMNS, SUFFIX, read_picture_list
-from utils import UserError, can_be_listed, shown
+from pictures.deepfashion import ANNO_FOLDERS, COLOR_LIST, UNKNOWN_COLOR
+from pictures.folder import SPLIT_FOLDERS, can_be_listed, find_pictures, is_split
+from pictures.lists import write_list
+from pictures.table import INSHOP_PARTITIONS, PARTITIONS, choose_validation_by_category
+from utils import UserError, shown
 
 IMG = "img"  # the link to the photos
 OFFICIAL = (*ANNO_FOLDERS, "Eval", "Img")  # what a part of somebody else's data set consists of
@@ -30,7 +25,7 @@ class Photos:
 
     Attributes
     ----------
-    path : as the lists have it, img/ and the path below the folder
+    path : as in the lists, img/ and the path below the folder
     category : its name
     item : any name that no other item has, "" where unknown
     color : free of blanks, "" where unknown
@@ -62,104 +57,76 @@ def import_folder(
     gallery: str | None = None,
     test: bool = False,
 ) -> None:
-    """Write the annotation files for a folder of photos and say what to run next.
+    """Write the annotation files for a folder of photos and print what to run next.
 
-    `base`/img becomes a link to the folder, or `base`/in_shop/img. A split in train/, val/ or
+    `base`/img becomes a link to the folder, or `base`/in_shop/img. A split into train/, val/ or
     validation/, and test/ folders is kept; else a share of each category's items (pictures, where
-    there are no items) is held out. Items also get the in-shop lists: of a held-out item, the first
-    picture (of each colour, where colours are known) becomes gallery, the others queries.
+    there are no items) becomes val. Items also get the in-shop lists: of each item that is not
+    train, the first picture (of each colour, where colours are known) is gallery, the others are
+    queries.
 
     Parameters
     ----------
-    folder : photos in category folders; with `item_level` in item folders below those. Or a list
-        of photos, see `picture_list`, whose folder is linked. What the list tells goes before
-        what folders are called
+    folder : photos in category folders; with `item_level` in item folders below those. Or a CSV
+        list of photos, see `csv_list`, in the folder that is linked; its values replace those of
+        the folders' names
     base : DATASET_BASE, where the annotation files go
-    categories : the CATEGORIES setting, for a word where the folder has more
-    val_share : share held out, 0 to 1
-    item_level : the folder of each picture is its item, what lies above it the category; the file
-        name up to the first "_" is the colour where pictures of an item share it
+    categories : the CATEGORIES setting; it is reported if the folder has more
+    val_share : share for validation, 0 to 1
+    item_level : the folder of each picture is its item, the folders above are the category; the
+        file name up to the first "_" is the colour where pictures of an item share it
     item_pattern : regular expression searched in each path below `folder`; group `item` is the
-        item; `color` and `category`, where the expression has them, colour and category
+        item; groups `color` and `category`, where present, are colour and category
     inshop : write the in-shop part alone, beside an attribute part that may be there. A category is
-        then the one folder above the item's; with `item_pattern` no path tells it, so the part
-        gets category lists of its own
-    gallery : regular expression searched in each path below `folder`: held-out pictures that it
-        matches become gallery, the others queries
-    test : hold out all of it, whatever its folders are called
+        then the one folder above the item's; with `item_pattern` the part gets category lists
+    gallery : regular expression searched in each path below `folder`: pictures not in train that it
+        matches are gallery, the others queries
+    test : all pictures are test, whatever the folders say
 
     Raises
     ------
-    UserError : no photos, a bad option, or `base` holds another data set
+    UserError : no photos, a bad option, or `base` has another data set
     """
     if item_level and item_pattern:
         raise UserError("--item-level and --item-pattern exclude each other")
-    if folder.suffix.lower() == SUFFIX and folder.is_file():
-        told = read_picture_list(folder)
-        folder, paths = folder.parent, told["path"].tolist()
-    else:
-        paths = _usable_paths(folder)
-        told = dict.fromkeys(COLUMNS, np.full(len(paths), ""))
-    with_items = item_level or item_pattern or (told["item"] != "").any()
+    folder, listed = _read_names(folder)
+    with_items = item_level or item_pattern or (listed["item"] != "").any()
     for option, given in (("--in-shop", inshop), ("--gallery", gallery is not None)):
         if given and not with_items:
             raise UserError(f"{option} is about items: add --item-level or --item-pattern REGEX")
-    wanted = None if gallery is None else _expression("--gallery", gallery)
-
+    in_gallery = None if gallery is None else _expression("--gallery", gallery)
+    paths = listed["path"].tolist()
     parts = [path.split("/") for path in paths]
-    partitions = told["partition"]
-    split = _is_split(parts, partitions)
+    split = _is_split(parts, listed["partition"])
     inner = [part[1:] if split else part for part in parts]
     if item_level:
-        category, item, color = _labels_of_folders(paths, inner, inshop)
+        found = _labels_of_folders(paths, inner, inshop)
     else:
-        category, item, color = _labels_of_pattern(paths, inner, item_pattern)
-    category, item = _known(told["category"], category), _known(told["item"], item)
-    color = _known(told["color"], color)
-    group = np.where(item == "", np.array(paths), item)
+        found = _labels_of_pattern(paths, inner, item_pattern)
+    category, item, color = (
+        _replaced(guessed, listed[name])
+        for name, guessed in zip(("category", "item", "color"), found, strict=True)
+    )
+    tops = [part[0] for part in parts] if split else None
+    group = np.where(item == "", listed["path"], item)
     if test:
         partition = np.full(len(paths), "test")
-    elif split:
-        partition = np.array([SPLIT_FOLDERS[part[0]] for part in parts])
     else:
-        partition = np.where(held_out_of_each(category, group, val_share), "val", "train")
-    if not test:  # what is told of a picture holds for all of its item
-        pairs = list(zip(group, partitions, strict=True))
-        of_group = {each: told for each, told in pairs if told}
-        known = np.array([told or of_group.get(each, "") for each, told in pairs])
-        partition = _known(known, partition)
-    status = _statuses(paths, item, color, partition, wanted)
+        partition = _partitions(tops, category, group, listed["partition"], val_share)
+    status = _statuses(paths, item, color, partition, in_gallery)
     path = np.array([f"{IMG}/{path}" for path in paths])
     photos = Photos(path, category, item, color, partition, status)
     if inshop:
-        if not (item != "").all():
-            print(f"{(item == '').sum()} pictures without an item are left out")
-        photos = photos.select(item != "")
-        _link(base, base / "in_shop", folder, (*OFFICIAL, ITEM_LIST))
-        _remove_old(base / "in_shop")
-        if not item_level:  # no path tells them
-            _write_categories(base / "in_shop", photos)
-        _write_items(base / "in_shop", photos)
+        photos = _write_inshop_alone(base, folder, photos, with_categories=not item_level)
     else:
         _write_both_parts(base, folder, photos)
     _report(base, folder, photos, inshop, categories)
 
 
-def _is_split(parts: list[list[str]], partitions: np.ndarray) -> bool:
-    try:
-        return is_split(parts)
-    except UserError:
-        if (partitions == "").any():
-            raise
-        return False  # the list tells of all
-
-
-def _known(told: np.ndarray, guessed: np.ndarray) -> np.ndarray:
-    """What a list tells, and the rest as guessed, N str."""
-    return np.where(told == "", guessed, told)
-
-
-def _usable_paths(folder: Path) -> list[str]:
+def _read_names(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """The folder of the photos, and the columns of its CSV list, "" where there is none."""
+    if folder.suffix.lower() == SUFFIX and folder.is_file():
+        return folder.parent, read_picture_list(folder)
     if not folder.is_dir():
         state = "an archive? unpack it first" if folder.is_file() else "no such folder"
         raise UserError(f"{folder}: {state}")
@@ -169,7 +136,8 @@ def _usable_paths(folder: Path) -> list[str]:
         print(f"left out, its name cannot stand in a list: {path!a}")
     if not paths:
         raise UserError(f"{folder}: no pictures below it")
-    return paths
+    unknown = np.full(len(paths), "")
+    return folder, dict.fromkeys(COLUMNS, unknown) | {"path": np.array(paths)}
 
 
 def _expression(option: str, text: str) -> re.Pattern[str]:
@@ -179,6 +147,42 @@ def _expression(option: str, text: str) -> re.Pattern[str]:
         raise UserError(f"{option} {text!r}: {error}") from None
 
 
+def _is_split(parts: list[list[str]], partitions: np.ndarray) -> bool:
+    try:
+        return is_split(parts)
+    except UserError:
+        if (partitions == "").any():
+            raise
+        return False  # the list has a partition for every picture
+
+
+def _replaced(guessed: np.ndarray, listed: np.ndarray) -> np.ndarray:
+    """What a list says, and where it says nothing what was guessed, N str."""
+    return np.where(listed == "", guessed, listed)
+
+
+def _partitions(
+    tops: list[str] | None,
+    category: np.ndarray,
+    group: np.ndarray,
+    listed: np.ndarray,
+    val_share: float,
+) -> np.ndarray:
+    """train, val or test for each picture: what the list says, else its top folder, else a share.
+
+    A partition that is listed for one picture of a group (an item) holds for all of the group.
+    """
+    if tops:
+        partition = np.array([SPLIT_FOLDERS[top] for top in tops])
+    else:
+        chosen = choose_validation_by_category(category, group, val_share)
+        partition = np.where(chosen, "val", "train")
+    pairs = list(zip(group.tolist(), listed.tolist(), strict=True))
+    of_group = {name: value for name, value in pairs if value}
+    known = np.array([value or of_group.get(name, "") for name, value in pairs])
+    return _replaced(partition, known)
+
+
 def _labels_of_folders(
     paths: list[str], inner: list[list[str]], inshop: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -186,10 +190,14 @@ def _labels_of_folders(
     flat = next((p for p, part in zip(paths, inner, strict=True) if len(part) < 3), None)
     if flat:
         raise UserError(f"--item-level: {shown(flat)} does not lie in CATEGORY/ITEM/")
-    # The item's whole path: two categories may well number their items alike.
+    # The item's whole path: two categories may number their items alike.
     items = ["/".join(part[:-1]) for part in inner]
     category = [part[-3] if inshop else "/".join(part[:-2]) for part in inner]
-    return np.array(category), np.array(items), _prefixes(paths, items)
+    files = [part[-1] for part in inner]
+    colors = [re.sub(r"\s+", "_", f.split("_")[0]) if "_" in f else "" for f in files]
+    if len(set(zip(items, colors, strict=True))) == len(paths):  # no two share it: no colour
+        colors = [""] * len(paths)
+    return np.array(category), np.array(items), np.array(colors)
 
 
 def _labels_of_pattern(
@@ -205,8 +213,8 @@ def _labels_of_pattern(
     groups = [match.groupdict() if (match := pattern.search(p)) else {} for p in paths]
     unmatched = [path for path, group in zip(paths, groups, strict=True) if not group]
     if unmatched:
-        print(f"--item-pattern matches {len(paths) - len(unmatched)} of {len(paths)} pictures; not,"
-              f" for instance, {shown(unmatched[0])}")  # fmt: skip
+        matched = f"{len(paths) - len(unmatched)} of {len(paths)} pictures"
+        print(f"--item-pattern matches {matched}; not, for instance, {shown(unmatched[0])}")
     items = [group.get("item") or "" for group in groups]
     if not any(items):
         raise UserError(f"--item-pattern {item_pattern!r}: matches no picture")
@@ -215,45 +223,34 @@ def _labels_of_pattern(
     return np.array(category), np.array(items), np.array(colors)
 
 
-def _prefixes(paths: list[str], items: list[str]) -> np.ndarray:
-    """Colours as DeepFashion has them, the file name up to its first "_".
-
-    Where no two pictures of an item share one, it is something else: "" for all.
-    """
-    files = [path.rsplit("/", 1)[-1] for path in paths]
-    shades = [re.sub(r"\s+", "_", f.split("_")[0]) if "_" in f else "" for f in files]
-    shared = len(set(zip(items, shades, strict=True))) < len(paths)
-    return np.array(shades if shared else [""] * len(paths))
-
-
 def _statuses(
     paths: list[str],
     item: np.ndarray,
     color: np.ndarray,
     partition: np.ndarray,
-    gallery: re.Pattern[str] | None,
+    in_gallery: re.Pattern[str] | None,
 ) -> np.ndarray:
     """train, query or gallery for each picture that has an item, else ""."""
     status = np.where(item == "", "", "train").astype("<U7")
-    held = np.flatnonzero((item != "") & (partition != "train"))
-    if gallery:
-        chosen = np.array([gallery.search(paths[row]) is not None for row in held], bool)
+    tested = np.flatnonzero((item != "") & (partition != "train"))
+    if in_gallery:
+        chosen = np.array([in_gallery.search(paths[row]) is not None for row in tested], bool)
         if chosen.all() or not chosen.any():
-            found = "every one" if len(held) and chosen.all() else "none"
+            found = "every one" if len(tested) and chosen.all() else "none"
             raise UserError(
-                f"--gallery {gallery.pattern!r}: matches {found} of {len(held)} held-out pictures;"
-                " queries and gallery need some each"
+                f"--gallery {in_gallery.pattern!r}: matches {found} of {len(tested)} pictures that"
+                " are not in train; queries and gallery need some each"
             )
     else:
-        groups = list(zip(item[held], color[held], strict=True))
+        groups = list(zip(item[tested], color[tested], strict=True))
         first = {group: i for i, group in reversed(list(enumerate(groups)))}
         chosen = np.array([first[group] == i for i, group in enumerate(groups)], bool)
-    status[held] = np.where(chosen, "gallery", "query")
+    status[tested] = np.where(chosen, "gallery", "query")
     return status
 
 
 def _link(base: Path, place: Path, folder: Path, others: tuple[str, ...]) -> None:
-    """Make `place`/img a link to the folder, if no data set with one of `others` lies there."""
+    """Make `place`/img a link to the folder, if no data set with one of `others` is there."""
     link, target = place / IMG, folder.resolve()
     if target in (base.resolve(), place.resolve()):
         raise UserError(f"{folder}: set DATASET_BASE to another folder, for the annotation files")
@@ -268,22 +265,40 @@ def _link(base: Path, place: Path, folder: Path, others: tuple[str, ...]) -> Non
     link.symlink_to(target, target_is_directory=True)
 
 
+def _write_inshop_alone(
+    base: Path, folder: Path, photos: Photos, *, with_categories: bool
+) -> Photos:
+    """The in-shop lists alone, and its category lists where no path has them; what is in them."""
+    has_item = photos.item != ""
+    if not has_item.all():
+        print(f"{(~has_item).sum()} pictures without an item are left out")
+    photos = photos.select(has_item)
+    _link(base, base / "in_shop", folder, (*OFFICIAL, ITEM_LIST))
+    _remove_old(base / "in_shop")
+    if with_categories:
+        _write_categories(base / "in_shop", photos)
+    _write_items(base / "in_shop", photos)
+    return photos
+
+
 def _write_both_parts(base: Path, folder: Path, photos: Photos) -> None:
     """The attribute lists, and in-shop lists where there are items."""
     inshop = base / "in_shop"
     apart = any((inshop / name).exists() for name in (IMG, "Img"))  # with pictures of its own
-    with_items = bool((photos.item != "").any())
-    if apart and with_items:
-        raise UserError(f"{inshop}: holds another data set; import items with --in-shop, or set"
-                        " DATASET_BASE to a folder of its own")  # fmt: skip
+    has_item = photos.item != ""
+    if apart and has_item.any():
+        raise UserError(
+            f"{inshop}: holds another data set; import items with --in-shop, or set DATASET_BASE to"
+            " a folder of its own"
+        )
     _link(base, base, folder, OFFICIAL if apart else (*OFFICIAL, "in_shop"))
     _write_categories(base / "Anno", photos)
     rows = zip(photos.path, photos.partition, strict=True)
     write_list(base / "Eval" / ITEM_LIST, ("image_name", "evaluation_status"), rows)
     if not apart:
         _remove_old(inshop)
-    if with_items:
-        _write_items(inshop, photos.select(photos.item != ""))
+    if has_item.any():
+        _write_items(inshop, photos.select(has_item))
 
 
 def _remove_old(inshop: Path) -> None:
@@ -306,10 +321,10 @@ def _write_items(inshop: Path, photos: Photos) -> None:
     ids = [f"id_{i + 1:08d}" for i in np.unique(photos.item, return_inverse=True)[1]]
     columns = ("image_name", "item_id", "evaluation_status")
     write_list(inshop / ITEM_LIST, columns, zip(photos.path, ids, photos.status, strict=True))
-    color = np.where(photos.color == "", UNKNOWN, photos.color)
+    color = np.where(photos.color == "", UNKNOWN_COLOR, photos.color)
     write_list(inshop / COLOR_LIST, ("image_name", "color"), zip(photos.path, color, strict=True))
     if "query" not in photos.status:
-        print("no held-out item has two pictures of a colour: nothing to measure items with")
+        print("no item outside train has two pictures of a colour: items cannot be evaluated")
 
 
 def _report(base: Path, folder: Path, photos: Photos, inshop: bool, categories: int) -> None:
@@ -321,12 +336,14 @@ def _report(base: Path, folder: Path, photos: Photos, inshop: bool, categories: 
     items = len(set(photos.item.tolist()) - {""})
     print(f"{folder}: {len(column)} pictures ({parts}) of {kinds} categories", end="")
     print(f" and {items} items" if items else "")
-    options = f" --dataset-base {base}"
-    options += " --enable-inshop-dataset" if items else ""
+    there = f" --dataset-base {base}"
+    options = there + (" --enable-inshop-dataset" if items else "")
     options += f" --categories {kinds}" if kinds > categories and not inshop else ""
     print(f"annotation files are in {base}; next:")
-    commands = ["data.py check", "train.py", "feature_extractor.py"]
-    if "train" not in column:  # nothing to train on, and so no model of its own
-        commands = ["feature_extractor.py --dumped-model MODEL", "evaluate.py"]
+    if "train" in column:
+        commands = [f"{name}{options}" for name in ("data.py check", "train.py")]
+        commands.append(f"feature_extractor.py{options}")
+    else:  # nothing to train on, and so no model of its own
+        commands = [f"feature_extractor.py --dumped-model MODEL{options}", f"evaluate.py{there}"]
     for command in commands:
-        print(f"  python {command}{options}")
+        print(f"  python {command}")

@@ -10,8 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pictures.annotations import Pictures, align, attribute_list, inshop_list, read_inshop
-from pictures.collection import held_out, held_out_of_each, merge, read_labelled
+from pictures.collection import read_labelled
+from pictures.deepfashion import attribute_list, inshop_list, read_inshop
+from pictures.table import (
+    Pictures,
+    align,
+    choose_validation,
+    choose_validation_by_category,
+    merge,
+)
 from utils import UserError
 
 
@@ -43,12 +50,12 @@ class Splits:
 
 
 def read_splits(base: Path, categories: int, inshop: bool, val_share: float) -> Splits:
-    """Divide the training part of a data set.
+    """Split the training part of a data set.
 
-    Of the in-shop training items, `val_share` are kept, all their pictures. Of the labelled
-    pictures, the val part is kept where there is a test part to measure on; else val (if any) is
-    what is measured, and `val_share` of each category's training pictures are kept. In-shop
-    queries and gallery are in none of the parts, whatever the labelled lists call them.
+    `val_share` of the in-shop training items are for validation, with all their pictures. Of the
+    labelled pictures the val part is for validation if there is also a test part; else val (if
+    any) is the test part, and `val_share` of each category's training pictures are for validation.
+    In-shop queries and gallery are in no split, even if the labelled lists have them.
 
     Parameters
     ----------
@@ -57,36 +64,37 @@ def read_splits(base: Path, categories: int, inshop: bool, val_share: float) -> 
 
     Raises
     ------
-    UserError : a part is empty, or a list is missing or malformed
+    UserError : a split is empty, or a list is missing or malformed
     """
     labelled = read_labelled(base, categories, val_share)
-    lone_inshop = attribute_list(base) is None and inshop_list(base) is not None
-    if not lone_inshop:
-        labelled = _without_measured(base, labelled)
+    inshop_alone = attribute_list(base) is None and inshop_list(base) is not None
+    if not inshop_alone:
+        labelled = _without_tested(base, labelled)
     train = labelled.in_partition("train")
     items = read_inshop(base).in_partition("train") if inshop else train.select(np.arange(0))
-    keep_items = held_out(items.items, val_share)
+    item_chosen = choose_validation(items.items, val_share)
 
     item_of = align(train.paths, items.paths)
-    known = item_of >= 0
-    keep = np.zeros(len(train), bool)
-    keep[known] = keep_items[item_of[known]]
-    if lone_inshop or {"test", "val"} <= set(labelled.partitions.tolist()):
-        held = labelled.in_partition("val")
+    has_item = item_of >= 0
+    chosen = np.zeros(len(train), bool)
+    chosen[has_item] = item_chosen[item_of[has_item]]
+    if inshop_alone or {"test", "val"} <= set(labelled.partitions.tolist()):
+        validation = labelled.in_partition("val")
     else:
-        keep |= ~known & held_out_of_each(train.categories, np.array(train.paths), val_share)
-        held = train.select(keep)
-    train = train.select(~keep)
-    for name, part in (("train", train), ("validation", held)):
-        if not len(part):
+        paths = np.array(train.paths)
+        chosen |= ~has_item & choose_validation_by_category(train.categories, paths, val_share)
+        validation = train.select(chosen)
+    train = train.select(~chosen)
+    for name, split in (("train", train), ("validation", validation)):
+        if not len(split):
             raise UserError(f"{base}: no picture in its {name} part; see `python data.py check`")
-    pictures = merge(train, items.select(~keep_items)) if inshop else train
-    return Splits(pictures, len(train), held, items.select(keep_items))
+    pictures = merge(train, items.select(~item_chosen)) if inshop else train
+    return Splits(pictures, len(train), validation, items.select(item_chosen))
 
 
-def _without_measured(base: Path, labelled: Pictures) -> Pictures:
+def _without_tested(base: Path, labelled: Pictures) -> Pictures:
     """The pictures that are neither query nor gallery of the in-shop list, if there is one."""
     if inshop_list(base) is None:
         return labelled
-    measured = read_inshop(base).in_partition("query", "gallery")
-    return labelled.select(np.flatnonzero(align(labelled.paths, measured.paths) < 0))
+    tested = read_inshop(base).in_partition("query", "gallery")
+    return labelled.select(np.flatnonzero(align(labelled.paths, tested.paths) < 0))

@@ -22,8 +22,8 @@ from net import (
     model_places,
 )
 from network.color import PALETTE_BINS, color_features
-from pictures.annotations import find_box
 from pictures.decode import read_picture
+from pictures.deepfashion import find_box
 from utils import UserError, sha256_of
 
 Box = tuple[int, int, int, int]

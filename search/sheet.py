@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from pictures.collection import picture_file
 from pictures.decode import PictureError, read_picture
+from pictures.folder import picture_file
 from utils import shown
 
 TILE = (168, 210)  # px, of a picture

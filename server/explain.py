@@ -14,8 +14,8 @@ from torch import Tensor
 from net import FeatureNet
 from network.color import CHROMA, PALETTE_BINS, Palette
 from network.device import autocast, network_input
-from pictures.collection import picture_file
 from pictures.decode import read_picture
+from pictures.folder import picture_file
 from search.engine import ExactEngine
 from search.signals import Signal
 from server.collection import Collection

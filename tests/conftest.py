@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import train
-from pictures.annotations import inshop_list
 from pictures.collection import read_collection
+from pictures.deepfashion import inshop_list
 from tests.fake_cuda import fake_cuda_device
 from tools.synthetic.collection import make_collection
 from utils import sha256_of

@@ -21,8 +21,8 @@ from data import (
     train_transform,
 )
 from net import FeatureNet, Network, extract_features, initial_net
-from pictures.annotations import Pictures
 from pictures.decode import PictureError, read_picture
+from pictures.table import Pictures
 from utils import UserError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from config import ENV_PREFIX, Config
-from pictures.collection import find_pictures
+from pictures.folder import find_pictures
 from utils import UserError, atomic_write, parse_args, parsed_json, run_script
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ import train
 from evaluation.metrics import average_precision_at_r
 from evaluation.tune_weights import ValidationTask, best_weights, validation_tasks
 from features.database import open_database
-from pictures.annotations import read_inshop
+from pictures.deepfashion import read_inshop
 from pictures.splits import read_splits
 from search.signals import signals_of
 from tests.conftest import rehash, replace_features

@@ -33,7 +33,7 @@ from features.writer import (
     write_database,
 )
 from net import Network
-from pictures.collection import read_folder
+from pictures.folder import read_folder
 from tests.conftest import Killed
 from utils import UserError
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import atheris
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-with atheris.instrument_imports(include=["pictures.annotations", "pictures.collection"]):
-    from pictures import annotations, collection
+with atheris.instrument_imports(include=["pictures"]):
+    from pictures import collection, deepfashion
     from utils import UserError
 
 LISTS = (
@@ -28,10 +28,10 @@ def read_all(base: Path) -> None:
     """Every reader of what lies below a folder."""
     for read in (
         lambda: collection.read_collection(base, 50, True, 0.1),
-        lambda: annotations.read_attribute(base, 3),
-        lambda: annotations.read_inshop(base),
-        lambda: annotations.find_box(base, "img/c/2.jpg"),
-        lambda: annotations.find_box(base, ""),
+        lambda: deepfashion.read_attribute(base, 3),
+        lambda: deepfashion.read_inshop(base),
+        lambda: deepfashion.find_box(base, "img/c/2.jpg"),
+        lambda: deepfashion.find_box(base, ""),
     ):
         try:
             read()

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pictures.annotations import Pictures
-from pictures.collection import find_pictures, held_out, read_collection, read_folder, read_labelled
+from pictures.collection import read_collection, read_labelled
+from pictures.folder import find_pictures, read_folder
 from pictures.splits import read_splits
+from pictures.table import Pictures, choose_validation
 from tests.conftest import ROOT
 from utils import UserError
 
@@ -73,7 +74,7 @@ def test_split_folders_are_kept(tmp_path: Path) -> None:
     }
     assert set(category_of(found).values()) == {"Hats", "Tees"}
     touch(tmp_path, "Shoes/7.jpg")  # would be trained on, and train/ be a category
-    with pytest.raises(UserError, match=r"'Shoes/7.jpg' lies beside train/"):
+    with pytest.raises(UserError, match=r"'Shoes/7.jpg' is beside train/"):
         read_folder(tmp_path, 0.5)
 
 
@@ -103,7 +104,7 @@ def test_nothing_but_split_folders_is_a_split(
 )
 def test_some_groups_are_held_out_and_some_not(groups: int, share: float, count: int) -> None:
     names = np.array([f"item {i}" for i in range(groups)] * 2, str)
-    held = held_out(names, share)
+    held = choose_validation(names, share)
     assert len(set(names[held])) == count
     assert held.sum() == 2 * count
 
@@ -130,7 +131,7 @@ def test_held_out_pictures_are_the_same_in_every_process(tmp_path: Path) -> None
     touch(tmp_path / "photos", *[f"{i}.jpg" for i in range(40)])
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
-        "from pictures.collection import read_folder\n"
+        "from pictures.folder import read_folder\n"
         "print(read_folder(Path('photos'), 0.2).in_partition('val').paths)"
     )
     runs = {

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
-from pictures.annotations import read_attribute, read_inshop
 from pictures.csv_list import read_picture_list
+from pictures.deepfashion import read_attribute, read_inshop
 from utils import UserError
 
 

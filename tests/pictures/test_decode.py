@@ -20,8 +20,8 @@ from PIL import Image
 
 import train
 from data import PictureDataset, eval_transform
-from pictures.collection import read_folder
 from pictures.decode import PictureError
+from pictures.folder import read_folder
 from pictures.splits import read_splits
 from search.sheet import SheetRow, draw_sheet
 from tests.conftest import ROOT, first, first_picture
@@ -364,7 +364,7 @@ def test_what_may_not_be_read_is_named(made: tuple) -> None:
     folder, file = closed(base / "dress" / "a folder.jpg"), closed(base / "hat" / "whole.jpg")
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from pathlib import Path\nfrom pictures.collection import picture_file, read_folder\n"
+        "from pathlib import Path\nfrom pictures.folder import picture_file, read_folder\n"
         "from pictures.decode import PictureError, read_picture\n"
         "found = [read_folder(Path('data'), 0.1).paths for _ in range(2)][0]\n"
         "print(len(found))\n"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from data import main
-from pictures.annotations import Pictures, read_inshop
 from pictures.collection import read_collection
+from pictures.deepfashion import read_inshop
+from pictures.table import Pictures
 from tests.conftest import run
 from utils import UserError
 
@@ -154,9 +155,15 @@ def test_item_in_two_categories_is_not_divided(tmp_path: Path) -> None:
         (["--in-shop"], "--in-shop is about items: add --item-level or --item-pattern REGEX"),
         (["--gallery", "1"], "--gallery is about items: add --item-level or --item-pattern"),
         (["--item-level", "--gallery", "(1"], r"--gallery '\(1': "),
-        (["--item-level", "--gallery", "9"], "'9': matches none of 1 held-out pictures"),
-        (["--item-level", "--gallery", ""], "'': matches every one of 1 held-out pictures"),
-        (["--item-level", "--test", "--gallery", "Tees"], "matches every one of 2 held-out"),
+        (
+            ["--item-level", "--gallery", "9"],
+            "'9': matches none of 1 pictures that",
+        ),
+        (
+            ["--item-level", "--gallery", ""],
+            "'': matches every one of 1 pictures that",
+        ),
+        (["--item-level", "--test", "--gallery", "Tees"], "matches every one of 2 pictures"),
         (["--in-shop", "--item-pattern", "(?P<item>9)?"], "matches no picture"),
     ],
 )
@@ -433,7 +440,7 @@ def test_test_holds_out_everything(tmp_path: Path, capsys: pytest.CaptureFixture
     commands = next_commands(capsys.readouterr().out, base)
     assert commands == [
         "feature_extractor.py --dumped-model MODEL --enable-inshop-dataset",
-        "evaluate.py --enable-inshop-dataset",
+        "evaluate.py",
     ]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import data
-from pictures.annotations import read_inshop
 from pictures.collection import read_labelled
+from pictures.deepfashion import read_inshop
 from pictures.splits import read_splits
 from utils import UserError
 

@@ -24,7 +24,7 @@ from statistics import median
 import numpy as np
 
 from features.database import open_database
-from pictures.collection import picture_file
+from pictures.folder import picture_file
 from tools.benchmark.command import positive
 from tools.benchmark.timing import ROOT, run_python
 from utils import UserError, evenly_spaced, parse_args, run_script

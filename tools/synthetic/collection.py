@@ -21,7 +21,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from pictures.annotations import write_list
+from pictures.lists import write_list
 from tools.synthetic.garments import CATEGORY_NAMES
 from tools.synthetic.pictures import (
     KINDS,

@@ -1,4 +1,4 @@
-"""annotations.py: DeepFashion's lists, hand-written with the quirks that the real ones have."""
+"""deepfashion.py: DeepFashion's lists, hand-written with the quirks that the real ones have."""
 
 import string
 from pathlib import Path
@@ -8,14 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pictures.annotations import (
-    Pictures,
-    find_box,
-    read_attribute,
-    read_inshop,
-    read_list,
-    write_list,
-)
+from pictures.deepfashion import find_box, read_attribute, read_inshop
+from pictures.lists import read_list, write_list
+from pictures.table import Pictures
 from utils import UserError
 
 # A byte-order mark, CRLF, blanks within names, padded columns, rows that end in blanks, a missing
@@ -115,12 +110,6 @@ def test_box_of_a_picture_is_not_that_of_a_longer_name(tmp_path: Path) -> None:
     assert find_box(tmp_path, "img/a.jpg (2).jpg") == (5, 6, 7, 8)
 
 
-def test_malformed_box_of_one_picture_is_an_error_that_names_the_list(tmp_path: Path) -> None:
-    write(tmp_path, {"Anno/list_bbox.txt": "1\nimage_name x_1 y_1 x_2 y_2\nimg/a.jpg  1 2 x 4\n"})
-    with pytest.raises(UserError, match=r"list_bbox\.txt:3"):
-        find_box(tmp_path, "img/a.jpg")
-
-
 @pytest.mark.parametrize(
     ("places", "folder", "prefix"),
     [
@@ -194,7 +183,7 @@ SHOP_BOXES = "in_shop/list_bbox_inshop.txt"
         (LABELS, "03", "0", ":5: expected image_name category_label (1 to 3); found 'img/c/3.jpg"),
         (LABELS, "03", "4", ":5: expected image_name category_label (1 to 3); found 'img/c/3.jpg"),
         (LABELS, "03", "9" * 30, ":5: expected image_name category_label (1 to 3)"),
-        (LABELS, "img/d/4.jpg", "img/c/2.jpg", ":6: 'img/c/2.jpg' stands in line 4 already"),
+        (LABELS, "img/d/4.jpg", "img/c/2.jpg", ":6: 'img/c/2.jpg' is in line 4 already"),
         (LABELS, "4\nimage", "5\nimage", ":1: announces 5 rows, but 4 rows follow"),
         (LABELS, "4\nimage", "3\nimage", ":1: announces 3 rows, but 4 rows follow"),
         (LABELS, "4\nimage", "image", ":1: expected the number of rows, found 'image_name"),
@@ -203,7 +192,7 @@ SHOP_BOXES = "in_shop/list_bbox_inshop.txt"
         (BOX_LIST, "002 030", "2.5 030", ":3: expected image_name x_1 y_1 x_2 y_2; found 'img/d"),
         (BOX_LIST, "002 030", "-02 030", ":3: expected image_name x_1 y_1 x_2 y_2; found 'img/d"),
         (BOX_LIST, "002 030", "002 99999999999", ":3: expected image_name x_1 y_1 x_2 y_2"),
-        (BOX_LIST, "img/c/2.jpg", "img/d/4.jpg", ":4: 'img/d/4.jpg' stands in line 3 already"),
+        (BOX_LIST, "img/c/2.jpg", "img/d/4.jpg", ":4: 'img/d/4.jpg' is in line 3 already"),
         (BOX_LIST, "4.jpg                          001", "4.jpg", ":3: expected image_name x_1"),
         (EVAL, "val ", "dev", ":4: expected image_name evaluation_status (train, val, test); foun"),
         (EVAL, "val ", "Train", ":4: expected image_name evaluation_status (train, val, test)"),
@@ -270,7 +259,7 @@ def test_written_list_is_read_back(
     rows = data.draw(st.lists(st.tuples(NAME, *[WORD] * (width - 1)), max_size=6))
     path, columns = tmp_path_factory.getbasetemp() / "list.txt", [f"c{i}" for i in range(width)]
     write_list(path, columns, iter(rows))
-    assert list(zip(*read_list(path, columns), strict=True)) == rows
+    assert list(zip(*read_list(path, columns).cells, strict=True)) == rows
 
 
 def test_long_list_is_read_whole_and_a_bad_row_far_down_is_named(tmp_path: Path) -> None:
@@ -278,7 +267,7 @@ def test_long_list_is_read_whole_and_a_bad_row_far_down_is_named(tmp_path: Path)
     for count in (511, 512, 513, 1300):
         rows = [(f"a picture {i}.jpg", str(i % 7)) for i in range(count)]
         write_list(path, columns, rows)
-        assert list(zip(*read_list(path, columns), strict=True)) == rows
+        assert list(zip(*read_list(path, columns).cells, strict=True)) == rows
     lines = path.read_text().split("\n")
     lines[1199] = "picture"
     path.write_text("\n".join(lines))

@@ -1,0 +1,209 @@
+"""DeepFashion's two benchmarks -> tables of pictures.
+
+Both attribute prediction and in-shop retrieval are read in the layout of this project (`Anno/`,
+`Eval/`, `img/`) or as the official archives unpack (`Anno_coarse/`, `Img/img/`).
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pictures.lists import AnnotationList, read_list
+from pictures.table import (
+    INSHOP_PARTITIONS,
+    PARTITIONS,
+    Pictures,
+    align,
+    category_column,
+    number_categories,
+)
+from utils import UserError
+
+ANNO_FOLDERS = ("Anno", "Anno_coarse", "Anno_fine")
+COLOR_LIST = "list_color_inshop.txt"
+UNKNOWN_COLOR = "-"  # in it, where a cell cannot be empty
+BOX_COLUMNS = ("image_name", "x_1", "y_1", "x_2", "y_2")
+CLOTHES_TYPES = 3  # upper, lower, full body
+
+
+def attribute_list(base: Path) -> Path | None:
+    """The attribute benchmark's picture list below `base`, None where there is none."""
+    return _first_existing(base / folder / "list_category_img.txt" for folder in ANNO_FOLDERS)
+
+
+def inshop_list(base: Path) -> Path | None:
+    """The in-shop benchmark's partition list below `base`, None where there is none."""
+    names = ("list_eval_partition.txt", "Eval/list_eval_partition.txt")
+    return _first_existing(base / "in_shop" / name for name in names)
+
+
+def has_color_names(base: Path) -> bool:
+    """Whether colours have names that mean the same for every item, not numbers of their own."""
+    return (base / "in_shop" / COLOR_LIST).is_file()
+
+
+def _first_existing(candidates: Iterable[Path]) -> Path | None:
+    return next((path for path in candidates if path.exists()), None)
+
+
+def read_attribute(base: Path, categories: int) -> Pictures:
+    """Read the attribute-prediction benchmark.
+
+    Parameters
+    ----------
+    base : DATASET_BASE
+    categories : keep the pictures of categories 1 to this number
+
+    Raises
+    ------
+    UserError : a list is missing or malformed
+    """
+    list_path = attribute_list(base)
+    if list_path is None:
+        raise UserError(f"{base}: no Anno/list_category_img.txt")
+    names, paths, labels = _read_labels(list_path.parent)
+
+    partition_path = base / "Eval" / "list_eval_partition.txt"
+    listed = read_list(
+        partition_path, ("image_name", f"evaluation_status ({', '.join(PARTITIONS)})")
+    )
+    row_of = align(paths, listed.paths())
+    if (row_of < 0).any():
+        missing = paths[int(np.argmin(row_of))]
+        raise UserError(f"{partition_path}: no row for {missing!r} of {list_path}")
+    partitions = listed.names(1, PARTITIONS)[row_of]
+
+    unpacked = (base / "Img" / "img").exists() and not (base / "img").exists()
+    prefix = "Img/" if unpacked else ""
+    pictures = Pictures.without_items(
+        [prefix + path for path in paths], labels, names[:categories], partitions
+    )
+    box_path = list_path.parent / "list_bbox.txt"
+    if box_path.exists():
+        listed = read_list(box_path, BOX_COLUMNS)
+        pictures = replace(pictures, boxes=_of_paths(paths, listed, listed.boxes()))
+    return pictures.select(labels < categories)
+
+
+def read_inshop(base: Path) -> Pictures:
+    """Read the in-shop retrieval benchmark below `base`/in_shop.
+
+    An item's category is the folder above the item's (`img/WOMEN/Dresses/id_00000001/...` is a
+    Dresses), or "all" where the path has no two folders; its colour variant is the file name up to
+    the first "_". Lists that only `data.py import` writes into in_shop/ replace what the paths say:
+    `list_color_inshop.txt`, and `list_category_img.txt` with `list_category_cloth.txt`, in the form
+    of those in Anno/. Pictures are below in_shop/, or below `base` itself where an import has made
+    both parts' lists.
+
+    Raises
+    ------
+    UserError : a list is missing or malformed
+    """
+    list_path = inshop_list(base)
+    if list_path is None:
+        raise UserError(f"{base}: no in_shop/list_eval_partition.txt")
+    statuses = f"evaluation_status ({', '.join(INSHOP_PARTITIONS)})"
+    listed = read_list(list_path, ("image_name", "item_id", statuses))
+    paths = listed.paths()
+    inshop = base / "in_shop"
+    names, categories = number_categories(list_path, _inshop_categories(inshop, paths))
+    places = ("in_shop/", "in_shop/Img/", "Img/")
+    prefix = next((place for place in places if (base / place / "img").exists()), "")
+    pictures = replace(
+        Pictures.without_items(
+            [prefix + path for path in paths],
+            categories,
+            names,
+            listed.names(2, INSHOP_PARTITIONS),
+        ),
+        items=np.array(listed.cells[1], str),
+        colors=np.array(_inshop_colors(inshop, paths), str),
+    )
+    box_path = _first_existing(
+        (inshop / "list_bbox_inshop.txt", inshop / "Anno" / "list_bbox_inshop.txt")
+    )
+    if box_path is None:
+        return pictures
+    kind = f"clothes_type (1 to {CLOTHES_TYPES})"
+    listed = read_list(box_path, ("image_name", kind, "pose_type", *BOX_COLUMNS[1:]))
+    types = listed.numbers(1, 1, CLOTHES_TYPES).astype(np.int8)
+    return replace(
+        pictures,
+        boxes=_of_paths(paths, listed, listed.boxes()),
+        types=_of_paths(paths, listed, types),
+    )
+
+
+def _of_paths(paths: list[str], listed: AnnotationList, column: np.ndarray) -> np.ndarray:
+    """The rows of a column that belong to the paths; 0 for a path that is not listed."""
+    row_of = align(paths, listed.paths())
+    rows = np.zeros((len(paths), *column.shape[1:]), column.dtype)
+    rows[row_of >= 0] = column[row_of[row_of >= 0]]
+    return rows
+
+
+def _read_labels(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """The category lists of a folder: names of all categories, N paths, N labels from 0."""
+    cloth_path = folder / "list_category_cloth.txt"
+    cloth = read_list(cloth_path, ("category_name", "category_type")).cells[0]
+    columns = ("image_name", f"category_label (1 to {len(cloth)})")
+    listed = read_list(folder / "list_category_img.txt", columns)
+    labels = category_column(cloth_path, listed.numbers(1, 1, len(cloth)) - 1, len(cloth))
+    return [name.strip() for name in cloth], listed.paths(), labels
+
+
+def _inshop_categories(inshop: Path, paths: list[str]) -> list[str]:
+    """The category name of each in-shop picture, see `read_inshop`."""
+    folders = [path.removeprefix("img/").split("/")[:-1] for path in paths]
+    categories = [folder[-2] if len(folder) > 1 else "all" for folder in folders]
+    if not (inshop / "list_category_img.txt").exists():
+        return categories
+    names, listed, labels = _read_labels(inshop)
+    name_of = {path: names[label] for path, label in zip(listed, labels.tolist(), strict=True)}
+    return [name_of.get(path, name) for path, name in zip(paths, categories, strict=True)]
+
+
+def _inshop_colors(inshop: Path, paths: list[str]) -> list[str]:
+    """The colour variant of each in-shop picture, "" where unknown, see `read_inshop`."""
+    files = [path.rsplit("/", 1)[-1] for path in paths]
+    colors = [file.split("_")[0] if "_" in file else "" for file in files]
+    if not has_color_names(inshop.parent):
+        return colors
+    listed = read_list(inshop / COLOR_LIST, ("image_name", "color"))
+    color_of = dict(zip(listed.paths(), listed.cells[1], strict=True))
+    colors = [color_of.get(path, color) for path, color in zip(paths, colors, strict=True)]
+    return ["" if color == UNKNOWN_COLOR else color for color in colors]
+
+
+def find_box(base: Path, path: str) -> tuple[int, int, int, int] | None:
+    """The box of one picture of the attribute benchmark, without reading the whole list.
+
+    Parameters
+    ----------
+    base : DATASET_BASE
+    path : relative to it, as in the list of the feature database
+
+    Returns
+    -------
+    x1, y1, x2, y2 in px; None where there is no list, or no row of this form for the picture.
+
+    Raises
+    ------
+    UserError : the list cannot be read
+    """
+    box_path = _first_existing(base / folder / "list_bbox.txt" for folder in ANNO_FOLDERS)
+    if box_path is None:
+        return None
+    name = re.escape(path.removeprefix("Img/").encode(errors="surrogateescape"))
+    row = re.compile(rb"\n" + name + 4 * rb"[ \t]+(\d{1,9})" + rb"\s*?$", re.MULTILINE)
+    try:
+        found = row.search(box_path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{box_path}: cannot be read: {error.strerror}") from None
+    if not found:
+        return None
+    x1, y1, x2, y2 = map(int, found.groups())
+    return x1, y1, x2, y2

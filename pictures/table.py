@@ -1,0 +1,169 @@
+"""The table of pictures that all readers give, and what is computed on its columns."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils import UserError
+
+PARTITIONS = ("train", "val", "test")
+INSHOP_PARTITIONS = ("train", "query", "gallery")
+MAX_CATEGORIES = 1 << 15  # their numbers are int16
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A table of N pictures, one array or list a column.
+
+    Attributes
+    ----------
+    paths : N paths relative to DATASET_BASE, with "/" on every system
+    categories : N, int16; index into `category_names`, -1 where unknown
+    category_names : names of the categories, by number
+    partitions : N, str; train, val, test, or train, query, gallery for in-shop pictures
+    boxes : N x 4, int32; x1 y1 x2 y2 of the garment in px, all 0 where there is none
+    items : N, str; the garment's id, "" where unknown
+    colors : N, str; the colour variant of the item, "" where unknown
+    types : N, int8; clothes type: 1 upper, 2 lower, 3 full body, 0 where unknown
+    """
+
+    paths: list[str]
+    categories: np.ndarray
+    category_names: list[str]
+    partitions: np.ndarray
+    boxes: np.ndarray
+    items: np.ndarray
+    colors: np.ndarray
+    types: np.ndarray
+
+    @classmethod
+    def without_items(
+        cls,
+        paths: list[str],
+        categories: np.ndarray,
+        category_names: list[str],
+        partitions: np.ndarray,
+    ) -> "Pictures":
+        """A table whose boxes, items, colours and types are unknown."""
+        count = len(paths)
+        unknown = np.full(count, "", "<U1")
+        boxes, types = np.zeros((count, 4), np.int32), np.zeros(count, np.int8)
+        return cls(paths, categories, category_names, partitions, boxes, unknown, unknown, types)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def select(self, rows: np.ndarray) -> "Pictures":
+        """The rows of a mask or an index array, in its order."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, column in columns.items():
+            if isinstance(column, np.ndarray):
+                columns[name] = column[rows]
+        columns["paths"] = [self.paths[row] for row in rows.tolist()]
+        return Pictures(**columns)
+
+    def in_partition(self, *names: str) -> "Pictures":
+        """The pictures of the named partitions."""
+        return self.select(np.isin(self.partitions, names))
+
+
+def align(paths: list[str], other: list[str]) -> np.ndarray:
+    """For each path its row in another list, int64, -1 where it is missing."""
+    if paths == other:
+        return np.arange(len(paths))
+    row_of = {path: row for row, path in enumerate(other)}
+    return np.array([row_of.get(path, -1) for path in paths], np.int64)
+
+
+def category_column(where: Path, numbers: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
+    """Numbers of `count` categories as a column, N, int16; a `UserError` for too many of them."""
+    if count > MAX_CATEGORIES:
+        raise UserError(f"{where}: {count:,} categories; up to {MAX_CATEGORIES:,} are possible")
+    return np.array(numbers, np.int16)
+
+
+def number_categories(where: Path, categories: list[str]) -> tuple[list[str], np.ndarray]:
+    """The category of each of N pictures -> the sorted names, and a `category_column`."""
+    names = sorted(set(categories))
+    number = {name: i for i, name in enumerate(names)}
+    return names, category_column(where, [number[name] for name in categories], len(names))
+
+
+def choose_validation(groups: np.ndarray, share: float) -> np.ndarray:
+    """Choose groups (items, or single pictures) for validation.
+
+    The choice depends on the hashes of the names alone: the same names always give the same split.
+
+    Parameters
+    ----------
+    groups : N names; equal names stay together
+    share : share of the groups to choose, 0 to 1; of two groups or more, at least one is chosen and
+        at least one is not
+
+    Returns
+    -------
+    Mask of N.
+    """
+    names = sorted(set(groups.tolist()), key=_digest)
+    count = min(max(round(share * len(names)), 1), len(names) - 1) if len(names) > 1 else 0
+    return np.isin(groups, names[:count])
+
+
+def choose_validation_by_category(
+    categories: np.ndarray, groups: np.ndarray, share: float
+) -> np.ndarray:
+    """Choose `share` of the groups of each category, see `choose_validation`.
+
+    Parameters
+    ----------
+    categories : N, of any type
+    groups : N names; a group that is chosen in one category is chosen in all
+
+    Returns
+    -------
+    Mask of N.
+    """
+    chosen: set[str] = set()
+    for category in np.unique(categories):
+        own = groups[categories == category]
+        chosen |= set(own[choose_validation(own, share)].tolist())
+    return np.isin(groups, list(chosen))
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+
+
+def merge(labelled: Pictures, inshop: Pictures) -> Pictures:
+    """Both parts of a data set as one table: the labelled pictures, then the other in-shop ones.
+
+    Categories of the same name become one. A picture in both parts keeps its category, partition
+    and box, and gets its item, colour variant and clothes type. In-shop pictures lose their boxes:
+    the benchmark's protocol uses whole pictures.
+    """
+    if not len(inshop):
+        return labelled
+    row_of = align(labelled.paths, inshop.paths)
+    both = row_of >= 0
+    new = inshop.select(np.setdiff1d(np.arange(len(inshop)), row_of[both]))
+    used = np.unique(new.categories).tolist()
+    names = list(labelled.category_names)
+    names += [n for n in (inshop.category_names[i] for i in used) if n not in names]
+    renumber = np.array([names.index(n) if n in names else -1 for n in inshop.category_names])
+    category = category_column(Path("in_shop"), renumber[new.categories], len(names))
+    items, colors, types = inshop.items[row_of], inshop.colors[row_of], inshop.types[row_of]
+    return Pictures(
+        paths=labelled.paths + new.paths,
+        categories=np.concatenate([labelled.categories, category]),
+        category_names=names,
+        partitions=np.concatenate([labelled.partitions, new.partitions]),
+        boxes=np.concatenate([labelled.boxes, np.zeros_like(new.boxes)]),
+        items=np.concatenate([np.where(both, items, labelled.items), new.items]),
+        colors=np.concatenate([np.where(both, colors, labelled.colors), new.colors]),
+        types=np.concatenate([np.where(both, types, labelled.types), new.types]),
+    )
