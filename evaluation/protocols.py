@@ -19,8 +19,8 @@ from features.database import FeatureDatabase
 from pictures.collection import read_labelled
 from pictures.deepfashion import has_color_names, inshop_list, read_inshop
 from pictures.table import align
-from search.engine import Engine, ExactEngine
-from search.ranking import METRICS, RankingEngine
+from search.engine import Engine
+from search.matrix import MatrixEngine
 from search.signals import Signal
 from utils import UserError, progress_bar
 
@@ -117,9 +117,7 @@ def gallery_engine(signals: Sequence[Signal], gallery: np.ndarray) -> Engine:
     signals : of the whole feature database
     gallery : rows of it
     """
-    narrowed = of_gallery(signals, gallery)
-    fast = all(signal.metric in METRICS for signal in narrowed)
-    return RankingEngine(narrowed) if fast else ExactEngine(narrowed)
+    return MatrixEngine(of_gallery(signals, gallery))
 
 
 def query_features(task: Task, signals: Sequence[Signal]) -> list[np.ndarray]:

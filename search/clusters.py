@@ -11,7 +11,8 @@ from scipy.spatial.distance import cdist
 from features.arrays import archive, read_archive
 from features.database import DEEP, FeatureDatabase, unit_rows
 from search.engine import Answer, ExactEngine
-from search.exact import LEAST, ScanEngine
+from search.exact import ScanEngine
+from search.matrix import MIN_SHARE
 from search.quantised import Codes
 from search.signals import Signal
 from utils import UserError, atomic_write
@@ -159,10 +160,10 @@ class KMeansEngine:
                 reached = np.cumsum([len(members[cluster]) for cluster in order])
                 count = max(count, int(np.searchsorted(reached, k)) + 1)
             searched = [members[cluster] for cluster in order[:count]]
-            if self.scan and rows is None and sum(map(len, searched)) >= LEAST * k:
+            if self.scan and rows is None and sum(map(len, searched)) >= MIN_SHARE * k:
                 ends = self.ends[order[:count]].tolist()
                 places = [slice(e - len(m), e) for e, m in zip(ends, searched, strict=True)]
-                answers += self.scan.search_places(query, k, places)
+                answers.append(self.scan.search_places(query, k, places))
             else:
                 answers += self.exact.search(query, k, np.sort(np.concatenate(searched)))
         return answers

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from features.database import FeatureDatabase
 from search.clusters import KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
 from search.exact import exact_engine
+from search.matrix import Copy
 from search.quantised import open_codes
 from search.signals import Signal, describe_distance
 
@@ -42,6 +45,8 @@ def open_engine(
     nprobe: int,
     target_recall: float,
     milvus: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
+    copies: dict[str, Copy] | None = None,
 ) -> NamedEngine:
     """Open an engine of a feature database.
 
@@ -52,6 +57,7 @@ def open_engine(
     name : one of `ENGINES`
     nprobe, target_recall : the settings NPROBE and TARGET_RECALL
     milvus : the settings `Config.milvus`, for the engine of that name
+    device, copies : see `exact_engine`
 
     Raises
     ------
@@ -61,7 +67,7 @@ def open_engine(
     distance = describe_distance(signals)
     if name == "exact":
         searched = f"all {len(database.categories):,} pictures, {distance}"
-        return NamedEngine(name, exact_engine(database, signals), searched, 1.0)
+        return NamedEngine(name, exact_engine(database, signals, device, copies), searched, 1.0)
     if name == "kmeans":
         clusters = open_clusters(database)
         codes = open_codes(database, signals, clusters.by_cluster)
@@ -72,7 +78,7 @@ def open_engine(
     from search.milvus import open_milvus  # its library is an extra
     from search.milvus_client import Place
 
-    exact = exact_engine(database, signals)
+    exact = exact_engine(database, signals, device, copies)
     engine, record = open_milvus(database, signals, Place(**milvus or {}), exact)
     searched = f"{engine.candidates:,} candidates of each signal"
     recall = record["recall"] if record and record["distance"] == distance else None

@@ -1,65 +1,55 @@
 """Exact search by a scan of 8-bit features; what their error cannot exclude is ranked exactly.
 
-The distance of a query to a picture differs from that to the picture's codes (see `codes.py`) by no
-more than their error: the triangle inequality. So the scan reads a quarter of the bytes, and few
-pictures are left to rank by their true distances.
+The distance of a query to a picture differs from that to the picture's quantised features (see
+`quantised.py`) by no more than their error: the triangle inequality. So the scan reads a quarter of
+the bytes, and few pictures are left to rank by their true distances.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from features.database import FeatureDatabase
-from network.device import cpu_has_bf16
 from search.engine import Answer, Engine, ExactEngine
-from search.prune import Pruner, bounded, farthest
-from search.quantised import ENCODED, FAR, LEVELS, ROUNDING, Codes, open_codes
+from search.matrix import METRICS, MIN_SHARE, Copy, MatrixEngine
+from search.quantised import FAR, LEVELS, ROUNDING, Codes, open_codes
 from search.signals import Signal
 
-SCANNED = 1 << 19  # distances scanned at once, so that they stay in the processor's cache
-AT_ONCE = 64  # queries
-MANY = 128  # queries, from which on they are pruned together where 16-bit products are quick
-PRUNED = 1024  # queries pruned at once
-LEAST = 64  # pictures for each answer, below which a scan does not pay
+BLOCK = 1 << 19  # distances computed at once, so that they stay in the processor's cache
+MIN_QUERIES = 64  # from which on matrix products are faster than a scan for each
+MAX_COPY = 4 << 30  # bytes of float32 features, beyond which a copy would take too much memory
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """Q queries of one signal, coded; `slack` is how much the scan may be off because of them."""
+class _Query:
+    """One quantised query of one signal; `slack` is the error of distances that comes from it."""
 
-    columns: Tensor  # D x Q, int8
-    step: Tensor  # Q
-    norm: Tensor  # Q
-    slack: np.ndarray  # Q
+    column: Tensor  # D x 1, int8
+    step: float
+    norm: float
+    slack: float
 
 
-def _ask(queries: np.ndarray, codes: Codes) -> _Asked:
-    """Queries, Q x D, without NaN, infinity or (cosine) zero length."""
-    q = np.asarray(queries, np.float64)
+def _quantise(query: np.ndarray, codes: Codes) -> _Query:
+    """A query, 1 x D, without NaN, infinity or (cosine) zero length."""
+    q = np.asarray(query[0], np.float64)
     if codes.metric == "cosine":
-        q = q / np.linalg.norm(q, axis=1, keepdims=True)
-    step = np.maximum(np.abs(q).max(axis=1), 1e-15) / LEVELS
-    step = step.astype(np.float32).astype(np.float64)
-    whole = np.rint(q / step[:, None]).clip(-LEVELS, LEVELS)
-    decoded = whole * step[:, None]
-    norm = (decoded**2).sum(axis=1)
-    missed = np.linalg.norm(q - decoded, axis=1)
+        q = q / np.linalg.norm(q)
+    step = float(np.float32(max(np.abs(q).max(), 1e-15) / LEVELS))
+    whole = np.rint(q / step).clip(-LEVELS, LEVELS)
+    decoded = whole * step
+    norm = float((decoded**2).sum())
+    lost = float(np.linalg.norm(q - decoded))
     both = codes.most + norm
     if codes.metric == "cosine":
         # |x q - x' q'| <= |x - x'| |q| + |x'| |q - q'|, and x' may be longer than 1
-        slack = missed * max(1.0, codes.most**0.5) * (1 + 1e-6) + 16 * ROUNDING * both
+        slack = lost * max(1.0, codes.most**0.5) * (1 + 1e-6) + 16 * ROUNDING * both
     else:  # the error of a square root is at most the square root of the error
-        slack = missed + np.sqrt(16 * ROUNDING * both) + 8 * ROUNDING * np.sqrt(both)
-    return _Asked(
-        torch.from_numpy(whole.astype(np.int8)).T,
-        torch.from_numpy(step.astype(np.float32)),
-        torch.from_numpy(norm.astype(np.float32)),
-        slack,
-    )
+        slack = lost + (16 * ROUNDING * both) ** 0.5 + 8 * ROUNDING * both**0.5
+    return _Query(torch.from_numpy(whole.astype(np.int8))[:, None], step, norm, slack)
 
 
 Places = Sequence[slice] | Tensor  # of pictures among the codes: stretches, or one by one
@@ -86,18 +76,24 @@ def _chunks(places: Places, size: int) -> list[Places]:
     ]
 
 
-def _distances(codes: Codes, asked: _Asked, places: Places) -> Tensor:
-    """Distances of coded pictures to coded queries: n x Q, float32."""
+def _distances(codes: Codes, query: _Query, places: Places) -> Tensor:
+    """Distances of quantised pictures to a quantised query: n, float32."""
     if isinstance(places, Tensor):
-        products = torch._int_mm(codes.values[places], asked.columns)
-    else:  # stretch by stretch: a copy of the codes would cost as much as their scan
-        parts = [torch._int_mm(codes.values[place], asked.columns) for place in places]
+        products = torch._int_mm(codes.values[places], query.column)
+    else:  # stretch by stretch: a copy of the features would cost as much as their scan
+        parts = [torch._int_mm(codes.values[place], query.column) for place in places]
         products = parts[0] if len(parts) == 1 else torch.cat(parts)
-    dot = products.float().mul_(_take(codes.scale, places)[:, None])
+    dot = products[:, 0].float().mul_(_take(codes.scale, places))
     if codes.metric == "cosine":
-        return dot.mul_(-asked.step).add_(1)
-    norm = _take(codes.norm, places)[:, None]
-    return torch.addcmul(norm, dot, -2 * asked.step, out=dot).add_(asked.norm).relu_().sqrt_()
+        return dot.mul_(-query.step).add_(1)
+    norm = _take(codes.norm, places)
+    return dot.mul_(-2 * query.step).add_(norm).add_(query.norm).relu_().sqrt_()
+
+
+def _all_distances(codes: Codes, query: _Query, places: Places) -> Tensor:
+    """As `_distances`, in blocks."""
+    parts = [_distances(codes, query, chunk) for chunk in _chunks(places, BLOCK)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class ScanEngine:
@@ -108,12 +104,18 @@ class ScanEngine:
     signals : the terms of the distance
     codes : of each signal that has a weight, in their order
     order : see `open_codes`
+    copies : see `MatrixEngine`, which answers many queries at once
     """
 
     def __init__(
-        self, signals: Sequence[Signal], codes: Sequence[Codes], order: np.ndarray | None = None
+        self,
+        signals: Sequence[Signal],
+        codes: Sequence[Codes],
+        order: np.ndarray | None = None,
+        copies: dict[str, Copy] | None = None,
     ) -> None:
         self.exact = ExactEngine(signals)
+        self.matrix = MatrixEngine(signals, copies=copies)
         self.codes = codes
         self.order = order
         self.used = [i for i, signal in enumerate(signals) if signal.weight]
@@ -128,146 +130,91 @@ class ScanEngine:
     ) -> list[Answer]:
         """See `Engine.search`."""
         count = len(self.radius) if rows is None else len(rows)
-        if count < LEAST * k:
+        if count < MIN_SHARE * k:
             return self.exact.search(queries, k, rows)
+        size = sum(self.exact.signals[i].features.nbytes for i in self.used)
+        if len(queries[0]) >= MIN_QUERIES and size <= MAX_COPY:
+            return self.matrix.search(queries, k, rows)
         places = [slice(0, count)] if rows is None else torch.from_numpy(rows)
-        answers: list[Answer] = []
-        for block in _parts(queries, PRUNED):
-            many = rows is None and len(block[0]) >= MANY and cpu_has_bf16()
-            found = self._search_many(block, k) if many else None
-            if found is None:
-                found = [
-                    a for few in _parts(block, AT_ONCE) for a in self.search_places(few, k, places)
-                ]
-            answers += found
-        return answers
+        each = range(len(queries[0]))
+        return [self.search_places([q[i : i + 1] for q in queries], k, places) for i in each]
 
-    def _search_many(self, queries: Sequence[np.ndarray], k: int) -> list[Answer] | None:
-        """The nearest of the whole collection; None where pruning does not pay."""
-        asked = [queries[i] for i in self.used]
+    def search_places(self, query: Sequence[np.ndarray], k: int, places: Places) -> Answer:
+        """The nearest of one query among the pictures at some places of the codes."""
+        asked = [query[i] for i in self.used]
         pairs = list(zip(asked, self.codes, strict=True))
-        if not all(_scannable(q, code.metric).all() for q, code in pairs):
-            return None
-        main, code = pairs[0]
-        rounded, missed = bounded(main, code.metric)
-        near = self.pruner.sample(rounded, k).numpy()
-        most = torch.from_numpy(self._farthest(asked, near) / self.weights[0])
-        found = self.pruner.candidates(rounded, missed, most)
-        if found is None:
-            return None
-        answers = []
-        for i, places in enumerate(found):
-            rows = places.numpy()
-            rows = rows if self.order is None else np.sort(self.order[rows])
-            answers += self.exact.search([q[i : i + 1] for q in queries], k, rows)
-        return answers
-
-    @cached_property
-    def pruner(self) -> Pruner:
-        """Of the first signal, by which many queries are pruned."""
-        return Pruner(self.codes[0])
-
-    def search_places(self, queries: Sequence[np.ndarray], k: int, places: Places) -> list[Answer]:
-        """The nearest among the pictures at some places of the codes; see `Engine.search`."""
-        asked = [queries[i] for i in self.used]
-        scannable = np.logical_and.reduce(
-            [_scannable(q, code.metric) for q, code in zip(asked, self.codes, strict=True)]
-        )
-        able = [q[scannable] for q in asked]
-        if len(able[0]) == 1:
-            left = self._by_first(able, k, places)
-            many = len(self.codes) > 1 and len(left) > LEAST * k
-            found = iter(self._candidates(able, k, left) if many else [left.numpy()])
+        if all(_scannable(q, codes.metric) for q, codes in pairs):
+            quantised = [_quantise(q, codes) for q, codes in pairs]
+            left = self._by_first(query, quantised[0], k, places)
+            if len(self.codes) > 1 and len(left) > MIN_SHARE * k:
+                left = self._by_all(quantised, k, left)
         else:
-            found = iter(self._candidates(able, k, places))
-        answers = []
-        for i, can in enumerate(scannable.tolist()):
-            left = next(found) if can else _take(torch.arange(len(self.radius)), places).numpy()
-            rows = left if self.order is None else self.order[left]
-            answers += self.exact.search([q[i : i + 1] for q in queries], k, np.sort(rows))
-        return answers
+            left = _take(torch.arange(len(self.radius)), places)
+        (answer,) = self.exact.search(query, k, np.sort(self._rows(left)))
+        return answer
 
-    def _by_first(self, query: Sequence[np.ndarray], k: int, places: Places) -> Tensor:
+    def _rows(self, places: Tensor) -> np.ndarray:
+        """Rows of the collection at places of the codes."""
+        return places.numpy() if self.order is None else self.order[places.numpy()]
+
+    def _by_first(
+        self, query: Sequence[np.ndarray], first: _Query, k: int, places: Places
+    ) -> Tensor:
         """The places that the first signal alone cannot exclude from the k nearest of one query.
 
-        The other signals add to the distance; the k nearest by the first one, with all signals,
-        tell how far a picture may be.
+        The other signals add to the distance. The k nearest by the first one bound the k-th
+        distance by that of all signals.
         """
-        code, weight = self.codes[0], self.weights[0]
-        own = _ask(query[0], code)
-        near = [_distances(code, own, chunk) for chunk in _chunks(places, SCANNED)]
-        near = near[0][:, 0] if len(near) == 1 else torch.cat(near)[:, 0]
-        few = max(1, min(32, len(near) // (4 * k)))
+        codes, weight = self.codes[0], self.weights[0]
+        near = _all_distances(codes, first, places)
+        size = max(1, min(32, len(near) // (4 * k)))
         known = near
-        if self.gaps:  # a picture without a distance tells nothing of how far others may be
+        if self.gaps:  # a picture without a distance bounds nothing
             known = near.masked_fill(_take(self.radius, places).isinf(), torch.inf)
-        groups = known[: len(near) // few * few].view(-1, few)
+        groups = known[: len(near) // size * size].view(-1, size)
         group = groups.amin(dim=1).topk(k, largest=False).indices
-        best = _place(places, few * group + groups[group].argmin(dim=1)).numpy()
-        most = self._farthest(query, best[:, None])[0] / weight
-        limit = (most + own.slack[0]) * (1 + 4 * ROUNDING)
-        lower = near.sub_(_take(code.error, places), alpha=1 + 4 * ROUNDING)
+        best = _place(places, size * group + groups[group].argmin(dim=1))
+        total = self.exact.distances(query, self._rows(best))[0]
+        most = np.where(np.isnan(total), np.inf, total).max()  # NaN comes after all others
+        most += 1e-9 * (sum(self.weights) + abs(most))  # the rounding of `cdist`
+        limit = (most / weight + first.slack) * (1 + 4 * ROUNDING)
+        lower = near.sub_(_take(codes.error, places), alpha=1 + 4 * ROUNDING)
         return _place(places, torch.nonzero(lower <= limit)[:, 0])
 
-    def _farthest(self, asked: Sequence[np.ndarray], places: np.ndarray) -> np.ndarray:
-        """The greatest distance, Q, of queries to some pictures of their own, k x Q places."""
-        rows = places if self.order is None else self.order[places]
-        terms = [
-            (q, self.exact.signals[i].features, code.metric, weight)
-            for q, i, code, weight in zip(asked, self.used, self.codes, self.weights, strict=True)
-        ]
-        return farthest(terms, rows)
+    def _by_all(self, queries: Sequence[_Query], k: int, places: Tensor) -> Tensor:
+        """The places that all signals together cannot exclude.
 
-    def _candidates(
-        self, queries: Sequence[np.ndarray], k: int, places: Places
-    ) -> list[np.ndarray]:
-        """Of each query the places that may be among its k nearest.
-
-        A picture's true distance is at most `upper` and at least `lower`; whoever has k others
-        with an upper bound below its own lower bound is out.
+        A picture's true distance lies within `radius` and the queries' slack of the quantised one;
+        a picture is out if k others have an upper bound below its lower bound.
         """
-        count = len(queries[0])
-        if not count:
-            return []
-        asked = [_ask(q, code) for q, code in zip(queries, self.codes, strict=True)]
-        slack = sum(w * a.slack for w, a in zip(self.weights, asked, strict=True))
-        slack = torch.from_numpy(np.asarray(slack, np.float32) * (1 + 4 * ROUNDING))
-        best = torch.full((k, count), torch.inf)
-        left = []
-        for chunk in _chunks(places, max(SCANNED // count, ENCODED)):
-            terms = zip(self.codes, self.weights, asked, strict=True)
-            code, weight, own = next(terms)
-            total = _distances(code, own, chunk)
-            total = total if weight == 1 else total.mul_(weight)
-            for code, weight, own in terms:
-                total.add_(_distances(code, own, chunk), alpha=weight)
-            radius = _take(self.radius, chunk)[:, None]
-            upper = total + radius
-            # The nearest of each few pictures are enough, as each bounds a picture of its own.
-            few = max(1, min(32, len(upper) // (4 * k)))
-            nearest = upper[: len(upper) // few * few].view(-1, few, count).amin(dim=1)
-            best = torch.cat([best, nearest]).topk(k, dim=0, largest=False).values
-            lower = total.sub_(radius)
-            near, query = torch.nonzero(lower <= best[k - 1] + 2 * slack, as_tuple=True)
-            left.append((_place(chunk, near), query, lower[near, query]))
-        place, query, lower = (torch.cat(parts) for parts in zip(*left, strict=True))
-        kept = lower <= (best[k - 1] + 2 * slack)[query]
-        place, query = place[kept].numpy(), query[kept].numpy()
-        by_query = np.argsort(query, kind="stable")
-        ends = np.bincount(query, minlength=count).cumsum()
-        return np.split(place[by_query], ends[:-1])
+        total = torch.zeros(len(places))
+        for codes, weight, query in zip(self.codes, self.weights, queries, strict=True):
+            total.add_(_all_distances(codes, query, places), alpha=weight)
+        slack = sum(w * query.slack for w, query in zip(self.weights, queries, strict=True))
+        radius = self.radius[places]
+        limit = (total + radius).topk(k, largest=False).values[-1]
+        return places[total - radius <= limit + 2 * slack * (1 + 4 * ROUNDING)]
 
 
-def exact_engine(database: FeatureDatabase, signals: Sequence[Signal]) -> Engine:
-    """The fastest engine that ranks every picture of a feature database."""
+def exact_engine(
+    database: FeatureDatabase,
+    signals: Sequence[Signal],
+    device: torch.device | None = None,
+    copies: dict[str, Copy] | None = None,
+) -> Engine:
+    """The fastest engine that ranks every picture of a feature database.
+
+    Parameters
+    ----------
+    database : the features
+    signals : of them
+    device : CUDA ranks there; others, and None, on the CPU
+    copies : see `MatrixEngine`
+    """
+    if device and device.type == "cuda" and all(signal.metric in METRICS for signal in signals):
+        return MatrixEngine(signals, device, copies)
     codes = open_codes(database, signals)
-    return ScanEngine(signals, codes) if codes else ExactEngine(signals)
-
-
-def _parts(queries: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """Queries of all signals, up to `size` at once."""
-    for start in range(0, len(queries[0]), size):
-        yield [features[start : start + size] for features in queries]
+    return ScanEngine(signals, codes, copies=copies) if codes else ExactEngine(signals)
 
 
 def _place(chunk: Places, near: Tensor) -> Tensor:
@@ -281,7 +228,7 @@ def _place(chunk: Places, near: Tensor) -> Tensor:
     return near + torch.from_numpy(shift[np.searchsorted(ends, near.numpy(), side="right")])
 
 
-def _scannable(queries: np.ndarray, metric: str) -> np.ndarray:
-    """Whether a scan can bound a query's distances: Q, bool."""
-    most = np.abs(queries).max(axis=1)
-    return (most < FAR) & ((most > 0) | (metric != "cosine"))
+def _scannable(query: np.ndarray, metric: str) -> bool:
+    """Whether a scan can bound a query's distances."""
+    most = np.abs(query).max()
+    return bool(most < FAR and (most > 0 or metric != "cosine"))

@@ -17,6 +17,7 @@ from network.device import pick_device
 from pictures.decode import read_picture
 from search.engine import Answer
 from search.engines import NamedEngine, open_engine
+from search.matrix import Copy
 from search.query import Box, Query, extract_queries, find_query, load_models, read_query
 from search.rerank import CollapsedEngine, improved, join_queries
 from search.signals import describe_distance, signals_of
@@ -96,6 +97,7 @@ class Searcher:
             self.nets, networks = load_models(self.database, models, self.device)
         self.transforms = [eval_transform(one.img_size, one.crop_size) for one in networks]
         self.min_side = DETAIL * max(one.img_size for one in networks)
+        self._copies: dict[str, Copy] = {}
         self._engines = lru_cache(MAX_ENGINES)(self._open_engine)
         self._closed = threading.Event()
 
@@ -117,6 +119,7 @@ class Searcher:
         """Release the networks, the engines and their memory; later searches fail."""
         self._closed.set()
         self._engines.cache_clear()
+        self._copies.clear()
         self.nets = []
 
     def search(
@@ -225,7 +228,7 @@ class Searcher:
         signals = [s if s.weight == w else replace(s, weight=w) for s, w in pairs]
         config = self.config
         settings = (config.NPROBE, config.TARGET_RECALL, config.milvus)
-        return open_engine(self.database, signals, name, *settings)
+        return open_engine(self.database, signals, name, *settings, self.device, self._copies)
 
     def matches(self, answer: Answer, name: str = "the query") -> list[Match]:
         """An answer's rows as `Match`es; `name` is the query's, for messages.

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from search.engine import ExactEngine
-from search.ranking import RankingEngine
+from search.matrix import MatrixEngine
 from search.signals import Signal
 
-COUNT, ASKED = 300, 12
+COUNT, QUERIES = 300, 12
 
 
 def signals_and_queries(
@@ -18,12 +18,12 @@ def signals_and_queries(
     signals, queries = [], []
     for name, dim, weight in terms:
         features = (offset + rng.normal(size=(COUNT, dim))).astype(np.float32)
-        asked = (offset + rng.normal(size=(ASKED, dim))).astype(np.float32)
+        other = (offset + rng.normal(size=(QUERIES, dim))).astype(np.float32)
         features[100:120] = features[7]
         features[250] = features[249] * np.float32(1 + 1e-7)
-        asked[:3] = features[[7, 249, 30]]
+        other[:3] = features[[7, 249, 30]]
         signals.append(Signal(name, features, metric, weight))
-        queries.append(asked)
+        queries.append(other)
     return signals, queries
 
 
@@ -32,7 +32,7 @@ def signals_and_queries(
 def test_order_is_that_of_cdist(rng: np.random.Generator, metric: str, offset: float) -> None:
     """Far from the origin most digits cancel out."""
     signals, queries = signals_and_queries(rng, metric, offset)
-    found = RankingEngine(signals).search(queries, COUNT)
+    found = MatrixEngine(signals).search(queries, COUNT)
     for one, exact in zip(found, ExactEngine(signals).search(queries, COUNT), strict=True):
         assert one.rows.tolist() == exact.rows.tolist()
         np.testing.assert_allclose(one.distances, exact.distances, rtol=1e-9, atol=1e-9)
@@ -46,7 +46,7 @@ def test_order_is_that_of_cdist(rng: np.random.Generator, metric: str, offset: f
 def test_odd_values(rng: np.random.Generator, metric: str, place: str, value: float) -> None:
     signals, queries = signals_and_queries(rng, metric)
     (signals[0].features if place == "gallery" else queries[0])[5] = value
-    found = RankingEngine(signals).search(queries, COUNT)
+    found = MatrixEngine(signals).search(queries, COUNT)
     for one, exact in zip(found, ExactEngine(signals).search(queries, COUNT), strict=True):
         assert one.rows.tolist() == exact.rows.tolist()
         np.testing.assert_allclose(one.distances, exact.distances, rtol=1e-9, atol=1e-9)
@@ -55,7 +55,7 @@ def test_odd_values(rng: np.random.Generator, metric: str, place: str, value: fl
 def test_parts_of_a_gallery(rng: np.random.Generator) -> None:
     """Fewer answers, or some rows only."""
     signals, queries = signals_and_queries(rng, "euclidean")
-    engine, exact = RankingEngine(signals), ExactEngine(signals)
+    engine, exact = MatrixEngine(signals), ExactEngine(signals)
     rows = np.arange(0, COUNT, 3)
     for k, some in ((7, None), (COUNT, rows), (3, rows)):
         pairs = zip(engine.search(queries, k, some), exact.search(queries, k, some), strict=True)

@@ -1,0 +1,343 @@
+"""Exact search of many queries at once by matrix products, on any device.
+
+A copy of the features in low precision gives every distance up to a known error (the triangle
+inequality: no more than the lengths of what rounding took from the query and the picture). The
+pictures with the lowest bounds are ranked by `cdist` in float64. The answer is exact once every
+other picture's lower bound exceeds the k-th distance; until then more pictures are ranked.
+
+Euclidean distances come from one product, with the squared lengths in further columns:
+|q - x|^2 = [-2 q, 1, |q|^2] . [x, |x|^2, 1]. A cosine distance is half of the squared Euclidean
+one between vectors of length 1.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from network.device import cpu_has_bf16
+from search.engine import Answer, ExactEngine
+from search.gallery import GalleryOrder
+from search.signals import Signal
+
+METRICS = ("euclidean", "cosine")
+MAX_VALUE = 1e15  # of features; float32 cannot hold the squares of greater ones
+MAX_QUERIES = {"cpu": 256, "cuda": 1024}  # at once
+MAX_PRODUCTS = {"cpu": 1 << 27, "cuda": 1 << 29}  # elements held at once
+POOLS = (128, 1024)  # lowest bounds looked at beside the k nearest: first try, second try
+RANKED = 32  # of them ranked at once beside the k nearest
+MIN_SHARE = 64  # pictures for each answer, below which `cdist` ranks all of them
+GROUP = 16  # pictures whose minimum is looked at first
+ENCODED = 1 << 13  # rows encoded at once
+PADDING = 1e30  # squared length of rows that fill up the last group: farther than any picture
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The features of one signal in low precision, N rows and at least one of padding.
+
+    Attributes
+    ----------
+    values : N' x K, bfloat16 or float32; the features and the columns of the module's formula;
+        on the device where they fit, else in the machine's memory
+    error : N', float32; length of what rounding took from each row; infinite where a row has no
+        distance or is too large
+    norm : N', float32; squared length of the rounded row
+    metric : euclidean, or cosine: rows are scaled to length 1 first
+    """
+
+    values: Tensor
+    error: Tensor
+    norm: Tensor
+    metric: str
+
+
+def copy_features(features: np.ndarray, metric: str, device: torch.device) -> Copy:
+    """Copy a signal's features to a device in the precision that it multiplies fastest.
+
+    Parameters
+    ----------
+    features : N x D, float32
+    metric : one of `METRICS`
+    device : CPU or CUDA
+    """
+    dtype = _dtype_of(device)
+    count, dim = features.shape
+    rows = -(-(count + 1) // GROUP) * GROUP
+    shape = (rows, -(-(dim + 4) // 8) * 8)
+    at = device
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        at = device if shape[0] * shape[1] * dtype.itemsize < 0.8 * free else torch.device("cpu")
+    values = torch.zeros(shape, dtype=dtype, device=at)
+    error, norm = torch.zeros(rows, device=device), torch.zeros(rows, device=device)
+    for start in range(0, count, ENCODED):
+        stop = min(start + ENCODED, count)
+        x = torch.tensor(np.asarray(features[start:stop]), device=device)
+        rounded, lost, square = _round(x, metric, dtype)
+        values[start:stop, :dim] = rounded.to(at)
+        values[start:stop, dim : dim + 2] = _halves(square, dtype).to(at)
+        error[start:stop], norm[start:stop] = lost, square
+    values[count:, dim] = PADDING
+    values[:, dim + 2 : dim + 4] = 1
+    return Copy(values, error, norm, metric)
+
+
+def _dtype_of(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it natively, else float32."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = cpu_has_bf16()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _round(x: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """n x D vectors in low precision, the length that each has lost, and its squared length."""
+    x = x.double()
+    if metric == "cosine":
+        x = x / x.norm(dim=1, keepdim=True)
+    usable = (x.abs() < MAX_VALUE).all(dim=1)  # false for NaN
+    x = torch.where(usable[:, None], x, 0.0)
+    rounded = x.to(dtype)
+    lost = (x - rounded.double()).norm(dim=1) * (1 + 1e-6)
+    return rounded, torch.where(usable, lost, torch.inf), rounded.double().square().sum(dim=1)
+
+
+def _halves(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """n values as sums of two of low precision, n x 2."""
+    high = x.to(dtype)
+    return torch.stack([high, (x - high.double()).to(dtype)], dim=1)
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """Q queries of S signals in low precision; `error` and `norm` as of `Copy`, S x Q x 1."""
+
+    columns: list[Tensor]
+    error: Tensor
+    norm: Tensor
+
+
+class MatrixEngine:
+    """Ranks every picture as `ExactEngine` does, ties included: fastest for many queries.
+
+    Parameters
+    ----------
+    signals : the terms of the distance
+    device : where the products are made: CPU or CUDA
+    copies : of each signal by its name, made where there is none yet; engines with other weights
+        may share them
+    """
+
+    def __init__(
+        self,
+        signals: Sequence[Signal],
+        device: torch.device | None = None,
+        copies: dict[str, Copy] | None = None,
+    ) -> None:
+        self.exact = ExactEngine(signals)
+        self.count = len(signals[0].features)
+        self.device = device or torch.device("cpu")
+        self.used = [i for i, signal in enumerate(signals) if signal.weight]
+        self.terms = [signals[i] for i in self.used]
+        self.ordered = all(signal.metric in METRICS for signal in signals)
+        self.bounded = bool(self.terms) and all(
+            term.metric in METRICS and term.weight > 0 for term in self.terms
+        )
+        self.shared = {} if copies is None else copies
+        self.weights = self._column([term.weight for term in self.terms])
+        self.cosine = self._column([term.metric == "cosine" for term in self.terms])
+        self.slack = 1e-9 * sum(term.weight for term in self.terms)  # of the rounding of `cdist`
+        self.lock = threading.Lock()
+
+    @cached_property
+    def gallery(self) -> GalleryOrder:
+        """Ranks all pictures."""
+        return GalleryOrder(self.exact, self.device)
+
+    @cached_property
+    def copies(self) -> list[Copy]:
+        """The copies of the signals that have a weight."""
+        with self.lock:
+            for term in self.terms:
+                if term.name not in self.shared:
+                    copied = copy_features(term.features, term.metric, self.device)
+                    self.shared[term.name] = copied
+        return [self.shared[term.name] for term in self.terms]
+
+    @cached_property
+    def bounds(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the copies, S x N': `error` and `norm`; and the rounding of their products, S."""
+        # Float32 sums of K products, by cores that cut off digits, and squares in two halves.
+        rounding = [(copy.values.shape[1] + 16) * 2.0**-22 + 2.0**-15 for copy in self.copies]
+        error, norm = (torch.stack([getattr(c, n) for c in self.copies]) for n in ("error", "norm"))
+        return error, norm, self._column(rounding)
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=self.device, dtype=torch.float32)[:, None, None]
+
+    def search(
+        self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
+    ) -> list[Answer]:
+        """See `Engine.search`."""
+        count = self.count if rows is None else len(rows)
+        if self.ordered and rows is None and k >= count:
+            return self.gallery.search(queries)
+        if not self.bounded or count < MIN_SHARE * k:
+            return self.exact.search(queries, k, rows)
+        answers: list[Answer] = []
+        step = MAX_QUERIES[self.device.type]
+        for start in range(0, len(queries[0]), step):
+            block = [features[start : start + step] for features in queries]
+            answers += self._search_block(block, k, rows)
+        return answers
+
+    def _search_block(
+        self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None
+    ) -> list[Answer]:
+        answers: dict[int, Answer] = {}
+        left = list(range(len(queries[0])))
+        for size in POOLS:
+            pools, lower, rest = self._candidates([q[left] for q in queries], k + size, rows)
+            for row, i in enumerate(left):
+                query = [q[i : i + 1] for q in queries]
+                answer = self._settled(query, k, pools[row], lower[row], rest[row])
+                if answer:
+                    answers[i] = answer
+            left = [i for i in left if i not in answers]
+            if not left:
+                break
+        for i in left:
+            answers[i] = self.exact.search([q[i : i + 1] for q in queries], k, rows)[0]
+        return [answers[i] for i in range(len(queries[0]))]
+
+    def _settled(
+        self, query: Sequence[np.ndarray], k: int, pool: np.ndarray, lower: np.ndarray, rest: float
+    ) -> Answer | None:
+        """The answer to one query by its candidates; None where another picture may be nearer."""
+        answer, ranked = None, k + RANKED
+        for _ in range(2):
+            near = pool[:ranked]
+            near = np.sort(near[near < self.count])
+            if len(near) < k:
+                return None
+            answer = self.exact.search(query, k, near)[0]
+            limit = answer.distances[-1]
+            if not rest > limit:  # also where it is NaN
+                return None
+            ranked, before = int(np.searchsorted(lower, limit, "right")), ranked
+            if ranked <= before:
+                break
+        return answer
+
+    @torch.inference_mode()
+    def _candidates(
+        self, queries: Sequence[np.ndarray], size: int, rows: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The `size` pictures with the lowest bounds of each query, and what bounds all others.
+
+        Returns
+        -------
+        Rows, Q x size, int64, with padding; their bounds, ascending; Q bounds of all others.
+        """
+        asked = self._encode(queries)
+        count, places = self.bounds[0].shape[1], None
+        if rows is not None:
+            count = -(-len(rows) // GROUP) * GROUP
+            places = torch.full((count,), self.count)  # padding
+            places[: len(rows)] = torch.from_numpy(rows)
+            places = places.to(self.device)
+        total = len(queries[0]) * len(self.copies)
+        step = max(1, MAX_PRODUCTS[self.device.type] // (total * GROUP)) * GROUP
+        parts = []
+        for start in range(0, count, step):
+            block = slice(start, min(start + step, count))
+            at = block if places is None else places[block]
+            lower, found, rest = self._best_of_block(asked, at, size)
+            parts.append((lower, found + start if places is None else at[found], rest))
+        lower, found, rest = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
+        lower, found, rest = _lowest(lower, found, rest.amin(dim=1, keepdim=True), size)
+        lower, order = lower.sort(dim=1)
+        # What float32 has rounded since, and `cdist` in float64.
+        lower, rest = (bound.double() * (1 - 1e-6) - self.slack for bound in (lower, rest))
+        return found.gather(1, order).cpu().numpy(), lower.cpu().numpy(), rest[:, 0].cpu().numpy()
+
+    def _encode(self, queries: Sequence[np.ndarray]) -> _Queries:
+        columns, errors, norms = [], [], []
+        for i, copy in zip(self.used, self.copies, strict=True):
+            x = torch.tensor(np.asarray(queries[i]), device=self.device)
+            dtype, dim = copy.values.dtype, x.shape[1]
+            rounded, lost, square = _round(x, copy.metric, dtype)
+            own = torch.zeros((len(x), copy.values.shape[1]), dtype=dtype, device=self.device)
+            own[:, :dim] = -2 * rounded
+            own[:, dim : dim + 2] = 1
+            own[:, dim + 2 : dim + 4] = _halves(square, dtype)
+            columns.append(own)
+            errors.append(lost)
+            norms.append(square)
+        stacked = (torch.stack(one).float()[:, :, None] for one in (errors, norms))
+        return _Queries(columns, *stacked)
+
+    def _best_of_block(
+        self, asked: _Queries, block: slice | Tensor, size: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The lowest bounds in some rows, Q x size, their places there, and the others' bound."""
+        error, norm = (bound[:, block] for bound in self.bounds[:2])
+        squares = self._squares(asked, block, error.shape[1])
+        # Integers order as floats do from 0 on, and their minimum is several times faster.
+        bits = squares.view(torch.int16 if squares.dtype == torch.bfloat16 else torch.int32)
+        least = bits.unflatten(1, (-1, GROUP)).amin(dim=2).view(squares.dtype)
+        groups = [x.unflatten(1, (-1, GROUP)).amax(dim=2)[:, None] for x in (error, norm)]
+        lower = self._lower(asked, least.transpose(1, 2), *groups)
+        group = torch.arange(lower.shape[1], device=self.device).expand(len(lower), -1)
+        rest = torch.full((len(lower), 1), torch.inf, device=self.device)
+        _, group, rest = _lowest(lower, group, rest, size)
+        row = GROUP * group[:, :, None] + torch.arange(GROUP, device=self.device)
+        row = row.flatten(1)
+        query = torch.arange(len(row), device=self.device)[:, None]
+        lower = self._lower(asked, squares[:, row, query], error[:, row], norm[:, row])
+        return _lowest(lower, row, rest, size)
+
+    def _squares(self, asked: _Queries, block: slice | Tensor, count: int) -> Tensor:
+        """Squared distances in low precision: S x n x Q."""
+        on_cuda = self.device.type == "cuda"
+        dtype = torch.float32 if on_cuda else asked.columns[0].dtype
+        shape = (len(self.copies), count, len(asked.columns[0]))
+        squares = torch.empty(shape, dtype=dtype, device=self.device)
+        for out, columns, copy in zip(squares, asked.columns, self.copies, strict=True):
+            at = block if isinstance(block, slice) else block.to(copy.values.device)
+            x = copy.values[at].to(self.device, non_blocking=True)
+            if on_cuda and columns.dtype == torch.bfloat16:
+                out.copy_(torch.mm(x, columns.T, out_dtype=torch.float32))
+            else:
+                torch.mm(x, columns.T, out=out)
+        return squares
+
+    def _lower(self, asked: _Queries, squares: Tensor, error: Tensor, norm: Tensor) -> Tensor:
+        """Lower bounds of the distance by squared distances in low precision, S x Q x n: Q x n."""
+        kept = 1 - 2.0**-8 if squares.dtype == torch.bfloat16 else 1.0
+        lower = squares.to(torch.float32, memory_format=torch.contiguous_format) * kept
+        lower = lower.addcmul_(self.bounds[2], asked.norm + norm, value=-1).sub_(1e-30)
+        lower = lower.clamp_(min=0).sqrt_()
+        lower = lower.sub_(asked.error).sub_(error).clamp_(min=0)
+        lower = torch.where(self.cosine > 0, lower.square() / 2, lower)
+        return lower.mul_(self.weights).sum(dim=0)
+
+
+def _lowest(
+    lower: Tensor, places: Tensor, rest: Tensor, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The `size` lowest bounds of Q x n, their places, and the bound of all others."""
+    if lower.shape[1] <= size:
+        return lower, places, rest
+    values, order = lower.topk(size + 1, dim=1, largest=False)
+    return (
+        values[:, :size],
+        places.gather(1, order[:, :size]),
+        torch.minimum(rest, values[:, size:]),
+    )
