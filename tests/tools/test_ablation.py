@@ -1,7 +1,10 @@
-"""The ablation: which groups are held out, its table, and one row of it on a few real photos."""
+"""The ablation: which groups are measured, its table, and one row of it on a few real photos."""
 
+import importlib
+import io
 import json
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -16,28 +19,39 @@ def test_every_product_group_is_measured_once_and_never_trained_on_there(tmp_pat
         (items / name).mkdir(parents=True)
     seen = []
     for fold in range(3):
-        trained, measured = ablation._divide(items, tmp_path / str(fold), fold)
+        trained, measured = ablation.split_groups(items, tmp_path / str(fold), fold)
         own = {path.name for path in measured.iterdir()}
         assert {path.name for path in trained.iterdir()} == set("ABCDEFG") - own
         assert all(path.resolve() == items / path.name for path in measured.iterdir())
         seen += own
     assert sorted(seen) == list("ABCDEFG")
     with pytest.raises(UserError, match="2 product groups"):
-        ablation._divide(tmp_path / "0", tmp_path / "x", 0)
+        ablation.split_groups(tmp_path / "0", tmp_path / "x", 0)
 
 
 def test_the_table_has_means_and_spreads_by_hand(capsys: pytest.CaptureFixture) -> None:
-    def figures(value: float) -> dict:
-        return {part: {name: value for p, name in ablation.COLUMNS if p == part}
-                for part in ("category", "inshop")}  # fmt: skip
-
-    ablation.print_table({"a row": [figures(0.4), figures(0.5), figures(0.6)]})
+    runs = [dict.fromkeys(ablation.COLUMNS, value) for value in (0.4, 0.5, 0.6)]
+    ablation.print_table({"a row": runs})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| | category p@1 | category map | inshop recall@1 |")
     assert lines[2] == "| a row |" + " 50.0 ± 10.0 |" * 5
 
 
-def test_a_row_is_trained_measured_and_kept(
+def run_here(script: str, base: Path, *flags: str) -> str:
+    """As `ablation._run`, without a process of its own, which takes seconds to start."""
+    base.mkdir(parents=True, exist_ok=True)
+    with redirect_stdout(io.StringIO()) as out:
+        main = importlib.import_module(script.removesuffix(".py")).main
+        main([*flags, "--dataset-base", str(base)])
+    return out.getvalue()
+
+
+def test_a_script_that_fails_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.py import nowhere .*: exit status 2"):
+        ablation._run("data.py", tmp_path, "import", "nowhere")
+
+
+def test_a_row_is_trained_measured_and_stored(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     photos, items = tmp_path / "photos", tmp_path / "items"
@@ -51,7 +65,8 @@ def test_a_row_is_trained_measured_and_kept(
             (items / group).mkdir(parents=True, exist_ok=True)
             (items / group / item.name).symlink_to(item, target_is_directory=True)
     last = "+ pooling, LayerNorm, sphere (modern)"
-    monkeypatch.setattr(ablation, "TRAININGS", {last: ablation.TRAININGS[last]})
+    monkeypatch.setattr(ablation, "_run", run_here)
+    monkeypatch.setattr(ablation, "RECIPES", {last: ablation.RECIPES[last]})
     weights = shared / "weights/mobilenet_v2-imagenet-features.pth"
     flags = ["--photos", photos, "--items", items, "--runs", 1, "--dataset-base", tmp_path / "work"]
     flags += ["--backbone", "mobilenet_v2", "--pretrained", weights, "--epoch", 1]
@@ -62,7 +77,7 @@ def test_a_row_is_trained_measured_and_kept(
     assert rows == [last, "+ palette", "+ untrained network"]
     (kept,) = (tmp_path / "work").glob("row0_run0_*/figures.json")
     figures = json.loads(kept.read_text())
-    assert 0 < figures["+ palette"]["inshop"]["recall@1"] <= 1
+    assert 0 < figures["+ palette"]["inshop recall@1"] <= 1
     assert figures["+ palette"] != figures[""]
     changed = kept.stat().st_mtime_ns
     ablation.main([str(flag) for flag in flags])
