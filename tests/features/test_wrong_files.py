@@ -24,7 +24,6 @@ from features.database import open_database
 from net import read_checkpoint
 from search import clusters
 from tests.conftest import rehash, run
-from tools.ablation import _kept
 from utils import UserError, run_script
 
 EXTRACT, CLUSTER = "run: python feature_extractor.py", "run: python kmeans.py"
@@ -462,16 +461,6 @@ def test_wrong_earlier_figures_are_named(base: Path, content: bytes) -> None:
     (base / "before.json").write_bytes(content)
     with pytest.raises(UserError, match=r"--against .*before\.json: "):
         evaluate.main(["--dataset-base", str(base), "--against", str(base / "before.json")])
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"[" * 10**5, b"\xff", b"[]", b'{"": {}}', b'{"": {"category": {"map": "x"}}}']
-)
-def test_wrong_kept_figures_are_named(tmp_path: Path, content: bytes) -> None:
-    """Guards ablation._kept."""
-    (tmp_path / "figures.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"figures\.json: damaged; delete it"):
-        _kept(tmp_path / "figures.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"[" * 10**5, b"\xff", b"[1]", b'{"all_feat.npy": 1}'])
