@@ -45,19 +45,17 @@ from features.incremental import (
 from features.inference import CPU_BATCH
 from features.lock import locked
 from features.metadata import FeatureSettings
-from features.watch import below
-from features.writer import (
+from features.shards import (
     Columns,
     Shard,
-    Stacked,
-    finish_writing,
-    missing,
-    place_of,
+    missing_rows,
     read_shards,
-    remove_partial,
-    shared_out,
-    write_database,
+    remove_shards,
+    shard_name,
+    split_rows,
 )
+from features.watch import changes_below
+from features.writer import Stacked, finish_writing, write_database
 from network.device import amp_type
 from network.distributed import Distributed, init_distributed, per_process
 from pictures.collection import read_collection
@@ -97,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run(config, args.update, distributed, device)
         if distributed.world_size > 1:
             raise UserError("--watch takes one process; --update may have several")
-        for _ in below(config.DATASET_BASE):
+        for _ in changes_below(config.DATASET_BASE):
             try:
                 run(config, True, distributed, device)
             except UserError as error:  # a list that is just being written, say
@@ -153,15 +151,17 @@ def run(config: Config, update: bool, distributed: Distributed, device: torch.de
             _agree(distributed, key, base)
             folder = base / f".extract_{number + 1}"
             read = partial(read_shards, folder, key, columns[number], len(job))
-            gaps = distributed.broadcast(missing(read(), len(job)) if distributed.is_main else [])
+            gaps = distributed.broadcast(
+                missing_rows(read(), len(job)) if distributed.is_main else []
+            )
             left = sum(map(len, gaps))
             resumed = f", going on from {len(job) - left:,}" if left < len(job) else ""
             if len(job):
                 print(f"{len(job):,} pictures, {model.file} on {device}{resumed}", flush=True)
             size = config.EXTRACT_BATCH_SIZE
             size = min(size, CPU_BATCH) if device.type == "cpu" else size
-            own = shared_out(gaps, distributed.world_size, size, len(job))[distributed.rank]
-            empty = [Shard(folder / place_of(r.start), key, r, columns[number]) for r in own]
+            own = split_rows(gaps, distributed.world_size, size, len(job))[distributed.rank]
+            empty = [Shard(folder / shard_name(r.start), key, r, columns[number]) for r in own]
             workers = per_process(config.NUM_WORKERS)
             seconds += extract(
                 model.net, dataset, empty, device, amp, workers, size, distributed.is_main
@@ -188,7 +188,7 @@ def run(config: Config, update: bool, distributed: Distributed, device: torch.de
             database = open_database(base)
             save_stamps(database, stamps[places >= 0])
         for folder in base.glob(".extract_*"):  # also of models that are no longer extracted
-            remove_partial(folder)
+            remove_shards(folder)
         if not readable:
             raise UserError(f"{base}: no picture can be read: {errors[0]}")
         # So that no query has to make them.

@@ -1,7 +1,7 @@
-"""Whether files still are what their SHA-256 says, without reading them each time.
+"""Whether files still have their SHA-256, without reading them each time.
 
-What was read once is remembered with its stamp, which any later change of the file changes. So
-that is also the time to look at what a file holds.
+What was read once is remembered with its stamp, which every later change of the file changes. That
+is also when the content of a file is checked.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from utils import UserError, atomic_write, parsed_json, sha256_of
 
-STAMPS = ".all_feat.stamps"
+CHECKED = ".all_feat.stamps"
 
 FileStamp = tuple[int, int, int]
 
@@ -23,40 +23,40 @@ def file_stamp(path: Path) -> FileStamp:
 
 
 def first_wrong(
-    base: Path, hashes: Mapping[str, str], fault_of: Callable[[str], str]
+    base: Path, checksums: Mapping[str, str], check: Callable[[str], str]
 ) -> tuple[str, str] | None:
-    """The first of some files that is not what its SHA-256 says, or whose content is wrong.
+    """The first of some files that has another SHA-256, or a wrong content.
 
-    Reads those only that have changed since the last time, or were copied: under 1 s for 1 GB.
+    Only files that have changed since the last call are read: under 1 s for 1 GB.
 
     Parameters
     ----------
-    base : their folder, where the stamps are kept too if it can be written to
-    hashes : the SHA-256 of each by its name, 64 hexadecimal digits
-    fault_of : what is wrong with the content of the file of a name, "" for nothing
+    base : their folder, where the stamps are saved too if it can be written to
+    checksums : the SHA-256 of each file by its name, 64 hexadecimal digits
+    check : name of a file -> what is wrong with its content, "" for nothing
 
     Returns
     -------
     Its name and what is wrong with it; None: all are right.
     """
     try:
-        now = {name: [*file_stamp(base / name), digest] for name, digest in hashes.items()}
+        now = {name: [*file_stamp(base / name), sha256] for name, sha256 in checksums.items()}
     except OSError as error:  # another process may just be replacing it
         return Path(error.filename).name, str(error.strerror)
     try:
-        seen = parsed_json((base / STAMPS).read_bytes())
-        unseen = [name for name in hashes if seen.get(name) != now[name]]
+        before = parsed_json((base / CHECKED).read_bytes())
+        changed = [name for name in checksums if before.get(name) != now[name]]
     except (OSError, ValueError, AttributeError):
-        unseen = list(hashes)
-    for name in unseen:
+        changed = list(checksums)
+    for name in changed:
         try:
-            same = sha256_of(base / name) == hashes[name]
+            same = sha256_of(base / name) == checksums[name]
         except OSError as error:
             return name, str(error.strerror)
-        fault = fault_of(name) if same else "not the file that all_feat.json describes"
+        fault = check(name) if same else "not the file that all_feat.json describes"
         if fault:
             return name, fault
-    if unseen:
-        with suppress(UserError), atomic_write(base / STAMPS) as part:
+    if changed:
+        with suppress(UserError), atomic_write(base / CHECKED) as part:
             part.write_text(json.dumps(now), "utf-8")
     return None

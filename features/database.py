@@ -1,9 +1,4 @@
-"""The feature database on disk, and the engines that rank it.
-
-The distance of a picture to a query is the weighted sum of its signals, smaller is nearer:
-d = metric0(deep) + COLOR_WEIGHT * metric1(colour) + PALETTE_WEIGHT * metric1(palette), with a
-deep term for each further model.
-"""
+"""The feature database on disk: the names of its files, and the one way to read it."""
 
 import time
 from collections.abc import Sequence
@@ -16,17 +11,17 @@ import numpy as np
 from features.arrays import all_finite, map_array, read_archive
 from features.checksums import first_wrong
 from features.metadata import Metadata
-from features.path_list import Lines
+from features.path_list import PathList
 from utils import UserError
 
 DEEP, COLOR, PALETTE = "all_feat.npy", "all_color_feat.npy", "all_palette_feat.npy"
-CATEGORY, ITEM = "all_category.npy", "all_item.npy"
-CONTENT = "all_content.npy"
+CATEGORY, ITEM, CONTENT = "all_category.npy", "all_item.npy", "all_content.npy"
 CLASSIFIER = "all_classifier.npz"
 CLASSIFIER_FORMS = {"weight": ("f", 2), "bias": ("f", 1)}
 LIST, INFO = "all_feat.list", "all_feat.json"
-OTHERS = (CATEGORY, ITEM, LIST)  # beside the features
-TRIES, PAUSE = 20, 0.05  # s; an extraction replaces the files in a few ms
+FEATURES_FORM = ("<f4", 2)
+FORMS = {CATEGORY: ("<i2", 1), CONTENT: ("|u1", 2), ITEM: ("<U", 1)}  # of the other matrices
+MAX_TRIES, PAUSE = 20, 0.05  # s; an extraction replaces the files in a few ms
 
 
 @dataclass(frozen=True)
@@ -36,16 +31,18 @@ class FeatureDatabase:
     Attributes
     ----------
     base : DATASET_BASE
-    deep : of each model, N x D, float32, the embeddings
+    deep : for each model N x D, float32, the embeddings
     color : N x 3T, float32, the colour features
     palette : N x 512, float32, the palettes; None where the database has none
-    plain : as `deep`, without the mirror images that are in it; empty where none are
+    plain : for each model N x D, float32, the embeddings without those of the mirror images; empty
+        where `deep` has no mirror images
     paths : N paths relative to `base`
     categories : N, int16; index into `category_names`, -1 where unknown
     category_names : names of the categories
     items : N, str; the garment's id, "" where unknown
     metadata : what made the features, counts, checksums
-    content : N x 32, uint8; what each was made of, see `changes.look`; None where that is not known
+    content : N x 32, uint8; the SHA-256 of each picture, see `incremental.look`; None where it is
+        not known
     """
 
     base: Path
@@ -70,7 +67,7 @@ class FeatureDatabase:
         return self.category_names[number] if number >= 0 else ""
 
     def rows_of(self, category: str) -> np.ndarray:
-        """Rows of the pictures of a category.
+        """Rows of the pictures of a category, int64, ascending.
 
         Raises
         ------
@@ -87,34 +84,33 @@ class FeatureDatabase:
 
 
 def deep_file(number: int) -> str:
-    """Name of the matrix of the model with this number, from 0."""
+    """Name of the file of a model's embeddings; models are numbered from 0."""
     return f"all_feat_{number + 1}.npy" if number else DEEP
 
 
 def plain_file(number: int) -> str:
-    """Name of the model's matrix without mirror images, which `FLIP` adds to measure its gain."""
+    """Name of the file of a model's embeddings without mirror images, which `FLIP` adds."""
     return f"all_plain_feat_{number + 1}.npy"
 
 
 def open_database(base: Path) -> FeatureDatabase:
     """Open the feature database of a data set.
 
-    Where an extraction is replacing it, this is done again: old and new files never come together.
+    If an extraction replaces it meanwhile, it is opened again: old and new files are never mixed.
 
     Raises
     ------
-    UserError : it is missing or unfinished, or its files do not belong together, or are not those
-        that all_feat.json describes
+    UserError : it is missing or unfinished, or its files are not those that all_feat.json describes
     """
-    for _ in range(TRIES):
+    for _ in range(MAX_TRIES):
         before = _read_info(base)
         try:
             database, failure = _open_files(base, before), None
         except UserError as error:
             failure = error
-        # It goes before any other file does, and comes back last.
-        absent = before is None and (base / LIST).exists()
-        if before == _read_info(base) and not absent:
+        # All_feat.json is removed before any other file is replaced, and comes back last.
+        is_replaced = before is None and (base / LIST).exists()
+        if before == _read_info(base) and not is_replaced:
             break
         time.sleep(PAUSE)
     if failure:
@@ -129,81 +125,78 @@ def _read_info(base: Path) -> bytes | None:
         return None
 
 
-def _open_files(base: Path, described: bytes | None) -> FeatureDatabase:
-    """Open the files that a content of all_feat.json describes."""
-    again = f"run: python feature_extractor.py --dataset-base {base}"
-    if described is None:
-        raise UserError(f"{base}: no feature database ({INFO}); {again}")
+def _open_files(base: Path, info: bytes | None) -> FeatureDatabase:
+    """Open the files that the content of all_feat.json describes."""
+    remedy = f"run: python feature_extractor.py --dataset-base {base}"
+    if info is None:
+        raise UserError(f"{base}: no feature database ({INFO}); {remedy}")
 
     def refuse(name: str, fault: object) -> NoReturn:
-        raise UserError(f"{base / name}: {fault}; {again}")
+        raise UserError(f"{base / name}: {fault}; {remedy}")
 
     try:
-        metadata = Metadata.from_json(described)
+        metadata = Metadata.from_json(info)
     except ValueError as error:
         refuse(INFO, f"damaged, or of another version: {error}")
-    count, category_names = metadata.pictures, metadata.category_names
-    models = range(len(metadata.models))
+    models, settings = range(len(metadata.models)), metadata.settings
     deep = [deep_file(number) for number in models]
-    plain = [plain_file(number) for number in models] if metadata.settings.FLIP else []
-    names = [*deep, *plain, COLOR, *([PALETTE] if metadata.settings.PALETTE else [])]
-    columns: dict[str, Any] = {}
-    content = [CONTENT] if CONTENT in metadata.sha256_others else []  # before, it was not written
-    for name in (*names, *OTHERS, *content):
+    plain = [plain_file(number) for number in models] if settings.FLIP else []
+    names = [*deep, *plain, COLOR, CATEGORY, ITEM, LIST, CLASSIFIER]
+    names += [PALETTE] if settings.PALETTE else []
+    names += [CONTENT] if CONTENT in metadata.sha256_others else []  # older versions had none
+    files: dict[str, Any] = {}
+    for name in names:
+        if name not in metadata.checksums:
+            refuse(INFO, f"damaged, or of another version: no SHA-256 of {name}")
         try:
-            columns[name] = _open_column(base / name, count, again)
+            files[name] = _open_file(base / name, metadata, remedy)
         except (OSError, ValueError) as error:
             refuse(name, error)
-        if len(columns[name]) != count:
-            refuse(name, f"has {len(columns[name])} rows, {INFO} says {count}")
-    try:
-        read_archive(base / CLASSIFIER, CLASSIFIER_FORMS)
-    except ValueError as error:
-        refuse(CLASSIFIER, error)
-    if not -1 <= columns[CATEGORY].min() <= columns[CATEGORY].max() < len(category_names):
-        refuse(CATEGORY, f"holds other categories than the {len(category_names)} of {INFO}")
-    hashes = metadata.checksums
-    unnamed = [name for name in (*columns, CLASSIFIER) if name not in hashes]
-    if unnamed:
-        refuse(INFO, f"damaged, or of another version: no SHA-256 of {unnamed[0]}")
-    hashes = {name: hashes[name] for name in (*columns, CLASSIFIER)}
-    wrong = first_wrong(base, hashes, lambda name: _fault(columns.get(name)))
+    checksums = {name: metadata.checksums[name] for name in names}
+    wrong = first_wrong(base, checksums, lambda name: _fault_of(name, files[name]))
     if wrong:
         refuse(*wrong)
     return FeatureDatabase(
         base=base,
-        deep=tuple(columns[name] for name in deep),
-        color=columns[COLOR],
-        palette=columns.get(PALETTE),
-        plain=tuple(columns[name] for name in plain),
-        paths=columns[LIST],
-        categories=columns[CATEGORY],
-        category_names=category_names,
-        items=columns[ITEM],
+        deep=tuple(files[name] for name in deep),
+        color=files[COLOR],
+        palette=files.get(PALETTE),
+        plain=tuple(files[name] for name in plain),
+        paths=files[LIST],
+        categories=files[CATEGORY],
+        category_names=metadata.category_names,
+        items=files[ITEM],
         metadata=metadata,
-        content=columns.get(CONTENT),
+        content=files.get(CONTENT),
     )
 
 
-def _open_column(path: Path, count: int, again: str) -> Any:
-    """A file of the database, of which each row is a picture's."""
+def _open_file(path: Path, metadata: Metadata, remedy: str) -> Any:
+    """Open one file; a ValueError says what is wrong with its form."""
+    count, names = metadata.pictures, metadata.category_names
     if path.name == LIST:
-        return Lines(path, count, again)
-    forms = {CATEGORY: ("<i2", 1), CONTENT: ("|u1", 2), ITEM: ("<U", 1)}
-    return map_array(path, *forms.get(path.name, ("<f4", 2)))
+        return PathList(path, count, remedy)
+    if path.name == CLASSIFIER:
+        return read_archive(path, CLASSIFIER_FORMS)
+    array = map_array(path, *FORMS.get(path.name, FEATURES_FORM))
+    if len(array) != count:
+        raise ValueError(f"has {len(array)} rows, {INFO} says {count}")
+    if path.name == CATEGORY and not -1 <= array.min() <= array.max() < len(names):
+        raise ValueError(f"holds other categories than the {len(names)} of {INFO}")
+    return array
 
 
-def _fault(column: Any) -> str:
-    """What is wrong within a column, "" for nothing."""
-    try:
-        if isinstance(column, np.ndarray) and column.dtype.kind == "f" and not all_finite(column):
-            return "holds NaN or infinity"
-        if isinstance(column, Lines) or (column is not None and column.dtype.kind == "U"):
-            "".join(column).encode()
-    except UnicodeDecodeError as error:
-        return f"line {error.object.count(10, 0, error.start) + 1} is not UTF-8 text"
-    except (ValueError, SystemError):  # of numbers that are no character
-        return "holds what is no text"
+def _fault_of(name: str, content: Any) -> str:
+    """What is wrong within an opened file, "" for nothing."""
+    if name in (LIST, ITEM):
+        try:
+            "".join(content).encode()
+        except UnicodeDecodeError as error:
+            return f"line {error.object.count(10, 0, error.start) + 1} is not UTF-8 text"
+        except (ValueError, SystemError):  # of numbers that are no characters
+            return "holds values that are no text"
+    elif name != CLASSIFIER and name not in FORMS and not all_finite(content):
+        return "holds NaN or infinity"
     return ""
 
 

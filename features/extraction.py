@@ -27,7 +27,7 @@ from features.inference import (
     streams_of,
 )
 from features.metadata import ModelRecord
-from features.writer import Columns, Shard
+from features.shards import Columns, Shard
 from net import FeatureNet, Network, extract_features, find_model, held_out_of, load_net
 from network.color import PALETTE_BINS, color_features
 from pictures.decode import PictureError

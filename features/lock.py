@@ -1,24 +1,21 @@
-"""One writer at a time: a lock that names its holder and ends with it, however that ends."""
+"""One writer of a folder at a time."""
 
-import errno
-import fcntl
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from utils import UserError, writing
 
-LOCK = ".lock"
+LOCK, HOLDER = ".lock", ".lock.holder"
 
 
 @contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold the lock of a folder while the block runs.
-
-    On a file system without locks a word on standard error takes its place.
+    """Hold the lock of a folder while the block runs; it ends with the process.
 
     Parameters
     ----------
@@ -27,30 +24,23 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
     Raises
     ------
-    UserError : another process holds the lock, which it names; or the folder cannot be written to
+    UserError : another process holds the lock; or the folder cannot be written to
     """
-    path = folder / LOCK
-    with writing(path):
+    lock, holder = FileLock(folder / LOCK), folder / HOLDER
+    with writing(folder / LOCK):
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")  # noqa: SIM115, closed below
-    with file:
         try:
-            # Not flock, which forked workers would share and hold on to after a kill.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.seek(0)
-                holder = file.read() or "another process"
-                raise UserError(
-                    f"{folder}: {holder} writes there; wait for it to end, or stop it"
-                ) from None
-            print(
-                f"{path}: cannot be locked ({error.strerror}): see to it that nothing else writes"
-                " there",
-                file=sys.stderr,
-            )
-        with suppress(OSError):  # of a full disk: then the lock does without a name
-            file.truncate(0)
-            file.write(f"{what} (process {os.getpid()} on {platform.node()})")
-            file.flush()
+            lock.acquire(timeout=0)
+        except Timeout:
+            name = holder.read_text("utf-8") if holder.exists() else "another process"
+            raise UserError(
+                f"{folder}: {name} writes there; wait for it to end, or stop it"
+            ) from None
+    try:
+        with suppress(OSError):  # the disk is full: then the message to others has no name
+            holder.write_text(f"{what} (process {os.getpid()} on {platform.node()})", "utf-8")
         yield
+    finally:
+        with suppress(OSError):
+            holder.unlink()
+        lock.release()

@@ -1,4 +1,4 @@
-"""A list of many lines on disk, of which few are wanted."""
+"""The list of paths of a feature database, of which a query needs a few."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -10,14 +10,14 @@ import numpy as np
 from utils import UserError
 
 
-class Lines(Sequence[str]):
-    """Lines of a UTF-8 file, opened now, read when first asked for: a query wants a few of many.
+class PathList(Sequence[str]):
+    """Lines of a UTF-8 file, which is opened now and read when the first of them is needed.
 
     Parameters
     ----------
-    path : the file
+    path : the file, at least one line
     count : number of its lines
-    again : what to do about another number of them
+    remedy : what to do where it has another number of them, for the message
 
     Raises
     ------
@@ -25,20 +25,19 @@ class Lines(Sequence[str]):
     UserError : on first use, where it has another number of lines
     """
 
-    def __init__(self, path: Path, count: int, again: str) -> None:
+    def __init__(self, path: Path, count: int, remedy: str) -> None:
         self.path = path
         self.count = count
-        self.again = again
-        if not path.is_file():
+        self.remedy = remedy
+        if not path.is_file():  # opening a pipe would wait for its writer
             raise ValueError("no such file")
-        empty = not path.stat().st_size
-        self._bytes = np.zeros(0, np.uint8) if empty else np.memmap(path, np.uint8, "r")
+        self._bytes = np.memmap(path, np.uint8, "r")
 
     @cached_property
     def _ends(self) -> np.ndarray:
         ends = np.flatnonzero(self._bytes == ord("\n"))
         if len(ends) != self.count:
-            raise UserError(f"{self.path}: has {len(ends)} rows, not {self.count}; {self.again}")
+            raise UserError(f"{self.path}: has {len(ends)} rows, not {self.count}; {self.remedy}")
         return ends
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Waits for pictures that come, change or go."""
+"""Waits for changes of the pictures of a data set."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,11 +7,11 @@ from pictures.decode import PICTURE_SUFFIXES
 from pictures.folder import MADE_FOLDERS
 from utils import UserError
 
-QUIET, LONGEST = 2.0, 60.0  # s without a change after which a copy is over; the most it may take
+QUIET, MAX_WAIT = 2.0, 60.0  # s without a change that end a burst of changes; a burst's maximum
 
 
-def below(base: Path) -> Iterator[None]:
-    """Once now, then again whenever something has changed in the pictures or lists of a data set.
+def changes_below(base: Path) -> Iterator[None]:
+    """Yield once now, then after every burst of changes of the pictures or lists of a data set.
 
     Parameters
     ----------
@@ -25,18 +25,19 @@ def below(base: Path) -> Iterator[None]:
         from watchfiles import watch
     except ImportError:
         raise UserError(
-            "--watch wants the package watchfiles: pip install -r requirements-watch.txt"
+            "--watch needs the package watchfiles: pip install -r requirements-watch.txt"
         ) from None
     top = base.resolve()
 
-    def counts(_: object, path: str) -> bool:
+    def concerns_pictures(_: object, path: str) -> bool:
         parts = Path(path).relative_to(top).parts if Path(path).is_relative_to(top) else (path,)
-        hidden = any(part.startswith(".") for part in parts)
-        ours = hidden or parts[0] in MADE_FOLDERS
-        return not ours and Path(path).suffix.lower() in {*PICTURE_SUFFIXES, ".txt", ""}
+        made_here = parts[0] in MADE_FOLDERS or any(part.startswith(".") for part in parts)
+        return not made_here and Path(path).suffix.lower() in {*PICTURE_SUFFIXES, ".txt", ""}
 
-    first, wait = True, {"step": int(1000 * QUIET), "debounce": int(1000 * LONGEST)}
-    for changes in watch(top, watch_filter=counts, yield_on_timeout=True, rust_timeout=500, **wait):
-        if first or changes:  # the first time it is just listening: nothing is missed from now on
-            first = False
+    # It yields an empty set as soon as it listens: nothing is missed from then on.
+    started = False
+    wait = {"step": int(1000 * QUIET), "debounce": int(1000 * MAX_WAIT), "rust_timeout": 500}
+    for changes in watch(top, watch_filter=concerns_pictures, yield_on_timeout=True, **wait):
+        if changes or not started:
+            started = True
             yield

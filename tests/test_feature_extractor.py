@@ -195,14 +195,14 @@ KILL = """
 import os, signal, sys
 import feature_extractor
 from features import extraction
-from features import writer as store
+from features import shards
 extraction.SAVE_SECONDS = 0.0
-append = store.Shard.append
+append = shards.Shard.append
 def append_and_die(self, *features):
     append(self, *features)
     if self.done >= 15:
         os.kill(os.getpid(), signal.SIGKILL)
-store.Shard.append = append_and_die
+shards.Shard.append = append_and_die
 feature_extractor.main(sys.argv[1:])
 """
 

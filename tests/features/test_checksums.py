@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from features.checksums import STAMPS, first_wrong
+from features.checksums import CHECKED, first_wrong
 from tests.conftest import ROOT
 from tests.pictures.test_decode import LESS_THAN_ROOT
 from utils import sha256_of
@@ -86,7 +86,7 @@ def test_what_is_wrong_with_a_content_is_said_each_time(
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 5}', "\0", '{"a": NaN}', "[" * 9999])
 def test_damaged_stamps_are_as_none(tmp_path: Path, files: dict[str, str], content: str) -> None:
     """Guards the `except` around the stamps."""
-    (tmp_path / STAMPS).write_text(content)
+    (tmp_path / CHECKED).write_text(content)
     assert changed(tmp_path, files) == ""
     (tmp_path / "a").write_text("content of A")
     assert changed(tmp_path, files) == "a"

@@ -17,14 +17,14 @@ import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import feature_extractor
 from features import extraction
-from features import writer as store
+from features import shards
 extraction.SAVE_SECONDS = 0.0
-append = store.Shard.append
+append = shards.Shard.append
 def append_and_die(self, *features):
     append(self, *features)
     if os.environ["RANK"] == "1" and self.done >= 9:
         os.kill(os.getpid(), signal.SIGKILL)
-store.Shard.append = append_and_die
+shards.Shard.append = append_and_die
 if __name__ == "__main__":
     feature_extractor.main(sys.argv[1:])
 """

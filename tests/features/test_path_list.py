@@ -1,19 +1,19 @@
-"""lines.py: lines of a file as a list, read when they are asked for."""
+"""path_list.py: lines of a file as a list, read when they are needed."""
 
 from pathlib import Path
 
 import pytest
 
-from features.path_list import Lines
+from features.path_list import PathList
 from utils import UserError
 
 
-@pytest.mark.parametrize("lines", [[], [""], ["a"], ["a", "", "dress/платье ドレス.jpg", "z"]])
+@pytest.mark.parametrize("lines", [[""], ["a"], ["a", "", "dress/платье ドレス.jpg", "z"]])
 def test_it_is_the_list_of_the_lines(tmp_path: Path, lines: list[str]) -> None:
-    """Guards `__getitem__`, `__iter__` and `__len__` against each other."""
+    """By row, by slice and as a whole."""
     path = tmp_path / "list"
     path.write_text("".join(line + "\n" for line in lines), "utf-8")
-    found = Lines(path, len(lines), "again")
+    found = PathList(path, len(lines), "extract")
     assert list(found) == lines
     assert [found[i] for i in range(len(found))] == lines
     assert [found[i - len(lines)] for i in range(len(lines))] == lines
@@ -24,10 +24,10 @@ def test_it_is_the_list_of_the_lines(tmp_path: Path, lines: list[str]) -> None:
 
 
 def test_it_stays_what_it_was_when_opened(tmp_path: Path) -> None:
-    """Guards that it is opened at once: a file that is put in its place belongs to others."""
+    """A file that replaces it later belongs to another database."""
     path = tmp_path / "list"
     path.write_text("old\n")
-    found = Lines(path, 1, "again")
+    found = PathList(path, 1, "extract")
     (tmp_path / "new").write_text("new\n")
     (tmp_path / "new").replace(path)
     assert found[0] == "old"
@@ -35,15 +35,13 @@ def test_it_stays_what_it_was_when_opened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_another_number_of_lines_is_an_error_that_names_both(tmp_path: Path, count: int) -> None:
-    """Guards the check in `_ends`, also for who takes them all."""
     path = tmp_path / "list"
     path.write_text("a\nb\n")
-    for ask in (list, lambda lines: lines[0]):
-        with pytest.raises(UserError, match=f"list: has 2 rows, not {count}; run it again"):
-            ask(Lines(path, count, "run it again"))
+    for read in (list, lambda lines: lines[0]):
+        with pytest.raises(UserError, match=f"list: has 2 rows, not {count}; extract again"):
+            read(PathList(path, count, "extract again"))
 
 
 def test_no_file_is_an_error_at_once(tmp_path: Path) -> None:
-    """Guards `is_file`: a pipe would be waited for."""
     with pytest.raises(ValueError, match="no such file"):
-        Lines(tmp_path / "none", 0, "again")
+        PathList(tmp_path / "none", 0, "extract")

@@ -1,0 +1,189 @@
+"""Features of an unfinished extraction on disk: they survive a kill, and the next run goes on."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from utils import atomic_write, writing
+
+STATE = "state.json"
+
+Columns = Mapping[str, tuple[int, str]]  # width and dtype of each matrix, by its file's name
+
+
+class _State(BaseModel):
+    """What state.json says of a shard: `done` pictures from `start` on, and why some failed."""
+
+    model_config = ConfigDict(strict=True)
+
+    key: str
+    start: int
+    done: int = Field(gt=0)
+    errors: dict[int, str]
+
+
+class Shard:
+    """The features of consecutive pictures of an unfinished extraction.
+
+    Each process of an extraction writes its own shards, in hidden folders. The matrices are written
+    as files, not mapped: on a full disk, writing to a mapped page kills the process.
+
+    Parameters
+    ----------
+    folder : where it lies
+    key : a hash of all that the features depend on
+    planned : numbers of the pictures that it is for, in the extraction
+    columns : its matrices
+
+    Attributes
+    ----------
+    done : how many of them are in it
+    errors : why some of these could not be read, by their numbers
+    """
+
+    def __init__(self, folder: Path, key: str, planned: range, columns: Columns) -> None:
+        self.folder = folder
+        self.key = key
+        self.planned = planned
+        self.columns = columns
+        self.done = 0
+        self.errors: dict[int, str] = {}
+        self.files: dict[str, BinaryIO] = {}
+
+    @property
+    def rows(self) -> range:
+        """Numbers of the pictures that are in it."""
+        return self.planned[: self.done]
+
+    def append(self, features: Sequence[np.ndarray], errors: Sequence[str]) -> None:
+        """Add the next B pictures.
+
+        Parameters
+        ----------
+        features : for each matrix B x its width
+        errors : for each picture why it has no features, or ""
+
+        Raises
+        ------
+        UserError : it cannot be written
+        """
+        if not self.files:
+            with writing(self.folder):
+                remove_shards(self.folder)
+                self.folder.mkdir(parents=True)
+                for name in self.columns:
+                    self.files[name] = open(self.folder / name, "wb")  # noqa: SIM115
+        for (name, (_, dtype)), feature in zip(self.columns.items(), features, strict=True):
+            with writing(self.folder / name):
+                self.files[name].write(np.ascontiguousarray(feature, dtype).data)
+        self.errors |= {self.rows.stop + i: reason for i, reason in enumerate(errors) if reason}
+        self.done += len(errors)
+
+    def save(self) -> None:
+        """Make what was added survive a kill: first the features, then the state."""
+        for name, file in self.files.items():
+            with writing(self.folder / name):
+                file.flush()
+                os.fsync(file.fileno())
+        rows = {"start": self.rows.start, "done": self.done}
+        state = {"key": self.key, **rows, "errors": self.errors}
+        with atomic_write(self.folder / STATE) as part:
+            part.write_text(json.dumps(state), "utf-8")
+
+    def matrix(self, name: str) -> np.ndarray:
+        """One of its matrices, `done` x its width, mapped."""
+        width, dtype = self.columns[name]
+        return np.memmap(self.folder / name, dtype, "r", shape=(self.done, width))
+
+
+def read_shards(folder: Path, key: str, columns: Columns, total: int) -> list[Shard]:
+    """The shards that runs of an extraction have saved, in order; all others there are removed.
+
+    Parameters
+    ----------
+    folder : of the shards of one model
+    key, columns : see `Shard`
+    total : number of pictures of the extraction
+    """
+    found: list[Shard] = []
+    for place in sorted(folder.iterdir()) if folder.is_dir() else []:
+        shard = _read_shard(place, key, columns)
+        free = found[-1].rows.stop if found else 0
+        if shard and free <= shard.rows.start and shard.rows.stop <= total:
+            found.append(shard)
+        else:
+            remove_shards(place)
+    return found
+
+
+def _read_shard(folder: Path, key: str, columns: Columns) -> Shard | None:
+    """A saved shard; None where it is not whole, or another extraction's."""
+    try:
+        state = _State.model_validate_json((folder / STATE).read_bytes())
+        shard = Shard(folder, key, range(state.start, state.start + state.done), columns)
+        shard.done, shard.errors = state.done, state.errors
+        whole = all(
+            state.done * width * np.dtype(dtype).itemsize <= (folder / name).stat().st_size
+            for name, (width, dtype) in columns.items()
+        )
+    except (OSError, ValueError):
+        return None
+    belongs = state.key == key and folder.name == shard_name(state.start)
+    return shard if whole and belongs and state.errors.keys() <= set(shard.rows) else None
+
+
+def shard_name(start: int) -> str:
+    """The name of a shard's folder; in the order of the names, shards are in the order of rows."""
+    return f"{start:012d}"
+
+
+def missing_rows(shards: Sequence[Shard], total: int) -> list[range]:
+    """The pictures of an extraction that are in none of its shards, which are in order."""
+    ends = [0, *(shard.rows.stop for shard in shards)]
+    starts = [*(shard.rows.start for shard in shards), total]
+    return [range(a, b) for a, b in zip(ends, starts, strict=True) if a < b]
+
+
+def split_rows(rows: Sequence[range], parts: int, batch: int, total: int) -> list[list[range]]:
+    """Split the missing pictures of an extraction between processes.
+
+    Parts differ by at most one batch. The batches are those of one process that was not
+    interrupted, and so the features are the same.
+
+    Parameters
+    ----------
+    rows : what is missing; each range begins with a whole batch
+    parts : number of processes
+    batch : pictures of a batch
+    total : number of pictures of the extraction
+
+    Returns
+    -------
+    For each process ranges of consecutive pictures, in order.
+    """
+    starts = [np.arange(gap.start, gap.stop, batch) for gap in rows]
+    shares = np.array_split(np.concatenate([np.empty(0, np.int64), *starts]), parts)
+    return [
+        [
+            range(int(run[0]), min(int(run[-1]) + batch, total))
+            for run in np.split(share, np.flatnonzero(np.diff(share) != batch) + 1)
+            if len(run)
+        ]
+        for share in shares
+    ]
+
+
+def remove_shards(folder: Path) -> None:
+    """Delete shards, or one: first the states, so that a kill leaves no half of one behind."""
+    if not folder.is_dir():
+        folder.unlink(missing_ok=True)
+        return
+    for state in [folder / STATE, *folder.glob(f"*/{STATE}")]:
+        state.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
