@@ -1,4 +1,4 @@
-"""soak.py: it injects faults and finds none here, and it does find a fault that is planted."""
+"""soak.py finds no difference here, and it finds a fault that is planted."""
 
 import os
 import shutil
@@ -11,26 +11,34 @@ import pytest
 from tests.conftest import ROOT
 
 
-def soak(project: Path, drawn: Path, folder: Path, minutes: float) -> subprocess.CompletedProcess:
-    """Run it on a copy of the drawn collection."""
+def soak(
+    project: Path, drawn: Path, folder: Path, *flags: str, stages: int = 5
+) -> subprocess.CompletedProcess[str]:
+    """Run the first stages of it on a copy of the drawn collection."""
     shutil.copytree(drawn, folder / "data", copy_function=os.link)
-    command = [sys.executable, "-m", "tools.soak", "--dataset-base", folder / "data"]
-    command += ["--minutes", minutes, "--seed", 3]
+    code = (
+        "import tools.soak as s; from utils import run_script; every = s.stages;"
+        f" s.stages = lambda batch: every(batch)[:{stages}]; run_script(s.main)"
+    )
+    command = [sys.executable, "-c", code, f"--dataset-base={folder / 'data'}", "--seed=3", *flags]
+    environment = os.environ | {"PYTHONPATH": str(project)}
     return subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, timeout=900, cwd=folder
+        command, capture_output=True, text=True, timeout=900, cwd=folder, env=environment
     )
 
 
-def test_it_finds_nothing_here_and_leaves_nothing(drawn: Path, tmp_path: Path) -> None:
-    """Guards its summary, its exit status, and that the collection is only read."""
-    done = soak(ROOT, drawn, tmp_path, 0.05)
+def test_no_difference_and_no_file_left(drawn: Path, tmp_path: Path) -> None:
+    """The collection is only read."""
+    done = soak(ROOT, drawn, tmp_path, "--faults=1")
     assert done.returncode == 0, done.stderr
-    assert "differences found: 0" in done.stdout.splitlines()[-1]
+    assert done.stdout.splitlines()[-1].startswith("5 faults injected, ")
+    assert done.stdout.endswith("differences found: 0\n")
     names = {path.name for path in drawn.iterdir()}
     assert {path.name for path in (tmp_path / "data").iterdir()} == names
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+NOT_COPIED = shutil.ignore_patterns(".*", "data", "demo", "docs", "tests", "__pycache__")
 PLANTED = {
     "not atomic": (
         "utils.py",
@@ -52,15 +60,14 @@ PLANTED = {
 
 @pytest.mark.parametrize("fault", PLANTED)
 def test_it_finds_a_fault_that_is_planted(drawn: Path, tmp_path: Path, fault: str) -> None:
-    """Guards `check` and `compare`: without them nothing would be found, whatever is lost."""
+    """It fails where `check` or `compare` are missing."""
     project = tmp_path / "project"
-    project.mkdir()
-    for script in ROOT.glob("*.py"):
-        shutil.copyfile(script, project / script.name)
+    shutil.copytree(ROOT, project, ignore=NOT_COPIED)
     name, right, wrong = PLANTED[fault]
     source = (project / name).read_text("utf-8")
     assert right in source
     (project / name).write_text(source.replace(right, wrong), "utf-8")
-    done = soak(project, drawn, tmp_path / "soaked", 0.3)
+    flags = ("--faults=3", "--kinds=kill")
+    done = soak(project, drawn, tmp_path / "soaked", *flags, stages=1)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "differences found: 0" not in done.stdout

@@ -19,7 +19,8 @@ from tools.synthetic.collection import (
     plan_inshop,
 )
 from tools.synthetic.garments import CATEGORY_NAMES
-from tools.synthetic.pictures import KINDS, draw_view, make_item
+from tools.synthetic.items import make_item
+from tools.synthetic.pictures import KINDS, draw_view
 from utils import UserError
 
 SIZES = {"items": 24, "views": 2, "inshop_items": 6}

@@ -23,14 +23,8 @@ import numpy as np
 
 from pictures.lists import write_list
 from tools.synthetic.garments import CATEGORY_NAMES
-from tools.synthetic.pictures import (
-    KINDS,
-    PATTERNS,
-    Box,
-    Item,
-    draw_view,
-    make_item,
-)
+from tools.synthetic.items import PATTERNS, Item, make_item
+from tools.synthetic.pictures import KINDS, Box, draw_view
 from utils import UserError, atomic_write, end_with_parent, parse_args, progress_bar
 
 VIEW_NUMBERS = {"front": 1, "side": 2, "back": 3, "full": 4, "additional": 7}  # in file names

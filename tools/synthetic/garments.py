@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tools.synthetic.details import COLLARS, EXTRAS, FRONTS, POCKETS
+from tools.synthetic.collars import COLLARS
+from tools.synthetic.extras import EXTRAS
+from tools.synthetic.fronts import FRONTS, POCKETS
 from tools.synthetic.shapes import (
     BANDED,
     Cut,

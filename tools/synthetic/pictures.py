@@ -1,110 +1,26 @@
 """Drawn garments -> pictures: fabric, light, pose and background.
 
-`draw_view` places the strokes of `synthetic_garments.py` in a picture.
+Begin with `draw_view`, which places the strokes of `garments.py` in a picture.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from tools.synthetic.garments import CATEGORY_NAMES, CUTS, MOTIFS, Pose, sketch_garment
-from tools.synthetic.shapes import Cut, Stroke
-
-COLOURS = {
-    name: np.array([int(rgb[i : i + 2], 16) for i in (0, 2, 4)], np.float32)
-    for name, rgb in {
-        "White": "f4f3ef", "Ivory": "f0e6d2", "Stone": "c9c1b4", "Sand": "d8c09c",
-        "Camel": "b98b5a", "Rust": "b5542f", "Terracotta": "cb755a", "Coral": "ee8a75",
-        "Blush": "ecc3bd", "Rose": "cf6f8c", "Berry": "942f5b", "Burgundy": "6d2131",
-        "Red": "c63a3f", "Mustard": "d8a03c", "Lemon": "efd87c", "Olive": "7b7b44",
-        "Sage": "a5b599", "Mint": "b5dcc8", "Forest": "305a45", "Teal": "26797c",
-        "Sky": "a6cbe5", "Denim": "50769f", "Cobalt": "3357b2", "Navy": "27334f",
-        "Lavender": "b9abd6", "Plum": "613d69", "Grey": "9d9fa3", "Charcoal": "484b52",
-        "Black": "2b2b30", "Chocolate": "5d4032",
-    }.items()
-}  # fmt: skip
-
-PATTERNS = {
-    "plain": "Solid",
-    "stripes": "Striped",
-    "pinstripes": "Pinstriped",
-    "checks": "Checked",
-    "dots": "Dotted",
-    "block": "Colorblock",
-    "print": "Graphic",
-}
+from tools.synthetic.backgrounds import BACKGROUNDS, grey
+from tools.synthetic.garments import Pose, sketch_garment
+from tools.synthetic.items import COLOURS, Item
+from tools.synthetic.shapes import Stroke
 
 KINDS = ("front", "side", "back", "full", "additional")  # DeepFashion's poses 1 to 5
 TILE_SIDE, TILE_SCALE = 600, 4.0  # of a cloth: px, px a cm
 TILE_ORIGIN = np.array((-75.0, -35.0))  # where its corner lies on a garment, in cm
 
 Box = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Item:
-    """One garment as a shop would sell it: a shape, a pattern and one to three colour variants."""
-
-    seed: int
-    number: int
-    category: int
-    cut: Cut
-    pattern: str
-    pitch: float
-    contrast: bool
-    colours: tuple[tuple[str, str], ...]
-
-
-def make_item(category: int, seed: int, item: int) -> Item:
-    """Design a garment.
-
-    Parameters
-    ----------
-    category : 1 to 20, DeepFashion's number
-    seed, item : seed of the collection and number of the item in it; they decide everything else
-    """
-    rng = np.random.default_rng([seed, item])
-    name = CATEGORY_NAMES[category - 1]
-    cut = CUTS[name]
-    wide, long, sleeve = rng.uniform((0.94, 0.94, 0.93), (1.06, 1.06, 1.06))
-    cut = replace(
-        cut,
-        length=cut.length * long,
-        chest=cut.chest * wide,
-        waist=cut.waist * wide * rng.uniform(0.98, 1.02),
-        hem=cut.hem * wide * rng.uniform(0.97, 1.03),
-        neck_depth=cut.neck_depth * rng.uniform(0.9, 1.1),
-        sleeve=cut.sleeve * sleeve,
-        sleeve_width=cut.sleeve_width * rng.uniform(0.92, 1.1),
-    )
-    pattern = str(rng.choice(tuple(PATTERNS), p=(0.34, 0.16, 0.1, 0.1, 0.12, 0.1, 0.08)))
-    motif = MOTIFS[rng.integers(len(MOTIFS))]
-    if pattern == "print" and name in ("Tee", "Tank", "Halter", "Hoodie", "Turtleneck"):
-        cut = replace(cut, motif=motif)
-    elif pattern == "print" or name in ("Jersey", "Sweater"):
-        pattern = "plain"
-    if name == "Flannel":
-        pattern = "checks"
-    elif name == "Button-Down" and pattern == "checks":  # it would be a flannel
-        pattern = "pinstripes"
-    return Item(
-        seed, item, category, cut, pattern,
-        pitch=rng.uniform(3.5, 8.0),
-        contrast=bool(rng.random() < 0.4),
-        colours=tuple(_choose_colours(rng) for _ in range(rng.integers(1, 4))),
-    )  # fmt: skip
-
-
-def _choose_colours(rng: np.random.Generator) -> tuple[str, str]:
-    """Names of a main colour and of one that stands out from it."""
-    names = list(COLOURS)
-    main = names[rng.integers(len(names))]
-    apart = [n for n in names if np.abs(COLOURS[n] - COLOURS[main]).sum() > 170]
-    return main, apart[rng.integers(len(apart))]
 
 
 # Fabric
@@ -261,11 +177,6 @@ def rasterise(
     )
 
 
-def _grey(plane: np.ndarray) -> np.ndarray:
-    """Three equal channels; far faster than broadcasting over an axis of length 3."""
-    return cv2.cvtColor(np.asarray(plane, np.float32), cv2.COLOR_GRAY2RGB)
-
-
 def _fill_with_cloth(
     colour: np.ndarray, outline: np.ndarray, cloth: np.ndarray, matrix: np.ndarray, turn: float
 ) -> None:
@@ -287,70 +198,6 @@ def _fill_with_cloth(
                          borderMode=cv2.BORDER_REFLECT)  # fmt: skip
     cv2.copyTo(cut, mask, region)
 
-
-# Backgrounds: height x width x 3 float32, RGB, 0 to 255
-
-
-def studio(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    x, y = (np.linspace(-1, 1, side, dtype=np.float32) for side in (width, height))
-    y = y[:, None]
-    return _grey(rng.uniform(222, 252) - rng.uniform(4, 22) * (x * x + y * y))
-
-
-def gradient(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    corners = np.stack([_pastel(rng), _pastel(rng)])[:, None]
-    corners = np.concatenate([corners, corners[:: rng.choice((-1, 1))]], axis=1)
-    return cv2.resize(corners, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def room(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    wall = _pastel(rng)
-    floor = np.float32((188, 152, 118)) * np.float32(rng.uniform(0.7, 1.15))
-    column = np.empty((height, 1, 3), np.float32)
-    edge = int(height * rng.uniform(0.74, 0.88))
-    column[:edge, 0] = wall * np.linspace(1.0, 0.9, edge)[:, None]
-    column[edge:, 0] = floor * np.linspace(0.82, 1.08, height - edge)[:, None]
-    column[edge - height // 30 : edge] = 0.4 * wall + 145
-    column[edge - 1 : edge + 1] *= 0.8
-    picture = cv2.repeat(column, 1, width)
-    if rng.random() < 0.6:  # light that falls through a window
-        light = np.ones((height // 4, width // 4), np.float32)
-        x, y, slant = rng.uniform((0.0, 0.0, -0.2), (0.6, 0.2, 0.2)) * width / 4
-        for left in (x, x + 0.05 * width):
-            right, low = left + 0.0425 * width, y + 0.55 * height / 4
-            pane = [(left, y), (right, y), (right + slant, low), (left + slant, low)]
-            cv2.fillPoly(light, [np.int32(pane)], 1.1)
-        light = cv2.resize(cv2.GaussianBlur(light, (0, 0), 1.2), (width, height))
-        picture = cv2.multiply(picture, _grey(light))
-    return picture
-
-
-def wood(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    tones = np.float32([(222, 200, 172), (196, 160, 122), (158, 118, 86), (206, 202, 196)])
-    colour = tones[rng.integers(len(tones))] * rng.uniform(0.93, 1.05)
-    grain = rng.normal(0, 0.035, (height // 12, width // 2)).astype(np.float32)
-    grain = cv2.resize(grain, (width, height), interpolation=cv2.INTER_CUBIC)
-    plank = int(rng.integers(34, 60))
-    tone = rng.uniform(0.9, 1.06, width // plank + 2)
-    at = (np.arange(width) + int(rng.integers(plank))) // plank
-    gap = np.where(np.diff(at, prepend=at[0]) > 0, 0.72, 1.0)
-    return cv2.multiply(_grey((grain + tone[at]) * gap), (*colour.tolist(), 0.0))
-
-
-def linen(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    rows, columns = rng.normal(0, 0.015, (height, 1)), rng.normal(0, 0.015, (1, width))
-    soft = cv2.resize(rng.normal(0, 0.02, (5, 4)).astype(np.float32), (width, height),
-                      interpolation=cv2.INTER_CUBIC)  # fmt: skip
-    return cv2.multiply(_grey(1 + rows + columns + soft), (*_pastel(rng).tolist(), 0.0))
-
-
-def _pastel(rng: np.random.Generator) -> np.ndarray:
-    colour = COLOURS[list(COLOURS)[rng.integers(len(COLOURS))]]
-    share = np.float32(rng.uniform(0.12, 0.38))
-    return share * colour + (1 - share) * np.float32(rng.uniform(205, 238))
-
-
-BACKGROUNDS = (studio, gradient, room, wood, linen)
 
 # One picture
 
@@ -441,8 +288,8 @@ def _compose(layers: Layers, background: np.ndarray, look: View) -> np.ndarray:
     shadow = cv2.resize(layers.cover, half, interpolation=cv2.INTER_AREA)
     fall = np.float32([(1, 0, 2 - 28 * look.slope[0]), (0, 1, 3.2)])
     shadow = cv2.warpAffine(cv2.blur(cv2.blur(shadow, (7, 7)), (7, 7)), fall, half)
-    behind = cv2.multiply(background, _grey(cv2.resize(light * (1 - 0.34 * shadow), size)))
-    front = _grey(cv2.resize(light * layers.fold, size))
+    behind = cv2.multiply(background, grey(cv2.resize(light * (1 - 0.34 * shadow), size)))
+    front = grey(cv2.resize(light * layers.fold, size))
     front = cv2.multiply(layers.colour, front, dtype=cv2.CV_32F)
     return cv2.convertScaleAbs(cv2.blendLinear(behind, front, 1 - layers.cover, layers.cover))
 
