@@ -25,7 +25,7 @@ def gradient(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
 
 def room(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     wall = _pastel(rng)
-    floor = np.float32((188, 152, 118)) * np.float32(rng.uniform(0.7, 1.15))
+    floor = np.array((188, 152, 118), np.float32) * np.float32(rng.uniform(0.7, 1.15))
     column = np.empty((height, 1, 3), np.float32)
     edge = int(height * rng.uniform(0.74, 0.88))
     column[:edge, 0] = wall * np.linspace(1.0, 0.9, edge)[:, None]
@@ -39,29 +39,31 @@ def room(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
         for left in (x, x + 0.05 * width):
             right, low = left + 0.0425 * width, y + 0.55 * height / 4
             pane = [(left, y), (right, y), (right + slant, low), (left + slant, low)]
-            cv2.fillPoly(light, [np.int32(pane)], 1.1)
-        light = cv2.resize(cv2.GaussianBlur(light, (0, 0), 1.2), (width, height))
-        picture = cv2.multiply(picture, grey(light))
+            cv2.fillPoly(light, [np.array(pane).astype(np.int32)], 1.1)
+        window = cv2.resize(cv2.GaussianBlur(light, (0, 0), 1.2), (width, height))
+        picture = cv2.multiply(picture, grey(window))
     return picture
 
 
 def wood(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    tones = np.float32([(222, 200, 172), (196, 160, 122), (158, 118, 86), (206, 202, 196)])
+    tones = np.array(
+        [(222, 200, 172), (196, 160, 122), (158, 118, 86), (206, 202, 196)], np.float32
+    )
     colour = tones[rng.integers(len(tones))] * rng.uniform(0.93, 1.05)
     grain = rng.normal(0, 0.035, (height // 12, width // 2)).astype(np.float32)
-    grain = cv2.resize(grain, (width, height), interpolation=cv2.INTER_CUBIC)
+    smooth = cv2.resize(grain, (width, height), interpolation=cv2.INTER_CUBIC)
     plank = int(rng.integers(34, 60))
     tone = rng.uniform(0.9, 1.06, width // plank + 2)
     at = (np.arange(width) + int(rng.integers(plank))) // plank
     gap = np.where(np.diff(at, prepend=at[0]) > 0, 0.72, 1.0)
-    return cv2.multiply(grey((grain + tone[at]) * gap), (*colour.tolist(), 0.0))
+    return cv2.multiply(grey((smooth + tone[at]) * gap), np.array((*colour, 0.0)))
 
 
 def linen(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     rows, columns = rng.normal(0, 0.015, (height, 1)), rng.normal(0, 0.015, (1, width))
     soft = cv2.resize(rng.normal(0, 0.02, (5, 4)).astype(np.float32), (width, height),
                       interpolation=cv2.INTER_CUBIC)  # fmt: skip
-    return cv2.multiply(grey(1 + rows + columns + soft), (*_pastel(rng).tolist(), 0.0))
+    return cv2.multiply(grey(1 + rows + columns + soft), np.array((*_pastel(rng), 0.0)))
 
 
 def _pastel(rng: np.random.Generator) -> np.ndarray:

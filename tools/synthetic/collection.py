@@ -123,7 +123,7 @@ def write_lists(base: Path, attribute: Drawn, inshop: Drawn) -> None:
     anno, evaluation, shop = base / "Anno", base / "Eval", base / "in_shop"
     cloth = [(category, 1) for category in CATEGORY_NAMES]
     write_list(anno / "list_category_cloth.txt", ("category_name", "category_type"), cloth)
-    rows = [(p.path, p.item.category) for p, _ in attribute]
+    rows: list[tuple[object, ...]] = [(p.path, p.item.category) for p, _ in attribute]
     write_list(anno / "list_category_img.txt", (*name, "category_label"), rows)
     rows = [(p.path, *_padded(b)) for p, b in attribute]
     write_list(anno / "list_bbox.txt", name + box, rows)
@@ -133,7 +133,7 @@ def write_lists(base: Path, attribute: Drawn, inshop: Drawn) -> None:
         return
     short = [(p.path.removeprefix("in_shop/"), p, b) for p, b in inshop]
     rows = [(path, path.split("/")[-2], p.partition) for path, p, _ in short]
-    columns = (*name, "item_id", "evaluation_status")
+    columns: tuple[str, ...] = (*name, "item_id", "evaluation_status")
     write_list(shop / "list_eval_partition.txt", columns, rows)
     rows = [(path, 1, KINDS.index(p.kind) + 1, *_padded(b)) for path, p, b in short]
     columns = (*name, "clothes_type", "pose_type", *box)

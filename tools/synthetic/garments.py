@@ -7,6 +7,7 @@ pose into strokes, which `synthetic_pictures.py` places in a picture.
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tools.synthetic.collars import COLLARS
 from tools.synthetic.extras import EXTRAS
@@ -242,8 +243,8 @@ def draw_cuff(
 
     def at(*places: tuple[float, float]) -> Points:
         """Points given as (half widths of the cuff towards the outside, cm beyond the wrist)."""
-        places = np.array(places)
-        return wrist + places[:, :1] * cut.cuff_width * side + places[:, 1:] * out
+        table = np.array(places)
+        return wrist + table[:, :1] * cut.cuff_width * side + table[:, 1:] * out
 
     if cut.cuff in ("rib", "elastic"):
         high, paint = {"rib": (6.5, "trim"), "elastic": (2.5, "fabric")}[cut.cuff]
@@ -260,9 +261,9 @@ def draw_cuff(
         part.line(band[2:] - 0.7 * out, "stitch" if cut.collar == "shirt" else "ink", 0.2)
         if cut.cuff == "shirt":
             part.dots(at((-0.55, 3)), 0.8)
-        for u in (-0.7, -0.3, 0.1, 0.5) if cut.cuff == "gathered" else ():
-            part.shade(at((u, -1), (1.5 * u, -13)), -0.5, 1.1)
-            part.line(at((u, 0), (1.2 * u, -5)), "ink", 0.2)
+        for x in (-0.7, -0.3, 0.1, 0.5) if cut.cuff == "gathered" else ():
+            part.shade(at((x, -1), (1.5 * x, -13)), -0.5, 1.1)
+            part.line(at((x, 0), (1.2 * x, -5)), "ink", 0.2)
     elif cut.cuff == "stripes":
         part.fill(at((1, -2.6), (-1, -2.6), (-1, 0.1), (1, 0.1)), "accent")
         part.line(at((1, -4.6), (-1, -4.6)), "accent", 0.9)
@@ -280,7 +281,7 @@ def draw_motif(sketch: Sketch, name: str, middle: float, size: float) -> None:
     disc = ("accent", circle(0, 0, 1))
     peaks = [(-0.86, 0.5), (-0.25, -0.45), (0.1, 0.05), (0.35, -0.25), (0.86, 0.5)]
     heart = mirrored(curve((0, -0.5), (0.5, -1.4), (1.7, -0.3), (0, 1)))
-    shapes = {
+    shapes: dict[str, list[tuple[str, ArrayLike]]] = {
         "sun": [disc, ("main", panel(0, 0.05, 2.1, 0.08)), ("main", panel(0, 0.45, 2.0, 0.1))],
         "mountain": [disc, ("ink", peaks)],
         "star": [("accent", star(5, 0.42))],

@@ -219,12 +219,12 @@ class View:
 def make_view(kind: str, rng: np.random.Generator) -> View:
     """Choose pose, place and light for a kind of view (a name of `KINDS`)."""
     spread = rng.uniform(10, 34)
-    arms = tuple(
+    left, right = (
         (spread + rng.uniform(-4, 6), spread * rng.uniform(0.3, 1.0) + rng.uniform(-10, 6))
         for _ in range(2)
     )
     if rng.random() < 0.15:
-        arms = (arms[0], (rng.uniform(32, 42), rng.uniform(-40, -25)))  # a hand on the hip
+        right = (rng.uniform(32, 42), rng.uniform(-40, -25))  # a hand on the hip
     scale = {"full": rng.uniform(0.6, 0.7), "additional": rng.uniform(1.25, 1.6)}
     shift = rng.uniform(-0.03, 0.03, 2)
     if kind == "additional":
@@ -233,7 +233,7 @@ def make_view(kind: str, rng: np.random.Generator) -> View:
         shift = rng.uniform(-0.16, 0.16, 2)
     turn = rng.choice((-1, 1)) * rng.uniform(22, 36) if kind == "side" else rng.uniform(-7, 7)
     return View(
-        pose=Pose(arms, back=kind == "back"),
+        pose=Pose((left, right), back=kind == "back"),
         turn=float(turn),
         tilt=float(rng.normal(0, 2.5)),
         scale=scale.get(kind, rng.uniform(0.8, 0.93)),
@@ -271,7 +271,9 @@ def draw_view(
     rng = np.random.default_rng([item.seed, item.number, variant + 1, view])
     drawn_kind = str(rng.choice(KINDS, p=(0.62, 0.14, 0.08, 0.06, 0.1)))
     look = make_view(kind or drawn_kind, rng)
-    main, accent = (COLOURS[name] * np.float32(look.tint) for name in item.colours[variant])
+    main, accent = (
+        COLOURS[name] * np.array(look.tint, np.float32) for name in item.colours[variant]
+    )
     paints = paints_of(main, accent, item.contrast)
     strokes, matrix = place(sketch_garment(item.cut, look.pose, rng), size, look)
     layers = rasterise(strokes, size, matrix, paints, weave(item, paints))
@@ -286,7 +288,7 @@ def _compose(layers: Layers, background: np.ndarray, look: View) -> np.ndarray:
     y = np.linspace(-1, 1, half[1], dtype=np.float32)[:, None]
     light = look.brightness * (1 + look.slope[0] * x + look.slope[1] * y)
     shadow = cv2.resize(layers.cover, half, interpolation=cv2.INTER_AREA)
-    fall = np.float32([(1, 0, 2 - 28 * look.slope[0]), (0, 1, 3.2)])
+    fall = np.array([(1, 0, 2 - 28 * look.slope[0]), (0, 1, 3.2)], np.float32)
     shadow = cv2.warpAffine(cv2.blur(cv2.blur(shadow, (7, 7)), (7, 7)), fall, half)
     behind = cv2.multiply(background, grey(cv2.resize(light * (1 - 0.34 * shadow), size)))
     front = grey(cv2.resize(light * layers.fold, size))

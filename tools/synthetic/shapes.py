@@ -99,11 +99,12 @@ def curve(*controls: ArrayLike, n: int = 9) -> Points:
 
 def outline(start: tuple[float, float], *steps: tuple | list) -> Points:
     """A path: a step (x, y) is a straight line, a list of points the rest of a Bezier curve."""
-    parts, at = [[start]], start
+    parts: list[ArrayLike] = [[start]]
+    at = start
     for step in steps:
         parts.append([step] if isinstance(step, tuple) else curve(at, *step)[1:])
         at = step if isinstance(step, tuple) else step[-1]
-    return np.concatenate(parts)
+    return np.concatenate([np.asarray(part) for part in parts])
 
 
 def moved(points: ArrayLike, x: float, y: float) -> Points:
