@@ -33,7 +33,8 @@ RANKED = 32  # of them ranked at once beside the k nearest
 MIN_SHARE = 64  # pictures for each answer, below which `cdist` ranks all of them
 GROUP = 16  # pictures whose minimum is looked at first
 ENCODED = 1 << 13  # rows encoded at once
-PADDING = 1e30  # squared length of rows that fill up the last group: farther than any picture
+PADDING = 1e30  # squared length of the rows that fill up the last group
+TINY = 1e-30  # squares below which processors may flush to 0
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,11 @@ class Copy:
         on the device where they fit, else in the machine's memory
     error : N', float32; length of what rounding took from each row; infinite where a row has no
         distance or is too large
-    norm : N', float32; squared length of the rounded row
     metric : euclidean, or cosine: rows are scaled to length 1 first
     """
 
     values: Tensor
     error: Tensor
-    norm: Tensor
     metric: str
 
 
@@ -67,24 +66,24 @@ def copy_features(features: np.ndarray, metric: str, device: torch.device) -> Co
     """
     dtype = _dtype_of(device)
     count, dim = features.shape
-    rows = -(-(count + 1) // GROUP) * GROUP
-    shape = (rows, -(-(dim + 4) // 8) * 8)
+    # Tensor cores take rows of a multiple of 16 bytes.
+    shape = (-(-(count + 1) // GROUP) * GROUP, -(-(dim + 4) // 8) * 8)
     at = device
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         at = device if shape[0] * shape[1] * dtype.itemsize < 0.8 * free else torch.device("cpu")
     values = torch.zeros(shape, dtype=dtype, device=at)
-    error, norm = torch.zeros(rows, device=device), torch.zeros(rows, device=device)
-    for start in range(0, count, ENCODED):
-        stop = min(start + ENCODED, count)
-        x = torch.tensor(np.asarray(features[start:stop]), device=device)
-        rounded, lost, square = _round(x, metric, dtype)
-        values[start:stop, :dim] = rounded.to(at)
-        values[start:stop, dim : dim + 2] = _halves(square, dtype).to(at)
-        error[start:stop], norm[start:stop] = lost, square
+    error = torch.zeros(shape[0], device=device)
     values[count:, dim] = PADDING
     values[:, dim + 2 : dim + 4] = 1
-    return Copy(values, error, norm, metric)
+    for start in range(0, count, ENCODED):
+        block = slice(start, min(start + ENCODED, count))
+        x = torch.tensor(np.asarray(features[block]), device=device)
+        rounded, lost, square = _round(x, metric, dtype)
+        values[block, :dim] = rounded.to(at)
+        values[block, dim : dim + 2] = square.to(at)
+        error[block] = lost
+    return Copy(values, error, metric)
 
 
 def _dtype_of(device: torch.device) -> torch.dtype:
@@ -97,7 +96,13 @@ def _dtype_of(device: torch.device) -> torch.dtype:
 
 
 def _round(x: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """n x D vectors in low precision, the length that each has lost, and its squared length."""
+    """Vectors in low precision, n x D.
+
+    Returns
+    -------
+    Them; the length that each has lost, float64; and its squared length as the sum of two numbers
+    of low precision, n x 2, less what the rounding of products may add to it.
+    """
     x = x.double()
     if metric == "cosine":
         x = x / x.norm(dim=1, keepdim=True)
@@ -105,22 +110,12 @@ def _round(x: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, 
     x = torch.where(usable[:, None], x, 0.0)
     rounded = x.to(dtype)
     lost = (x - rounded.double()).norm(dim=1) * (1 + 1e-6)
-    return rounded, torch.where(usable, lost, torch.inf), rounded.double().square().sum(dim=1)
-
-
-def _halves(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """n values as sums of two of low precision, n x 2."""
-    high = x.to(dtype)
-    return torch.stack([high, (x - high.double()).to(dtype)], dim=1)
-
-
-@dataclass(frozen=True)
-class _Queries:
-    """Q queries of S signals in low precision; `error` and `norm` as of `Copy`, S x Q x 1."""
-
-    columns: list[Tensor]
-    error: Tensor
-    norm: Tensor
+    # Float32 sums of D products, of which tensor cores cut off digits, and squares of two parts.
+    rounding = (x.shape[1] + 24) * 2.0**-22 + 2.0**-15
+    square = rounded.double().square().sum(dim=1) * (1 - rounding) - TINY
+    high = square.to(dtype)
+    parts = torch.stack([high, (square - high.double()).to(dtype)], dim=1)
+    return rounded, torch.where(usable, lost, torch.inf), parts
 
 
 class MatrixEngine:
@@ -151,7 +146,8 @@ class MatrixEngine:
         )
         self.shared = {} if copies is None else copies
         self.weights = self._column([term.weight for term in self.terms])
-        self.cosine = self._column([term.metric == "cosine" for term in self.terms])
+        cosine = [term.metric == "cosine" for term in self.terms]
+        self.cosine, self.any_cosine = self._column(cosine) > 0, any(cosine)
         self.slack = 1e-9 * sum(term.weight for term in self.terms)  # of the rounding of `cdist`
         self.lock = threading.Lock()
 
@@ -171,12 +167,9 @@ class MatrixEngine:
         return [self.shared[term.name] for term in self.terms]
 
     @cached_property
-    def bounds(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the copies, S x N': `error` and `norm`; and the rounding of their products, S."""
-        # Float32 sums of K products, by cores that cut off digits, and squares in two halves.
-        rounding = [(copy.values.shape[1] + 16) * 2.0**-22 + 2.0**-15 for copy in self.copies]
-        error, norm = (torch.stack([getattr(c, n) for c in self.copies]) for n in ("error", "norm"))
-        return error, norm, self._column(rounding)
+    def error(self) -> Tensor:
+        """That of the copies, S x N'."""
+        return torch.stack([copy.error for copy in self.copies])
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=self.device, dtype=torch.float32)[:, None, None]
@@ -245,11 +238,11 @@ class MatrixEngine:
         -------
         Rows, Q x size, int64, with padding; their bounds, ascending; Q bounds of all others.
         """
-        asked = self._encode(queries)
-        count, places = self.bounds[0].shape[1], None
+        columns, lost = self._encode(queries)
+        count, places = self.error.shape[1], None
         if rows is not None:
             count = -(-len(rows) // GROUP) * GROUP
-            places = torch.full((count,), self.count)  # padding
+            places = torch.full((count,), self.count)  # a row of padding
             places[: len(rows)] = torch.from_numpy(rows)
             places = places.to(self.device)
         total = len(queries[0]) * len(self.copies)
@@ -258,74 +251,76 @@ class MatrixEngine:
         for start in range(0, count, step):
             block = slice(start, min(start + step, count))
             at = block if places is None else places[block]
-            lower, found, rest = self._best_of_block(asked, at, size)
+            lower, found, rest = self._best_of_block(columns, lost, at, size)
             parts.append((lower, found + start if places is None else at[found], rest))
         lower, found, rest = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
         lower, found, rest = _lowest(lower, found, rest.amin(dim=1, keepdim=True), size)
         lower, order = lower.sort(dim=1)
+        found = found.gather(1, order)
         # What float32 has rounded since, and `cdist` in float64.
-        lower, rest = (bound.double() * (1 - 1e-6) - self.slack for bound in (lower, rest))
-        return found.gather(1, order).cpu().numpy(), lower.cpu().numpy(), rest[:, 0].cpu().numpy()
+        bounds = torch.cat([lower, rest], dim=1).cpu().double() * (1 - 1e-6) - self.slack
+        return found.cpu().numpy(), bounds[:, :-1].numpy(), bounds[:, -1].numpy()
 
-    def _encode(self, queries: Sequence[np.ndarray]) -> _Queries:
-        columns, errors, norms = [], [], []
+    def _encode(self, queries: Sequence[np.ndarray]) -> tuple[list[Tensor], Tensor]:
+        """Q queries as columns of the module's formula, Q x K each, and `error`: S x Q x 1."""
+        columns, errors = [], []
         for i, copy in zip(self.used, self.copies, strict=True):
-            x = torch.tensor(np.asarray(queries[i]), device=self.device)
-            dtype, dim = copy.values.dtype, x.shape[1]
-            rounded, lost, square = _round(x, copy.metric, dtype)
-            own = torch.zeros((len(x), copy.values.shape[1]), dtype=dtype, device=self.device)
-            own[:, :dim] = -2 * rounded
-            own[:, dim : dim + 2] = 1
-            own[:, dim + 2 : dim + 4] = _halves(square, dtype)
-            columns.append(own)
+            x = torch.tensor(np.asarray(queries[i]))  # on the CPU: many small steps
+            rounded, lost, square = _round(x, copy.metric, copy.values.dtype)
+            ones = torch.ones_like(square)
+            own = torch.cat([-2 * rounded, ones, square], dim=1)
+            own = torch.nn.functional.pad(own, (0, copy.values.shape[1] - own.shape[1]))
+            columns.append(own.to(self.device))
             errors.append(lost)
-            norms.append(square)
-        stacked = (torch.stack(one).float()[:, :, None] for one in (errors, norms))
-        return _Queries(columns, *stacked)
+        return columns, torch.stack(errors).float()[:, :, None].to(self.device)
 
     def _best_of_block(
-        self, asked: _Queries, block: slice | Tensor, size: int
+        self, columns: Sequence[Tensor], lost: Tensor, block: slice | Tensor, size: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The lowest bounds in some rows, Q x size, their places there, and the others' bound."""
-        error, norm = (bound[:, block] for bound in self.bounds[:2])
-        squares = self._squares(asked, block, error.shape[1])
+        error = self.error[:, block]
+        squares = self._squares(columns, block, error.shape[1])
+        rest = torch.full((squares.shape[2], 1), torch.inf, device=self.device)
+        if squares.shape[2] == 1:  # fewer steps are faster
+            lower = self._lower(squares.transpose(1, 2), lost, error[:, None])
+            row = torch.arange(lower.shape[1], device=self.device)[None]
+            return _lowest(lower, row, rest, size)
         # Integers order as floats do from 0 on, and their minimum is several times faster.
         bits = squares.view(torch.int16 if squares.dtype == torch.bfloat16 else torch.int32)
         least = bits.unflatten(1, (-1, GROUP)).amin(dim=2).view(squares.dtype)
-        groups = [x.unflatten(1, (-1, GROUP)).amax(dim=2)[:, None] for x in (error, norm)]
-        lower = self._lower(asked, least.transpose(1, 2), *groups)
+        greatest = error.unflatten(1, (-1, GROUP)).amax(dim=2)
+        lower = self._lower(least.transpose(1, 2), lost, greatest[:, None])
         group = torch.arange(lower.shape[1], device=self.device).expand(len(lower), -1)
-        rest = torch.full((len(lower), 1), torch.inf, device=self.device)
         _, group, rest = _lowest(lower, group, rest, size)
         row = GROUP * group[:, :, None] + torch.arange(GROUP, device=self.device)
         row = row.flatten(1)
         query = torch.arange(len(row), device=self.device)[:, None]
-        lower = self._lower(asked, squares[:, row, query], error[:, row], norm[:, row])
+        lower = self._lower(squares[:, row, query], lost, error[:, row])
         return _lowest(lower, row, rest, size)
 
-    def _squares(self, asked: _Queries, block: slice | Tensor, count: int) -> Tensor:
-        """Squared distances in low precision: S x n x Q."""
+    def _squares(self, columns: Sequence[Tensor], block: slice | Tensor, count: int) -> Tensor:
+        """Squared distances in low precision, of which none is too great: S x n x Q."""
         on_cuda = self.device.type == "cuda"
-        dtype = torch.float32 if on_cuda else asked.columns[0].dtype
-        shape = (len(self.copies), count, len(asked.columns[0]))
+        dtype = torch.float32 if on_cuda else columns[0].dtype
+        shape = (len(self.copies), count, len(columns[0]))
         squares = torch.empty(shape, dtype=dtype, device=self.device)
-        for out, columns, copy in zip(squares, asked.columns, self.copies, strict=True):
+        for out, own, copy in zip(squares, columns, self.copies, strict=True):
             at = block if isinstance(block, slice) else block.to(copy.values.device)
             x = copy.values[at].to(self.device, non_blocking=True)
-            if on_cuda and columns.dtype == torch.bfloat16:
-                out.copy_(torch.mm(x, columns.T, out_dtype=torch.float32))
+            if on_cuda and own.dtype == torch.bfloat16:
+                torch.mm(x, own.T, out_dtype=torch.float32, out=out)
             else:
-                torch.mm(x, columns.T, out=out)
+                torch.mm(x, own.T, out=out)
         return squares
 
-    def _lower(self, asked: _Queries, squares: Tensor, error: Tensor, norm: Tensor) -> Tensor:
-        """Lower bounds of the distance by squared distances in low precision, S x Q x n: Q x n."""
-        kept = 1 - 2.0**-8 if squares.dtype == torch.bfloat16 else 1.0
-        lower = squares.to(torch.float32, memory_format=torch.contiguous_format) * kept
-        lower = lower.addcmul_(self.bounds[2], asked.norm + norm, value=-1).sub_(1e-30)
-        lower = lower.clamp_(min=0).sqrt_()
-        lower = lower.sub_(asked.error).sub_(error).clamp_(min=0)
-        lower = torch.where(self.cosine > 0, lower.square() / 2, lower)
+    def _lower(self, squares: Tensor, lost: Tensor, error: Tensor) -> Tensor:
+        """Lower bounds of the distance: S x Q x n squares, errors of queries and rows -> Q x n."""
+        lower = squares.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        if squares.dtype == torch.bfloat16:  # rounded once more
+            lower *= 1 - 2.0**-8
+        lower = lower.clamp_(min=0).sqrt_().sub_(lost).sub_(error).clamp_(min=0)
+        if self.any_cosine:
+            lower = torch.where(self.cosine, lower.square() / 2, lower)
         return lower.mul_(self.weights).sum(dim=0)
 
 
