@@ -15,19 +15,12 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from config import Config
-from data import (
-    DETAIL,
-    PictureDataset,
-    ShardedBatches,
-    TrainBatches,
-    eval_transform,
-    make_loader,
-    train_transform,
-)
+from data import DETAIL, PictureDataset, eval_transform, make_loader, train_transform
 from features.lock import locked
 from net import Network, initial_net, save_checkpoint
 from network.device import amp_type
 from network.distributed import Distributed, init_distributed, per_process
+from pictures.samplers import ShardedBatches, TrainBatches
 from pictures.splits import read_splits
 from training.loop import (
     BEST,

@@ -7,12 +7,10 @@ import glob
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import platform
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -179,7 +177,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     Ctrl-C ends the process as a kill does, which every file survives; a SIGINT that the caller
     ignores, as `nohup` and a job in the background may, stays ignored.
     """
-    _end_by_ctrl_c()
+    end_by_ctrl_c()
     name = Path(sys.argv[0]).name
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no UTF-8 is to be shown, too
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -213,30 +211,10 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(status)
 
 
-def _end_by_ctrl_c() -> None:
+def end_by_ctrl_c() -> None:
+    """Let Ctrl-C end this process without a traceback, unless the caller ignores SIGINT."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-@cache
-def end_with_parent() -> None:
-    """Let a process of a pool end by Ctrl-C, and soon after the process that began it.
-
-    By itself it would wait for more work, for minutes or for ever. Elsewhere nothing is done.
-    """
-    parent = multiprocessing.parent_process()
-    if not parent:
-        return
-
-    def watch() -> None:
-        with suppress(ProcessLookupError):
-            while True:
-                os.kill(parent.pid or 0, 0)
-                time.sleep(0.5)
-        os._exit(1)
-
-    _end_by_ctrl_c()
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _of_workers(error: str) -> str:

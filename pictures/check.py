@@ -41,7 +41,7 @@ def check_data_set(
     crop : training will cut pictures to their boxes
     jobs : threads that read pictures
     inshop : training will use the in-shop part; it is reported whenever it is there
-    inshop_share, per_class : as for `data.TrainBatches`
+    inshop_share, per_class : as for `samplers.TrainBatches`
     metric : training will use a metric loss
 
     Returns
@@ -127,7 +127,7 @@ def _print_items(pictures: Pictures) -> None:
 
 
 def _metric_faults(splits: Splits, inshop_share: float, per_class: int) -> list[str]:
-    """What would stop `data.TrainBatches` from drawing the metric loss's pictures."""
+    """What would stop `samplers.TrainBatches` from drawing the metric loss's pictures."""
     train = splits.train
     items = train.items[train.items != ""].tolist()
     labels = {"category": train.categories[: splits.labelled].tolist(), "item": items}

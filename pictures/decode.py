@@ -40,7 +40,7 @@ class MissingPictureError(PictureError):
 def read_picture(
     path: Path | str | BinaryIO | Image.Image,
     box: tuple[int, int, int, int] | None = None,
-    least: int = 0,
+    min_side: int = 0,
     name: str = "",
 ) -> Image.Image:
     """Read a picture of any format Pillow knows but PostScript, as RGB.
@@ -52,8 +52,8 @@ def read_picture(
     ----------
     path : the file, one that is open, or a picture that Pillow has opened
     box : x1, y1, x2, y2 in px of the upright picture, clipped to it; None keeps all of it
-    least : where there is no box, a large JPEG may be decoded at a half, a quarter or an eighth of
-        its size, down to this many px of both sides: several times faster; 0 for its full size
+    min_side : where there is no box, a large JPEG is decoded at a half, a quarter or an eighth of
+        its size, as long as both sides keep this many px: several times faster; 0: at full size
     name : what messages call it; else its path
 
     Raises
@@ -76,8 +76,8 @@ def read_picture(
                 # Warnings are the whole process's: another thread may have its own filters on.
                 if file.width * file.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                     raise Image.DecompressionBombError
-                if least and box is None:
-                    file.draft(None, (least, least))
+                if min_side and box is None:
+                    file.draft(None, (min_side, min_side))
                 picture = _rgb(_upright(file))
     except FileNotFoundError:
         raise MissingPictureError(f"{name}: no such file") from None

@@ -174,7 +174,7 @@ def thumbnail(collection: Collection, row: int, side: int) -> bytes:
     PictureError : it cannot be read any more
     """
     file = picture_file(collection.database.base, collection.database.paths[row])
-    picture = read_picture(file, least=side)
+    picture = read_picture(file, min_side=side)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return _jpeg(picture)
 

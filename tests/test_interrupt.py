@@ -19,16 +19,13 @@ if not Path("/proc/self/stat").exists():
 SOON = 10.0  # s; workers of torch look for their parent every 5 s
 TRAIN = ("train.py", *NETWORK, "--num-workers=2", "--resume")
 DRAW = ("tools.synthetic", "--items=400", "--inshop-items=0", "--processes=2")
-CHECK = ("data.py", "check", "--num-workers=2")
 
 
-@pytest.mark.parametrize(
-    ("command", "group"), [(TRAIN, False), (TRAIN, True), (DRAW, False), (CHECK, False)]
-)
+@pytest.mark.parametrize(("command", "group"), [(TRAIN, False), (TRAIN, True), (DRAW, False)])
 def test_it_ends_all_and_the_next_run_goes_on(
     command: tuple, group: bool, measured: Path, tmp_path: Path
 ) -> None:
-    """Guards SIG_DFL in `run_script`, and `end_with_parent`."""
+    """Guards SIG_DFL in `run_script`, and `_end_with_parent`."""
     base = tmp_path / "new" if command is DRAW else measured
     script, *flags = *command, "--dataset-base", str(base)
     with open(tmp_path / "err", "w") as err:

@@ -16,12 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import TrainBatches
 from evaluation.metrics import pooled_score
 from net import EmbeddingNet, FeatureNet, Network, read_checkpoint, save_checkpoint
 from network.color import Palette
 from network.device import autocast, network_input
 from network.distributed import Distributed
+from pictures.samplers import TrainBatches
 from training.losses import LabelledLoss, SampledTriplets, rate
 from training.validation import is_stable, retrieval_score, validate
 from utils import UserError, atomic_write, progress_bar

@@ -9,7 +9,7 @@ import pytest
 
 from features.checksums import CHECKED, first_wrong
 from tests.conftest import ROOT
-from tests.pictures.test_decode import LESS_THAN_ROOT
+from tests.pictures.test_odd_pictures import LESS_THAN_ROOT
 from utils import sha256_of
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from features.database import open_database
 from tests.conftest import ROOT, run
-from tests.pictures.test_decode import LESS_THAN_ROOT
+from tests.pictures.test_odd_pictures import LESS_THAN_ROOT
 from tools.soak import NETWORK, Soak, Tally, processes_below
 from utils import sha256_of
 

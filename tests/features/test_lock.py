@@ -12,7 +12,7 @@ import pytest
 
 from features.lock import LOCK, locked
 from tests.conftest import ROOT
-from tests.pictures.test_decode import LESS_THAN_ROOT
+from tests.pictures.test_odd_pictures import LESS_THAN_ROOT
 from utils import UserError
 
 HOLDER = f"""

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import USES, TrainBatches, main
+from data import USES, main
+from pictures.samplers import TrainBatches
 from pictures.splits import read_splits
 from tests.conftest import ROOT
 from utils import UserError, parse_args

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +26,7 @@ from pictures.lists import write_list
 from tools.synthetic.garments import CATEGORY_NAMES
 from tools.synthetic.items import PATTERNS, Item, make_item
 from tools.synthetic.pictures import KINDS, Box, draw_view
-from utils import UserError, atomic_write, end_with_parent, parse_args, progress_bar
+from utils import UserError, atomic_write, end_by_ctrl_c, parse_args, progress_bar
 
 VIEW_NUMBERS = {"front": 1, "side": 2, "back": 3, "full": 4, "additional": 7}  # in file names
 PARTITIONS = ("train", "val", "test", "train", "train", "train", "train")
@@ -225,9 +226,26 @@ def _draw_all(base: Path, plan: list[list[Picture]], processes: int) -> Iterator
         yield from pool.map(partial(draw_item, base), plan, chunksize=8)
 
 
+def _end_with_parent() -> None:
+    """Let a process of the pool end by Ctrl-C, and soon after the process that began it.
+
+    By itself it would wait for more work, for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    end_by_ctrl_c()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _prepare_process() -> None:
     """Make drawing fast in a process that does nothing else."""
-    end_with_parent()
+    _end_with_parent()
     cv2.setNumThreads(1)  # the pictures are too small to share
     # Allocated and freed: from here on glibc keeps memory of this size between pictures instead of
     # handing it back to the kernel after each, which took a third of the time.
