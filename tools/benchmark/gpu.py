@@ -12,6 +12,7 @@ the others go on, and the exit status is 1.
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor
 
 from network.device import pick_device
-from search.engine import Engine, ExactEngine
+from search.engine import ExactEngine
+from search.matrix import MatrixEngine
 from search.recall import recall_of
 from search.signals import Signal
-from tools.benchmark.command import gpu_facts, make_parser, measure, sizes_of
+from tools.benchmark.command import gpu_facts, make_parser, measure, positive, sizes_of
 from tools.benchmark.data import BLOCK, DIM, PALETTE, QUERIES, random_features
 from tools.benchmark.network import amp_name, photos, printed_rate, training
 from tools.benchmark.search import SHOWN, rows_of, search_one
@@ -118,11 +120,6 @@ def random_matrices(rows: int, device: str) -> tuple[np.ndarray, np.ndarray]:
     return deep, torch.cat(color).numpy()
 
 
-def device_engine(signals: Sequence[Signal], device: torch.device) -> Engine:
-    """The engine that ranks on a device."""
-    return ExactEngine(signals)
-
-
 def _search(
     matrices: dict[str, np.ndarray],
     queried: list[np.ndarray],
@@ -142,7 +139,7 @@ def _search(
     """
     where = pick_device(device)
     signals = [Signal(n, x, "euclidean", WEIGHTS[n]) for n, x in matrices.items()]
-    engine, plain = device_engine(signals, where), PlainSearch(signals, where)
+    engine, plain = MatrixEngine(signals, where), PlainSearch(signals, where)
     exact = ExactEngine(signals)
     for i in range(checked):
         found, true = (search_one(e, queried, i, SHOWN).rows.tolist() for e in (engine, exact))
@@ -248,8 +245,10 @@ def _faiss_gpu(
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__ or "", PARTS, "gpu.json")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
+    parser.add_argument("--photos", type=positive, metavar="N", help="of the extraction")
     args = parser.parse_args(argv)
     facts, sizes = gpu_facts(pick_device(args.device)), sizes_of(args, GPU)
+    sizes = replace(sizes, photos=args.photos or sizes.photos)
     parts = {name: partial(PARTS[name], args.folder, sizes, args.device) for name in args.only}
     return measure(parts, facts, args.output)
 
