@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from config import Config
 from data import DETAIL, PictureDataset, eval_transform, make_loader, train_transform
 from features.lock import locked
-from net import Network, initial_net, save_checkpoint
+from net import Architecture, initial_net, save_checkpoint
 from network.device import amp_type
 from network.distributed import Distributed, init_distributed, per_process
 from pictures.samplers import ShardedBatches, TrainBatches
@@ -91,7 +91,7 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
     }
     labelled, held = splits.labelled, splits.validation
     torch.manual_seed(config.SEED)
-    network = Network(
+    network = Architecture(
         config.BACKBONE,
         config.INTER_DIM,
         held.category_names,

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from evaluation.metrics import pooled_score
-from net import EmbeddingNet, FeatureNet, Network, read_checkpoint, save_checkpoint
+from net import Architecture, EmbeddingNet, FeatureNet, read_checkpoint, save_checkpoint
 from network.color import Palette
-from network.device import autocast, network_input
+from network.device import autocast, to_device
 from network.distributed import Distributed
 from pictures.samplers import TrainBatches
 from training.losses import LabelledLoss, SampledTriplets, rate
@@ -91,7 +91,7 @@ class Trainer:
 
     models: Path
     net: EmbeddingNet
-    network: Network
+    network: Architecture
     optimizer: torch.optim.Optimizer
     loader: DataLoader
     batches: TrainBatches
@@ -285,7 +285,7 @@ class Trainer:
         The pictures are this rank's of the batch, which has `total`; the losses are the batch's.
         """
         count = total - self.batches.metric_pictures
-        images = network_input(images, self.device)
+        images = self.net.normalize(images.to(self.device, non_blocking=True))
         categories = categories.to(self.device, non_blocking=True)
         items = items.to(self.device, non_blocking=True)
         if self.scheduled:
@@ -378,7 +378,7 @@ class Trainer:
         category and, where there are held-out items, of MRR by item.
         """
         at = self.progress
-        features = FeatureNet(self.net, [Palette()], flip=False)
+        features = to_device(FeatureNet(self.net, [Palette()], flip=False), self.device)
         machine = (self.device, self.amp, self.distributed)
         scores = {
             name: retrieval_score(features, self.palette_weight, loader, name == "item", *machine)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from evaluation.metrics import validation_score
 from net import EmbeddingNet, FeatureNet
-from network.device import autocast, network_input
+from network.device import autocast
 from network.distributed import Distributed
 
 
@@ -50,7 +50,7 @@ def validate(
     for images, categories, _ in loader:
         targets = categories.to(device)
         with autocast(device, amp):
-            logits = net(network_input(images, device))[0]
+            logits = net(net.normalize(images.to(device, non_blocking=True)))[0]
         loss = F.cross_entropy(logits, targets, reduction="sum")
         right = (logits.argmax(1) == targets).sum()
         sums += torch.stack([loss, right, targets.new_tensor(len(targets))])
@@ -89,7 +89,8 @@ def retrieval_score(
     batches, labels = [], []
     for images, categories, items in loader:
         with autocast(device, amp):
-            batches.append([feature.float() for feature in net(network_input(images, device))])
+            found = net(images.to(device, non_blocking=True))
+            batches.append([feature.float() for feature in found])
         labels.append(items if of_items else categories)
     net.train(training)
     own = [torch.cat(signal) for signal in zip(*batches, strict=True)]

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import normalize
 
-from net import FeatureNet, Network, initial_net
+from net import Architecture, FeatureNet, initial_net
 from network.color import Palette
 from network.distributed import Distributed
 from training.validation import is_stable, leave_one_out, retrieval_score, validate
@@ -63,7 +63,7 @@ def test_leave_one_out_is_a_loop(rng: np.random.Generator, of_items: bool) -> No
 @pytest.mark.parametrize("weight", [0.0, 6.0])
 def test_the_score_is_of_embedding_and_palette_together(weight: float, of_items: bool) -> None:
     torch.manual_seed(0)
-    net = initial_net(Network("resnet18", 8, ["a", "b"], 40, 32, normalised=True), "none")
+    net = initial_net(Architecture("resnet18", 8, ["a", "b"], 40, 32, normalised=True), "none")
     net.train()
     pictures = torch.randint(256, (10, 32, 32, 3), dtype=torch.uint8)
     categories, items = torch.tensor([0, 1] * 5), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, -1, -1])
@@ -73,7 +73,7 @@ def test_the_score_is_of_embedding_and_palette_together(weight: float, of_items:
     found = retrieval_score(features, weight, loader, of_items, cpu, None, Distributed())
     assert net.training, "the network is left as it was"
     with torch.inference_mode():
-        embedding, palette = features.eval()(normalised(pictures))
+        embedding, palette = features.eval()(pictures)
     distances = torch.cdist(embedding, embedding) + weight * torch.cdist(palette, palette)
     labels = (items if of_items else categories).numpy()
     assert found == pytest.approx(by_loop(distances.numpy(), labels, of_items), abs=1e-6)
@@ -81,7 +81,7 @@ def test_the_score_is_of_embedding_and_palette_together(weight: float, of_items:
 
 def test_validation_is_of_every_picture_once() -> None:
     torch.manual_seed(0)
-    net = initial_net(Network("resnet18", 8, ["a", "b"], 40, 32), "none")
+    net = initial_net(Architecture("resnet18", 8, ["a", "b"], 40, 32), "none")
     pictures = torch.randint(256, (7, 32, 32, 3), dtype=torch.uint8)
     categories = torch.tensor([0, 1, 1, 0, 1, 0, 0])
     loader = DataLoader(list(zip(pictures, categories, categories, strict=True)), batch_size=3)
