@@ -46,7 +46,7 @@ def _find_device(name: str) -> torch.device:
 
 def to_device(module: M, device: torch.device) -> M:
     """Move a module with its constants, in the memory layout that convolutions run fastest in."""
-    return module.to(device, memory_format=torch.channels_last)
+    return module.to(device).to(memory_format=torch.channels_last)
 
 
 def amp_type(device: torch.device, amp: str) -> torch.dtype | None:
