@@ -12,14 +12,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from config import MOST_PIXELS
+from config import MAX_PIXELS
 from network.backbones import WeightsError, build_backbone, load_fitting, require_loaded
 from network.checkpoint import checked_state_dict, read_checkpoint, write_checkpoint
 from network.device import autocast
 from network.layers import AveragePooling, CosineClassifier, GeM, Normalize
 from utils import UserError
 
-Side = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
+Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 LENGTH = 10.0  # of a normalised embedding: its distances then compare with those of 2018
 
 

@@ -34,6 +34,7 @@ from training.losses import build_metric_loss, build_optimizer
 from utils import UserError, parse_args, run_script
 
 MOST_SCORED = 5000  # held-out pictures that ask for each other after each epoch
+VALIDATION_BATCHES = 30  # of a validation between epochs; each epoch ends with a full one
 
 # A resumed run has to have the same values of these, or it would be another run.
 IDENTITY = (
@@ -41,7 +42,7 @@ IDENTITY = (
     "CROP_SIZE", "BACKBONE", "PRETRAINED", "INTER_DIM", "POOLING", "NORMALIZE", "TRAIN_BATCH_SIZE",
     "TRIPLET_BATCH_SIZE", "PER_CLASS", "LABEL_SMOOTHING", "METRIC_LOSS", "TRIPLET_WEIGHT",
     "ENABLE_TRIPLET_WITH_COSINE", "OPTIMIZER", "LR", "MOMENTUM", "TEST_BATCH_SIZE",
-    "TEST_BATCH_COUNT", "TEST_INTERVAL", "FREEZE_PARAM", "PALETTE", "PALETTE_WEIGHT",
+    "TEST_INTERVAL", "FREEZE_PARAM", "PALETTE", "PALETTE_WEIGHT",
     "SEED",
 )  # fmt: skip
 
@@ -170,7 +171,7 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
             persistent=True,
         ),
         batches=batches,
-        part_loader=spread(validation, config.TEST_BATCH_COUNT * config.TEST_BATCH_SIZE),
+        part_loader=spread(validation, VALIDATION_BATCHES * config.TEST_BATCH_SIZE),
         val_loader=spread(validation, len(validation)),
         palette_weight=config.PALETTE_WEIGHT if config.PALETTE else 0.0,
         score_loaders={
