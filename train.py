@@ -1,8 +1,8 @@
 """Train the embedding network: cross entropy on categories plus a metric loss on items.
 
-Writes model_1_final.pth.tar ... below DATASET_BASE/models, one an epoch, the best of them by
-retrieval among held-out training pictures as model_best.pth.tar, and the curves for TensorBoard
-(models/tensorboard). On several GPUs or machines, with the same batches and so the same result:
+Writes model_1_final.pth.tar ... below DATASET_BASE/models, one for each epoch. model_best.pth.tar
+is a copy of the one with the best retrieval on the validation split; models/tensorboard has the
+curves. On several GPUs or machines, with the same batches and so the same result:
 
     torchrun --nproc-per-node 4 train.py
 """
@@ -10,41 +10,39 @@ retrieval among held-out training pictures as model_best.pth.tar, and the curves
 import argparse
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
 from config import Config
 from data import DETAIL, PictureDataset, eval_transform, make_loader, train_transform
 from features.lock import locked
-from net import Architecture, initial_net, save_checkpoint
+from net import EmbeddingNet, Network, initial_net, save_checkpoint
 from network.device import amp_type
 from network.distributed import Distributed, init_distributed, per_process
 from pictures.samplers import ShardedBatches, TrainBatches
-from pictures.splits import read_splits
-from training.loop import (
-    BEST,
-    RESUME_POINT,
-    Progress,
-    Trainer,
-    mark_best,
-    synchronise_norms,
-)
-from training.losses import build_metric_loss, build_optimizer
-from utils import UserError, parse_args, run_script
+from pictures.splits import Splits, read_splits
+from training.loop import BEST, Trainer, mark_best, synchronise_norms
+from training.losses import TrainingLoss, build_metric_loss
+from training.optimizer import Updater, build_optimizer
+from training.resume import RESUME_POINT, Progress, ResumePoint
+from utils import UserError, evenly_spaced, parse_args, run_script
 
-MOST_SCORED = 5000  # held-out pictures that ask for each other after each epoch
-VALIDATION_BATCHES = 30  # of a validation between epochs; each epoch ends with a full one
+MAX_SCORED = 5000  # pictures of a retrieval score, which sorts the distances of all pairs
 
-# A resumed run has to have the same values of these, or it would be another run.
+# A resumed run must have the same values of these, or it would be another run.
 IDENTITY = (
     "CATEGORIES", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET", "INSHOP_DATASET_PERCENT", "IMG_SIZE",
     "CROP_SIZE", "BACKBONE", "PRETRAINED", "INTER_DIM", "POOLING", "NORMALIZE", "TRAIN_BATCH_SIZE",
     "TRIPLET_BATCH_SIZE", "PER_CLASS", "LABEL_SMOOTHING", "METRIC_LOSS", "TRIPLET_WEIGHT",
     "ENABLE_TRIPLET_WITH_COSINE", "OPTIMIZER", "LR", "MOMENTUM", "TEST_BATCH_SIZE",
-    "TEST_INTERVAL", "FREEZE_PARAM", "PALETTE", "PALETTE_WEIGHT",
+    "TEST_BATCH_COUNT", "TEST_INTERVAL", "FREEZE_PARAM", "PALETTE", "PALETTE_WEIGHT",
     "SEED",
 )  # fmt: skip
+
 
 USES = (
     *IDENTITY,
@@ -57,14 +55,20 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the last resume point; where there is none, from the beginning",
+        help="continue from the last resume point; without one, start from the beginning",
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
     with init_distributed(config.DEVICE) as (distributed, device):
-        train(config, args.resume, distributed, device)
+        try:
+            train(config, args.resume, distributed, device)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"{device} is out of memory; lower TRAIN_BATCH_SIZE={config.TRAIN_BATCH_SIZE} or"
+                f" TRIPLET_BATCH_SIZE={config.TRIPLET_BATCH_SIZE}"
+            ) from None
 
 
 def train(config: Config, resume: bool, distributed: Distributed, device: torch.device) -> None:
@@ -73,7 +77,7 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
     Parameters
     ----------
     config : the settings
-    resume : go on from the last resume point
+    resume : continue from the last resume point
     distributed : the processes that train together
     device : of this one
 
@@ -81,21 +85,17 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
     ------
     UserError : the data set, the settings or the resume point do not allow it
     """
-    base, models = config.DATASET_BASE, config.DATASET_BASE / "models"
+    models = config.DATASET_BASE / "models"
     amp = amp_type(device, config.AMP)
 
-    splits = read_splits(base, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE)
-    held_out = {
-        "inshop": config.ENABLE_INSHOP_DATASET,
-        "val_share": config.VAL_SHARE,
-        "digest": splits.digest(),
-    }
-    labelled, held = splits.labelled, splits.validation
+    splits = read_splits(
+        config.DATASET_BASE, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE
+    )
     torch.manual_seed(config.SEED)
-    network = Architecture(
+    network = Network(
         config.BACKBONE,
         config.INTER_DIM,
-        held.category_names,
+        splits.validation.category_names,
         config.IMG_SIZE,
         config.CROP_SIZE,
         config.POOLING,
@@ -103,114 +103,157 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
     )
     net = initial_net(network, config.PRETRAINED).to(device, memory_format=torch.channels_last)
     if config.EPOCH == 0:
-        if not distributed.is_main:
-            return
-        path = models / "model_0_final.pth.tar"
-        with locked(models, "a training run"):
-            save_checkpoint(path, net, network, held_out=None)
-            print(f"{path}: the untrained network")
-            if not (models / RESUME_POINT).exists():  # nor is there a trained one to mark
-                mark_best(path)
-                print(f"{models / BEST}: the same")
+        if distributed.is_main:
+            write_untrained(models, net, network)
         return
 
-    batches = TrainBatches(
-        splits.train,
-        labelled,
-        config.TRAIN_BATCH_SIZE,
-        config.TRIPLET_BATCH_SIZE if config.TRIPLET_WEIGHT else 0,
-        config.INSHOP_DATASET_PERCENT if config.ENABLE_INSHOP_DATASET else 0.0,
-        config.PER_CLASS,
-        config.SEED,
-    )
-    of_items = config.ENABLE_INSHOP_DATASET and config.INSHOP_DATASET_PERCENT > 0
-    classes = len(set(splits.train.items.tolist()) - {""}) if of_items else len(held.category_names)
-    metric = build_metric_loss(
-        config.METRIC_LOSS,
-        config.PER_CLASS,
-        config.ENABLE_TRIPLET_WITH_COSINE,
-        classes,
-        net.fc2.in_features,
-    ).to(device)
-    if distributed.world_size > 1:
-        net = synchronise_norms(net, device)
-        torch.manual_seed(config.SEED + distributed.rank)  # of what networks draw, dropout for one
-    sizes, least = (config.IMG_SIZE, config.CROP_SIZE), DETAIL * config.IMG_SIZE
-    pictures = PictureDataset(
-        base, splits.train, train_transform(*sizes), config.CROP_TO_BBOX, least
-    )
-    validation = PictureDataset(base, held, eval_transform(*sizes), config.CROP_TO_BBOX, least)
-    items = PictureDataset(base, splits.validation_items, eval_transform(*sizes), False, least)
-    workers = per_process(config.NUM_WORKERS)
-
-    def spread(dataset: PictureDataset, most: int) -> DataLoader:
-        """A loader of this rank's part of evenly spread pictures."""
-        count = min(len(dataset), most)
-        if 0 < count < distributed.world_size:
-            world_size = distributed.world_size
-            raise UserError(f"{count} held-out pictures for {world_size} processes; take fewer")
-        rows = torch.linspace(0, len(dataset) - 1, count).round().int().tolist()
-        subset = Subset(dataset, rows[distributed.shard(count)])
-        return make_loader(subset, workers, device, batch_size=config.TEST_BATCH_SIZE)
-
-    identity = {name: getattr(config, name) for name in IDENTITY}
-    identity["data set"] = held_out["digest"]
-    identity["arithmetic"] = f"{amp or torch.float32} on {device.type}"
-    if config.FREEZE_PARAM == "auto" or config.OPTIMIZER == "adamw":  # the end tells the middle
-        identity["EPOCH"] = config.EPOCH
-    trainer = Trainer(
-        models=models,
-        net=net,
-        network=network,
-        optimizer=build_optimizer(config.OPTIMIZER, net, metric, config.LR, config.MOMENTUM),
-        loader=make_loader(
-            pictures,
-            workers,
-            device,
-            batch_sampler=ShardedBatches(batches, distributed.shard),
-            persistent=True,
-        ),
-        batches=batches,
-        part_loader=spread(validation, VALIDATION_BATCHES * config.TEST_BATCH_SIZE),
-        val_loader=spread(validation, len(validation)),
-        palette_weight=config.PALETTE_WEIGHT if config.PALETTE else 0.0,
-        score_loaders={
-            "category": spread(validation, MOST_SCORED),
-            **({"item": spread(items, MOST_SCORED)} if len(items) else {}),
-        },
-        device=device,
-        amp=amp,
-        smoothing=config.LABEL_SMOOTHING,
-        metric=metric,
-        metric_weight=config.TRIPLET_WEIGHT,
-        of_items=of_items,
-        scheduled=config.OPTIMIZER == "adamw",
-        epochs=config.EPOCH,
-        freeze=config.FREEZE_PARAM,
-        identity=identity,
-        held_out=held_out,
-        distributed=distributed,
-        progress=Progress(frozen=config.FREEZE_PARAM != "false"),
-    )
+    trainer = build_trainer(config, splits, net, network, device, amp, distributed)
     with locked(models, "a training run") if distributed.is_main else nullcontext():
         distributed.barrier()
-        if trainer.resume_point.exists():
+        if trainer.resume_point.path.exists():
             if resume:
                 trainer.resume()
                 print(f"resumed: epoch {trainer.progress.epoch}, step {trainer.progress.step}")
             else:
-                trainer.refuse_to_overwrite()
+                trainer.resume_point.refuse_to_overwrite()
+        count, processes = len(splits.train), distributed.world_size
         print(
-            f"{len(splits.train):,} pictures to train on ({labelled:,} with a category); held out"
-            f" from the training part: {len(held):,} and {len(splits.validation_items):,} of items;"
+            f"{count:,} training pictures ({splits.labelled:,} with a category); validation:"
+            f" {len(splits.validation):,} and {len(splits.validation_items):,} of items;"
             f" {config.BACKBONE} on {device}, {amp or torch.float32}"
-            + (f", {distributed.world_size} processes" if distributed.world_size > 1 else "")
+            + (f", {processes} processes" if processes > 1 else "")
         )
         trainer.run(config.LOG_INTERVAL, config.TEST_INTERVAL, config.DUMP_INTERVAL)
         best = trainer.progress.best
-        print(
-            f"best: epoch {best['epoch']}, {best['score']:.2%} among the held out: {models / BEST}"
-        )
+        print(f"best: epoch {best['epoch']}, validation score {best['score']:.2%}: {models / BEST}")
+
+
+def write_untrained(models: Path, net: EmbeddingNet, network: Network) -> None:
+    """Write the network as it is before training, to extract features with."""
+    path = models / "model_0_final.pth.tar"
+    with locked(models, "a training run"):
+        save_checkpoint(path, net, network, held_out=None)
+        print(f"{path}: the untrained network")
+        if not (models / RESUME_POINT).exists():  # nor is there a trained one to mark
+            mark_best(path)
+            print(f"{models / BEST}: the same")
+
+
+def build_trainer(
+    config: Config,
+    splits: Splits,
+    net: EmbeddingNet,
+    network: Network,
+    device: torch.device,
+    amp: torch.dtype | None,
+    distributed: Distributed,
+) -> Trainer:
+    """Put together what a run needs: batches, loss, optimizer, validation, resume point."""
+    inshop = config.INSHOP_DATASET_PERCENT if config.ENABLE_INSHOP_DATASET else 0.0
+    batches = TrainBatches(
+        splits.train,
+        splits.labelled,
+        config.TRAIN_BATCH_SIZE,
+        config.TRIPLET_BATCH_SIZE if config.TRIPLET_WEIGHT else 0,
+        inshop,
+        config.PER_CLASS,
+        config.SEED,
+    )
+    loss = build_loss(config, splits, inshop > 0, net.fc2.in_features).to(device)
+    if distributed.world_size > 1:
+        net = synchronise_norms(net, device)
+        torch.manual_seed(config.SEED + distributed.rank)  # of what networks draw, as dropout
+    updater = Updater(
+        net,
+        build_optimizer(config.OPTIMIZER, net, loss.metric, config.LR, config.MOMENTUM),
+        torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
+        scheduled=config.OPTIMIZER == "adamw",
+    )
+    point = config.DATASET_BASE / "models" / RESUME_POINT
+    identity = identity_of(config, splits, f"{amp or torch.float32} on {device.type}")
+    loader, quick_loader, validation = build_loaders(config, splits, batches, device, distributed)
+    return Trainer(
+        net=net,
+        loss=loss,
+        updater=updater,
+        loader=loader,
+        batches=batches,
+        quick_loader=quick_loader,
+        validation=validation,
+        palette_weight=config.PALETTE_WEIGHT if config.PALETTE else 0.0,
+        resume_point=ResumePoint(point, identity, net, network, loss.metric, updater, device),
+        epochs=config.EPOCH,
+        freeze=config.FREEZE_PARAM,
+        split=split_of(config, splits),
+        device=device,
+        amp=amp,
+        distributed=distributed,
+        progress=Progress(frozen=config.FREEZE_PARAM != "false"),
+    )
+
+
+def build_loss(config: Config, splits: Splits, by_item: bool, dim: int) -> TrainingLoss:
+    """What is minimised; `dim` is the length of the embedding."""
+    items = set(splits.train.items.tolist()) - {""}
+    metric = build_metric_loss(
+        config.METRIC_LOSS,
+        config.PER_CLASS,
+        config.ENABLE_TRIPLET_WITH_COSINE,
+        len(items if by_item else splits.validation.category_names),
+        dim,
+    )
+    return TrainingLoss(metric, config.TRIPLET_WEIGHT, by_item, config.LABEL_SMOOTHING)
+
+
+def split_of(config: Config, splits: Splits) -> dict[str, Any]:
+    """What the checkpoints say about the split of the data set."""
+    inshop, digest = config.ENABLE_INSHOP_DATASET, splits.digest()
+    return {"inshop": inshop, "val_share": config.VAL_SHARE, "digest": digest}
+
+
+def identity_of(config: Config, splits: Splits, arithmetic: str) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that stopped."""
+    identity = {name: getattr(config, name) for name in IDENTITY}
+    identity |= {"data set": splits.digest(), "arithmetic": arithmetic}
+    if config.FREEZE_PARAM == "auto" or config.OPTIMIZER == "adamw":  # both depend on the end
+        identity["EPOCH"] = config.EPOCH
+    return identity
+
+
+def build_loaders(
+    config: Config,
+    splits: Splits,
+    batches: TrainBatches,
+    device: torch.device,
+    distributed: Distributed,
+) -> tuple[DataLoader, DataLoader, dict[str, tuple[DataLoader, int]]]:
+    """The loaders of this process: see `loader`, `quick_loader` and `validation` of `Trainer`."""
+    base, sizes = config.DATASET_BASE, (config.IMG_SIZE, config.CROP_SIZE)
+    crop, detail = config.CROP_TO_BBOX, DETAIL * config.IMG_SIZE
+    workers = per_process(config.NUM_WORKERS)
+    pictures = PictureDataset(base, splits.train, train_transform(*sizes), crop, detail)
+    held = PictureDataset(base, splits.validation, eval_transform(*sizes), crop, detail)
+    items = PictureDataset(base, splits.validation_items, eval_transform(*sizes), False, detail)
+
+    def load(dataset: PictureDataset, rows: np.ndarray) -> DataLoader:
+        if len(rows) < distributed.world_size:
+            raise UserError(
+                f"{len(rows)} validation pictures for {distributed.world_size} processes;"
+                " start fewer"
+            )
+        own = Subset(dataset, rows[distributed.shard(len(rows))].tolist())
+        return make_loader(own, workers, device, batch_size=config.TEST_BATCH_SIZE)
+
+    batch_sampler = ShardedBatches(batches, distributed.shard)
+    loader = make_loader(pictures, workers, device, batch_sampler=batch_sampler, persistent=True)
+    quick = evenly_spaced(len(held), config.TEST_BATCH_COUNT * config.TEST_BATCH_SIZE)
+    scored = evenly_spaced(len(held), MAX_SCORED)
+    rows = np.concatenate([scored, np.setdiff1d(np.arange(len(held)), scored)])
+    validation = {"category": (load(held, rows), len(scored))}
+    if len(items):
+        scored = evenly_spaced(len(items), MAX_SCORED)
+        validation["item"] = load(items, scored), len(scored)
+    return loader, load(held, quick), validation
 
 
 if __name__ == "__main__":

@@ -15,14 +15,13 @@ from features.checksums import FileStamp, file_stamp
 from features.database import FeatureDatabase
 from features.metadata import ModelRecord
 from net import (
-    Architecture,
     FeatureNet,
+    Network,
     extract_features,
     load_net,
     model_places,
 )
 from network.color import PALETTE_BINS, color_features
-from network.device import query_type, to_device
 from pictures.decode import read_picture
 from pictures.deepfashion import find_box
 from utils import UserError, sha256_of
@@ -104,9 +103,9 @@ def extract_queries(
 ) -> list[np.ndarray]:
     """Features of the queries, of each signal of the database in its order: Q x D, float32.
 
-    `amp` is the type that the feature database was made in, see `network.device.query_type`.
+    `amp` is the type the feature database was made with, so that equal pictures get equal features.
     """
-    dtype = query_type(amp, device)
+    dtype = None if amp == "float32" else getattr(torch, amp)
     deep, colors = [], []
     for number, net in enumerate(nets):
         parts = []
@@ -170,17 +169,17 @@ def _same_models(
     return found
 
 
-def load_query_nets(
+def load_models(
     database: FeatureDatabase, named: Sequence[str], device: torch.device
-) -> tuple[list[FeatureNet], list[Architecture]]:
+) -> tuple[list[FeatureNet], list[Network]]:
     """Load the models that made the feature database; `named` as for `find_models`."""
     settings, base = database.metadata.settings, database.base
     again = f"run: python feature_extractor.py --dataset-base {base}"
-    nets, architectures = [], []
+    nets, networks = [], []
     for number, (path, stamp) in enumerate(find_models(database, named)):
-        net, architecture = load_net(path, database.metadata.models[number].network)
+        net, network = load_net(path, database.metadata.models[number].network)
         if file_stamp(path) != stamp:
-            raise UserError(f"{path}: replaced while it was read; run this again")
+            raise UserError(f"{path}: replaced while it was read; ask again")
         made = (net.fc2.in_features, 3 * settings.COLOR_TOP_N, PALETTE_BINS**3)
         palette = made[2] if database.palette is None else database.palette.shape[1]
         stored = (database.deep[number].shape[1], database.color.shape[1], palette)
@@ -190,6 +189,7 @@ def load_query_nets(
                 f" {made}; {again}"
             )
         colors = [] if number else color_features(settings.model_dump())
-        nets.append(to_device(FeatureNet(net, colors, settings.FLIP).eval(), device))
-        architectures.append(architecture)
-    return nets, architectures
+        features = FeatureNet(net, colors, settings.FLIP).eval()
+        nets.append(features.to(device, memory_format=torch.channels_last))
+        networks.append(network)
+    return nets, networks

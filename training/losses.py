@@ -1,16 +1,9 @@
-"""What training minimises, and how: the metric losses, the optimizer and its learning rate."""
+"""What training minimises: cross entropy on categories and a metric loss on items."""
 
-import math
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from net import EmbeddingNet
-
 MARGIN = 0.2  # of batch-hard triplets, between embeddings of length 1
-PROXY_FACTOR = 100.0  # learning rate of proxies over the backbone's (Kim et al., section 4.1)
-WARM_UP = 0.5  # epochs
 
 
 def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor, cosine: bool) -> Tensor:
@@ -43,7 +36,7 @@ class SampledTriplets(nn.Module):
         self.cosine = cosine
 
     def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """3T x D -> scalar; the labels are in the order."""
+        """3T x D -> scalar; the order stands for the labels, which are not used."""
         return triplet_loss(*embedding.chunk(3), cosine=self.cosine)
 
 
@@ -63,8 +56,8 @@ class LabelledLoss(nn.Module):
     def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
         """N x D, N labels (-1: unknown) -> scalar."""
         embedding, labels = embedding[labels >= 0], labels[labels >= 0]
-        chosen = self.miner(embedding, labels) if self.miner else None
-        return self.loss(embedding, labels, chosen)
+        mined = self.miner(embedding, labels) if self.miner else None
+        return self.loss(embedding, labels, mined)
 
 
 def build_metric_loss(
@@ -76,13 +69,13 @@ def build_metric_loss(
     ----------
     kind : proxy_anchor (Kim et al., Proxy Anchor Loss for Deep Metric Learning, CVPR 2020; alpha
         32, delta 0.1), batch_hard (Hermans et al., In Defense of the Triplet Loss, 2017) or
-        triplet (all triplets of a balanced batch that break the margin, or the sampled ones)
-    per_class : pictures of a label in a batch; 0 for sampled triplets
-    cosine : of triplet
+        triplet (all triplets of a balanced batch that violate the margin, or the sampled ones)
+    per_class : pictures of each label in a batch; 0 for sampled triplets
+    cosine : use cosine distance in the triplet loss
     classes : number of labels
-    dim : D
+    dim : length D of the embedding
     """
-    # Takes seconds to import, and training alone needs it.
+    # Takes seconds to import, and only training needs it.
     from pytorch_metric_learning import distances, losses, miners
 
     if kind == "proxy_anchor":
@@ -96,41 +89,57 @@ def build_metric_loss(
     return LabelledLoss(losses.TripletMarginLoss(margin=1, distance=distance))
 
 
-def build_optimizer(
-    kind: str, net: EmbeddingNet, metric: nn.Module, lr: float, momentum: float
-) -> torch.optim.Optimizer:
-    """An optimizer over the network and the metric loss's proxies.
+class TrainingLoss(nn.Module):
+    """Cross entropy plus a weighted metric loss.
 
     Parameters
     ----------
-    kind : adamw or sgd
-    lr : of SGD; with adamw, of all but the proxies (a cosine classifier's rows are proxies, too)
-    momentum : of SGD
+    metric : the metric loss
+    weight : of the metric loss; 0 leaves it out
+    by_item : the labels of the metric loss are items, else categories
+    smoothing : label smoothing of cross entropy
     """
-    if kind == "sgd":
-        parameters = [*net.parameters(), *metric.parameters()]
-        return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
-    proxies = [*(net.fc2.parameters() if net.normalised else ()), *metric.parameters()]
-    known = {id(parameter) for parameter in proxies}
-    others = [parameter for parameter in net.parameters() if id(parameter) not in known]
-    return torch.optim.AdamW(
-        [
-            {"params": others, "lr": lr},
-            {"params": proxies, "lr": PROXY_FACTOR * lr, "weight_decay": 0.0},
-        ],
-        weight_decay=1e-4,
-    )
 
+    def __init__(
+        self, metric: SampledTriplets | LabelledLoss, weight: float, by_item: bool, smoothing: float
+    ) -> None:
+        super().__init__()
+        self.metric = metric
+        self.weight = weight
+        self.by_item = by_item
+        self.smoothing = smoothing
 
-def rate(step: int, warm: int, steps: int, epochs: int) -> float:
-    """The factor of the learning rate: a linear warm-up, and half a cosine down to 0.
+    def forward(
+        self, logits: Tensor, embedding: Tensor, categories: Tensor, items: Tensor, count: int
+    ) -> dict[str, Tensor]:
+        """Losses of a batch.
 
-    Parameters
-    ----------
-    step : steps done since the beginning
-    warm : steps done since all that is trained now has been trained
-    steps : of an epoch
-    epochs : of the run
-    """
-    warmed = min(1.0, (warm + 1) / max(1.0, WARM_UP * steps))
-    return warmed * 0.5 * (1 + math.cos(math.pi * step / (steps * epochs)))
+        Parameters
+        ----------
+        logits : N x K
+        embedding : N x D
+        categories, items : N, int64; -1 where unknown
+        count : the first `count` pictures are for cross entropy. The others are for the metric
+            loss, which uses the first ones too, unless it is of sampled triplets
+
+        Returns
+        -------
+        Scalars: "loss" is what to minimise, "cross entropy" and "metric" are its parts;
+        "accuracy" of the categories, in 0 to 1.
+        """
+        logits, targets = logits[:count], categories[:count]
+        cross_entropy = F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
+        loss, metric = cross_entropy, cross_entropy.new_zeros(())
+        if self.weight:
+            labels = items if self.by_item else categories
+            sampled = isinstance(self.metric, SampledTriplets)
+            used = slice(count, None) if sampled else slice(None)
+            metric = self.metric(embedding[used], labels[used])
+            loss = loss + self.weight * metric
+        accuracy = (logits.argmax(1) == targets).float().mean()
+        return {
+            "loss": loss,
+            "cross entropy": cross_entropy,
+            "metric": metric,
+            "accuracy": accuracy,
+        }

@@ -1,14 +1,12 @@
-"""The metric losses by hand and by loops, and the learning rate."""
+"""The losses, by hand and by loops."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from net import Architecture, initial_net
-from training.losses import build_metric_loss, build_optimizer, rate, triplet_loss
+from training.losses import TrainingLoss, build_metric_loss, triplet_loss
 
 
 def test_triplet_loss_by_hand() -> None:
@@ -96,29 +94,27 @@ def test_sampled_triplets_are_anchors_positives_negatives() -> None:
     assert loss(rows, torch.zeros(6)).item() == expected.item()
 
 
-def test_rate_warms_up_and_falls_to_nothing() -> None:
-    rates = [rate(step, step, 20, 3) for step in range(60)]
-    assert rates[0] == pytest.approx(0.1)  # a tenth of half an epoch's steps
-    assert rates[9] == pytest.approx(0.5 * (1 + math.cos(math.pi * 9 / 60)))
-    assert max(rates) == rates[9]
-    assert rates[30] == pytest.approx(0.5)
-    assert rates[-1] < 0.001
-    assert rate(30, 0, 20, 3) == pytest.approx(0.05)  # let go in step 30: warmed up again
+@pytest.mark.parametrize("by_item", [False, True])
+def test_the_loss_is_cross_entropy_plus_the_weighted_metric_loss(by_item: bool) -> None:
+    """Of 6 pictures 4 are for cross entropy; sampled triplets are of the others only."""
+    torch.manual_seed(0)
+    logits, embedding = torch.randn(7, 3), torch.randn(7, 2)
+    categories, items = torch.tensor([0, 2, 1, 1, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 2, 2, -1])
+    sampled = TrainingLoss(build_metric_loss("triplet", 0, False, 3, 2), 0.5, by_item, 0.1)
+    found = sampled(logits, embedding, categories, items, 4)
+    log = logits.log_softmax(1)
+    right = log[range(4), categories[:4]]
+    smoothed = -(0.9 * right + 0.1 * log[:4].mean(1)).mean()
+    triplet = triplet_loss(embedding[4:5], embedding[5:6], embedding[6:], cosine=False)
+    torch.testing.assert_close(found["cross entropy"], smoothed)
+    torch.testing.assert_close(found["metric"], triplet)
+    torch.testing.assert_close(found["loss"], smoothed + 0.5 * triplet)
+    hits = (logits[:4].argmax(1) == categories[:4]).float().mean()
+    assert found["accuracy"] == hits
 
-
-def test_adamw_moves_proxies_a_hundred_times_faster() -> None:
-    network = Architecture("resnet18", 8, ["a", "b"], 40, 32, normalised=True)
-    net = initial_net(network, "none")
-    metric = build_metric_loss("proxy_anchor", 4, False, 5, 8)
-    optimizer = build_optimizer("adamw", net, metric, 0.001, 0.9)
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert len(rates) == len(list(net.parameters())) + 1
-    assert rates[id(net.fc2.weight)] == rates[id(metric.loss.proxies)] == pytest.approx(0.1)
-    assert rates[id(net.fc.weight)] == rates[id(net.backbone[0].weight)] == 0.001
-    assert isinstance(metric, nn.Module)
-    plain = initial_net(Architecture("resnet18", 8, ["a", "b"], 40, 32), "none")
-    groups = build_optimizer("adamw", plain, metric, 0.001, 0.9).param_groups
-    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-    assert rates[id(plain.fc2.weight)] == 0.001  # a linear classifier's rows are no proxies
-    sgd = build_optimizer("sgd", net, metric, 0.01, 0.9)
-    assert {group["lr"] for group in sgd.param_groups} == {0.01}
+    labelled = TrainingLoss(build_metric_loss("batch_hard", 2, False, 3, 2), 0.5, by_item, 0.1)
+    found = labelled(logits, embedding, categories, items, 4)["metric"]
+    torch.testing.assert_close(found, labelled.metric(embedding, items if by_item else categories))
+    alone = TrainingLoss(labelled.metric, 0, by_item, 0.1)(logits, embedding, categories, items, 4)
+    assert alone["metric"] == 0
+    assert alone["loss"] == alone["cross entropy"]

@@ -1,4 +1,4 @@
-"""Whether training has settled, and the score that chooses the best epoch, by loops."""
+"""The figures of a validation, by loops."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,17 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import normalize
 
-from net import Architecture, FeatureNet, initial_net
+from net import EmbeddingNet, FeatureNet, Network, initial_net
 from network.color import Palette
 from network.distributed import Distributed
-from training.validation import is_stable, leave_one_out, retrieval_score, validate
+from training.validation import (
+    Predictions,
+    is_stable,
+    leave_one_out,
+    loss_and_accuracy,
+    predict,
+    retrieval_score,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +39,7 @@ def normalised(pictures: torch.Tensor) -> torch.Tensor:
     return normalize(scaled, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
-def by_loop(distances: np.ndarray, labels: np.ndarray, of_items: bool) -> tuple[float, int]:
+def by_loop(distances: np.ndarray, labels: np.ndarray, by_item: bool) -> tuple[float, int]:
     """Mean reciprocal rank, or mAP@R, of those that have another one of their label; how many."""
     values = []
     for i in range(len(labels)):
@@ -40,7 +47,7 @@ def by_loop(distances: np.ndarray, labels: np.ndarray, of_items: bool) -> tuple[
         ranked = sorted(others, key=lambda j: distances[i, j])
         right = [labels[j] == labels[i] for j in ranked]
         count = sum(right)
-        if count and labels[i] >= 0 and of_items:
+        if count and labels[i] >= 0 and by_item:
             values.append(1 / (right.index(True) + 1))
         elif count and labels[i] >= 0:
             precision = [sum(right[: k + 1]) / (k + 1) for k in range(count) if right[k]]
@@ -48,46 +55,52 @@ def by_loop(distances: np.ndarray, labels: np.ndarray, of_items: bool) -> tuple[
     return sum(values) / len(values), len(values)
 
 
-@pytest.mark.parametrize("of_items", [False, True])
-def test_leave_one_out_is_a_loop(rng: np.random.Generator, of_items: bool) -> None:
+@pytest.mark.parametrize("by_item", [False, True])
+def test_leave_one_out_is_a_loop(rng: np.random.Generator, by_item: bool) -> None:
     points, labels = rng.normal(size=(40, 3)), rng.integers(7, size=40)
-    labels[:2] = [70, 71]  # of labels that no other one has: they do not ask
-    labels[2:5] = -1  # nor do those of no label
+    labels[:2] = [70, 71]  # no other picture has these labels: they are no queries
+    labels[2:5] = -1  # nor are pictures without a label
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
-    found = leave_one_out(torch.from_numpy(distances).clone(), labels, of_items)
-    assert found == pytest.approx(by_loop(distances, labels, of_items))
-    assert leave_one_out(torch.from_numpy(distances).clone(), np.arange(40), of_items) == (0, 0)
+    found = leave_one_out(torch.from_numpy(distances).clone(), torch.from_numpy(labels), by_item)
+    assert found == pytest.approx(by_loop(distances, labels, by_item))
+    assert leave_one_out(torch.from_numpy(distances), torch.arange(40), by_item) == (0, 0)
 
 
-@pytest.mark.parametrize("of_items", [False, True])
-@pytest.mark.parametrize("weight", [0.0, 6.0])
-def test_the_score_is_of_embedding_and_palette_together(weight: float, of_items: bool) -> None:
+@pytest.fixture
+def predicted() -> tuple[EmbeddingNet, torch.Tensor, Predictions]:
+    """A network, ten pictures, and what it predicts for them in batches of four."""
     torch.manual_seed(0)
-    net = initial_net(Architecture("resnet18", 8, ["a", "b"], 40, 32, normalised=True), "none")
+    net = initial_net(Network("resnet18", 8, ["a", "b"], 40, 32, normalised=True), "none")
     net.train()
-    pictures = torch.randint(256, (10, 32, 32, 3), dtype=torch.uint8)
+    images = torch.randint(256, (10, 32, 32, 3), dtype=torch.uint8)
     categories, items = torch.tensor([0, 1] * 5), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, -1, -1])
-    loader = DataLoader(list(zip(pictures, categories, items, strict=True)), batch_size=4)
-    cpu = torch.device("cpu")
-    features = FeatureNet(net, [Palette()], False)
-    found = retrieval_score(features, weight, loader, of_items, cpu, None, Distributed())
+    loader = DataLoader(list(zip(images, categories, items, strict=True)), batch_size=4)
+    predictions = predict(net, Palette(), loader, torch.device("cpu"), None)
     assert net.training, "the network is left as it was"
+    net.eval()
+    return net, normalised(images), predictions
+
+
+@pytest.mark.parametrize("by_item", [False, True])
+@pytest.mark.parametrize("weight", [0.0, 6.0])
+@pytest.mark.parametrize("count", [10, 7])
+def test_the_score_is_of_embedding_and_palette_together(
+    predicted, weight: float, by_item: bool, count: int
+) -> None:
+    net, x, predictions = predicted
     with torch.inference_mode():
-        embedding, palette = features.eval()(pictures)
+        embedding, palette = FeatureNet(net, [Palette()], False)(x[:count])
     distances = torch.cdist(embedding, embedding) + weight * torch.cdist(palette, palette)
-    labels = (items if of_items else categories).numpy()
-    assert found == pytest.approx(by_loop(distances.numpy(), labels, of_items), abs=1e-6)
+    labels = (predictions.items if by_item else predictions.categories)[:count].numpy()
+    found = retrieval_score(predictions, count, weight, by_item, Distributed())
+    assert found == pytest.approx(by_loop(distances.numpy(), labels, by_item), abs=1e-6)
 
 
-def test_validation_is_of_every_picture_once() -> None:
-    torch.manual_seed(0)
-    net = initial_net(Architecture("resnet18", 8, ["a", "b"], 40, 32), "none")
-    pictures = torch.randint(256, (7, 32, 32, 3), dtype=torch.uint8)
-    categories = torch.tensor([0, 1, 1, 0, 1, 0, 0])
-    loader = DataLoader(list(zip(pictures, categories, categories, strict=True)), batch_size=3)
-    loss, accuracy = validate(net, loader, torch.device("cpu"), None, Distributed())
+def test_loss_and_accuracy_are_of_every_picture_once(predicted) -> None:
+    net, x, predictions = predicted
+    loss, accuracy = loss_and_accuracy(predictions, Distributed())
     with torch.inference_mode():
-        logits = net.eval()(normalised(pictures))[0].numpy()
+        logits, categories = net(x)[0].numpy(), np.array([0, 1] * 5)
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    assert loss == pytest.approx(-np.log(chances[range(7), categories.numpy()]).mean(), rel=1e-4)
-    assert accuracy == pytest.approx((logits.argmax(1) == categories.numpy()).mean())
+    assert loss == pytest.approx(-np.log(chances[range(10), categories]).mean(), rel=1e-4)
+    assert accuracy == pytest.approx((logits.argmax(1) == categories).mean())
