@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -79,6 +80,7 @@ def measure(
             extra = f"; {EXTRA}" if isinstance(error, ModuleNotFoundError) else ""
             text = f"failed: {type(error).__name__}: {reason}{extra}"
             _add(rows, Row(name, text, met=False), facts, output)
+            traceback.print_exc()
             failed = True
         gc.collect()
         torch.cuda.empty_cache()

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 # Seconds between two runs: threads of the first one stop spinning. After a longer pause the
 # processor's cores would sleep.
 PAUSE = 0.003
+MAX_LINES = 40  # of the output of a process that failed
 
 Run = Callable[[int], Any]
 
@@ -86,6 +87,7 @@ def run_python(base: Path, *arguments: str) -> tuple[float, str]:
     seconds = time.perf_counter() - start
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [""]
+        print(*lines[-MAX_LINES:], sep="\n", file=sys.stderr)
         name = Path(arguments[0]).name if arguments[0] != "-c" else arguments[1].split(";")[-1]
         raise UserError(f"{name.strip()}: exit status {done.returncode}: {lines[-1].strip()}")
     return seconds, done.stdout
