@@ -17,19 +17,21 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from network.device import cpu_has_bf16
 from search.engine import Answer, ExactEngine
 from search.gallery import GalleryOrder
-from search.signals import Signal
+from search.signals import Signal, weighted_sum
 
 METRICS = ("euclidean", "cosine")
 MAX_VALUE = 1e15  # of features; float32 cannot hold the squares of greater ones
 MAX_QUERIES = {"cpu": 256, "cuda": 1024}  # at once
 MAX_PRODUCTS = {"cpu": 1 << 27, "cuda": 1 << 29}  # elements held at once
 POOLS = (128, 1024)  # lowest bounds looked at beside the k nearest: first try, second try
-RANKED = 32  # of them ranked at once beside the k nearest
+RANKED = 32  # of them ranked by `cdist` at first
+MAX_PAIRS = 1 << 14  # of queries and pictures, ranked by `cdist` at once
 MIN_SHARE = 64  # pictures for each answer, below which `cdist` ranks all of them
 GROUP = 16  # pictures whose minimum is looked at first
 ENCODED = 1 << 13  # rows encoded at once
@@ -197,11 +199,13 @@ class MatrixEngine:
         left = list(range(len(queries[0])))
         for size in POOLS:
             pools, lower, rest = self._candidates([q[left] for q in queries], k + size, rows)
-            for row, i in enumerate(left):
-                query = [q[i : i + 1] for q in queries]
-                answer = self._settled(query, k, pools[row], lower[row], rest[row])
-                if answer:
-                    answers[i] = answer
+            step = max(1, MAX_PAIRS // (k + RANKED))
+            for start in range(0, len(left), step):
+                block, some = slice(start, start + step), left[start : start + step]
+                found = self._settle(
+                    [q[some] for q in queries], k, pools[block], lower[block], rest[block]
+                )
+                answers |= {i: answer for i, answer in zip(some, found, strict=True) if answer}
             left = [i for i in left if i not in answers]
             if not left:
                 break
@@ -209,24 +213,44 @@ class MatrixEngine:
             answers[i] = self.exact.search([q[i : i + 1] for q in queries], k, rows)[0]
         return [answers[i] for i in range(len(queries[0]))]
 
-    def _settled(
-        self, query: Sequence[np.ndarray], k: int, pool: np.ndarray, lower: np.ndarray, rest: float
-    ) -> Answer | None:
-        """The answer to one query by its candidates; None where another picture may be nearer."""
-        answer, ranked = None, k + RANKED
-        for _ in range(2):
-            near = pool[:ranked]
-            near = np.sort(near[near < self.count])
-            if len(near) < k:
-                return None
-            answer = self.exact.search(query, k, near)[0]
-            limit = answer.distances[-1]
-            if not rest > limit:  # also where it is NaN
-                return None
-            ranked, before = int(np.searchsorted(lower, limit, "right")), ranked
-            if ranked <= before:
-                break
-        return answer
+    def _settle(
+        self,
+        queries: Sequence[np.ndarray],
+        k: int,
+        pools: np.ndarray,
+        lower: np.ndarray,
+        rest: np.ndarray,
+    ) -> list[Answer | None]:
+        """Answer Q queries by their candidates; None where another picture may be nearer."""
+        near = np.sort(pools[:, : k + RANKED], axis=1)
+        sound = near[:, -1] < self.count  # no padding
+        near = np.minimum(near, self.count - 1)
+        parts = self._parts(queries, near)
+        total = weighted_sum(parts, self.exact.weights)
+        order = np.argsort(total, axis=1, kind="stable")[:, :k]
+        limit = np.take_along_axis(total, order[:, -1:], axis=1)
+        sound &= rest > limit[:, 0]  # false where it is NaN
+        count = (lower <= limit).sum(axis=1)
+        answers: list[Answer | None] = []
+        for i, own in enumerate(order):
+            if not sound[i]:
+                answers.append(None)
+            elif count[i] <= near.shape[1]:
+                answers.append(Answer(near[i, own], total[i, own], parts[:, i, own].T))
+            else:
+                rows = np.sort(pools[i, : count[i]])
+                rows = rows[rows < self.count]
+                answers += self.exact.search([q[i : i + 1] for q in queries], k, rows)
+        return answers
+
+    def _parts(self, queries: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """As `ExactEngine.parts`, of R rows of its own for each query, Q x R: S x Q x R."""
+        parts = np.empty((len(queries), *rows.shape))
+        for signal, features, part in zip(self.exact.signals, queries, parts, strict=True):
+            near = signal.features[rows]
+            for i, own in enumerate(part):
+                own[:] = cdist(features[i : i + 1], near[i], signal.metric, **signal.parameters)[0]
+        return parts
 
     @torch.inference_mode()
     def _candidates(

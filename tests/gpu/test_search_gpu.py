@@ -52,7 +52,7 @@ def test_few_pictures_are_ranked(rng, cuda, monkeypatch: pytest.MonkeyPatch, met
         engine.exact, "search", lambda q, k, rows: ranked.append(len(rows)) or search(q, k, rows)
     )
     engine.search([rng.normal(size=(100, 512)).astype(np.float32)], 5)
-    assert max(ranked) < N // 20
+    assert max(ranked, default=0) < N // 20
 
 
 @pytest.mark.parametrize("metric", METRICS)
