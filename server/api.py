@@ -61,7 +61,7 @@ def _errors(*statuses: int) -> Responses:
     }
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     return request.app.state.service
 
 
@@ -70,7 +70,7 @@ Id = Annotated[int, PathParameter(ge=0, lt=2**53)]
 router = APIRouter(prefix="/api", responses=_errors(401, 403, 405))
 
 
-def _require_multipart(request: Request) -> None:
+async def _require_multipart(request: Request) -> None:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(415, "send multipart/form-data with `file` and `options`")
 

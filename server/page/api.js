@@ -1,16 +1,16 @@
 // The JSON interface, as functions. An error is an Error whose message can be shown.
 
-async function answered(promise) {
+async function json(promise) {
   let response;
   try {
     response = await promise;
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer. Is it still running?");
+    throw new Error("The server does not respond. Is it still running?");
   }
   if (response.ok) return response.json();
   const problem = await response.json().catch(() => ({}));
-  const error = new Error(sentence(problem.detail || `The server answers with status ${response.status}.`));
+  const error = new Error(sentence(problem.detail || `The server responds with status ${response.status}.`));
   error.status = response.status;
   error.wait = Number(response.headers.get("Retry-After")) || 0;
   throw error;
@@ -20,21 +20,20 @@ function sentence(text) {
   return text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
-const get = (path) => answered(fetch(path));
+const get = (path) => json(fetch(path));
 
 export const collection = () => get("/api/collection");
 export const map = () => get("/api/map");
-export const item = (id) => get(`/api/items/${id}`);
 
 export function search(files, options, signal) {
   const body = new FormData();
   for (const file of files) body.append("file", file, "picture");
   body.append("options", JSON.stringify(options));
-  return answered(fetch("/api/search", { method: "POST", body, signal }));
+  return json(fetch("/api/search", { method: "POST", body, signal }));
 }
 
 export function explain(search, answer) {
-  return answered(fetch("/api/explain", {
+  return json(fetch("/api/explain", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ search, answer }),

@@ -1,18 +1,18 @@
-// A photograph to search by: on phones by the camera's own app, which is better at it; else here.
+// A photograph as the query: by the camera app on phones, which makes better pictures; else here.
 import { find } from "./dom.js";
 
-const WIDEST = 1600; // px
+const IDEAL_WIDTH = 1600; // px
 const REFUSALS = {
   NotAllowedError: "The camera is not allowed for this page: allow it in the browser, or choose a file.",
   NotFoundError: "No camera was found: choose a file.",
-  NotReadableError: "Another program has the camera: close that, or choose a file.",
+  NotReadableError: "Another program uses the camera: close it, or choose a file.",
 };
 
 export class Camera {
-  // `taken` is called with the photograph, a File.
-  constructor(taken, complain) {
-    this.taken = taken;
-    this.complain = complain;
+  // `onPhotograph` is called with the photograph, a File; `showError` with a message.
+  constructor(onPhotograph, showError) {
+    this.onPhotograph = onPhotograph;
+    this.showError = showError;
     this.video = find("viewfinder");
     find("photograph").onclick = () => this.open();
     find("shoot").onclick = () => this.shoot();
@@ -20,23 +20,23 @@ export class Camera {
   }
 
   async open() {
-    // Without https, other hosts' pages get no camera from the browser.
+    // Browsers give a camera to pages of this machine and of https only.
     if (matchMedia("(pointer: coarse)").matches || !navigator.mediaDevices) {
       find("capture").click();
       return;
     }
-    this.complain("");
-    find("photograph").disabled = true; // a second click would switch on a second camera
+    this.showError("");
+    find("photograph").disabled = true; // a second click would start the camera twice
     try {
-      const video = { facingMode: "environment", width: { ideal: WIDEST } };
+      const video = { facingMode: "environment", width: { ideal: IDEAL_WIDTH } };
       this.video.srcObject = await navigator.mediaDevices.getUserMedia({ video });
       find("camera").showModal();
       await this.video.play();
       find("shoot").disabled = false;
       find("shoot").focus();
     } catch (error) {
-      // The dialog may be closed before there is a picture.
-      if (error.name !== "AbortError") this.complain(REFUSALS[error.name] ?? `The camera cannot be used: ${error.message}`);
+      // AbortError: the dialog was closed before the camera was ready.
+      if (error.name !== "AbortError") this.showError(REFUSALS[error.name] ?? `The camera cannot be used: ${error.message}`);
     }
     find("photograph").disabled = false;
   }
@@ -49,7 +49,7 @@ export class Camera {
     canvas.getContext("2d").drawImage(this.video, 0, 0);
     canvas.toBlob((blob) => {
       find("camera").close();
-      if (blob) this.taken(new File([blob], "photograph.jpg", { type: blob.type }));
+      if (blob) this.onPhotograph(new File([blob], "photograph.jpg", { type: blob.type }));
     }, "image/jpeg", 0.92);
   }
 

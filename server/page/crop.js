@@ -1,38 +1,38 @@
-// The box on the picture: drawn, moved and resized by pointer or by keys, in shares of the picture.
+// The box on the picture, drawn, moved and resized by pointer or keys; coordinates from 0 to 1.
 import { find } from "./dom.js";
 
-const LEAST = 0.04; // of a side; a smaller box is a click that slipped
+const MIN_SIDE = 0.04; // of the picture; a smaller box is an accidental click
 
 export class Crop {
-  constructor(changed) {
-    this.changed = changed;
+  constructor(onChange) {
+    this.onChange = onChange;
     this.enabled = false;
-    this.share = null; // x1, y1, x2, y2
+    this.box = null; // x1, y1, x2, y2
     this.frame = find("picture");
     this.element = find("box");
     this.frame.addEventListener("pointerdown", (event) => this.begin(event));
     this.element.addEventListener("keydown", (event) => this.key(event));
   }
 
-  set(share) {
-    this.share = share;
+  set(box) {
+    this.box = box;
     this.draw();
   }
 
   draw() {
-    this.element.hidden = !this.share;
-    find("whole").hidden = !this.share;
-    if (!this.share) return;
-    const [x1, y1, x2, y2] = this.share.map((value) => 100 * value);
+    this.element.hidden = !this.box;
+    find("whole").hidden = !this.box;
+    if (!this.box) return;
+    const [x1, y1, x2, y2] = this.box.map((value) => 100 * value);
     Object.assign(this.element.style, {
       left: `${x1}%`, top: `${y1}%`, width: `${x2 - x1}%`, height: `${y2 - y1}%`,
     });
   }
 
-  // In px of the upright picture.
+  // x1, y1, x2, y2 in px of the upright picture.
   pixels(width, height) {
-    if (!this.share) return null;
-    const [x1, y1, x2, y2] = this.share;
+    if (!this.box) return null;
+    const [x1, y1, x2, y2] = this.box;
     return [Math.floor(x1 * width), Math.floor(y1 * height), Math.ceil(x2 * width), Math.ceil(y2 * height)];
   }
 
@@ -49,7 +49,7 @@ export class Crop {
     const edge = event.target.dataset?.edge;
     const inside = event.target === this.element;
     const start = this.place(event);
-    const before = this.share;
+    const before = this.box;
     const move = (moved) => {
       const now = this.place(moved);
       if (inside) this.set(shifted(before, now[0] - start[0], now[1] - start[1]));
@@ -59,8 +59,8 @@ export class Crop {
       this.frame.removeEventListener("pointermove", move);
       this.frame.removeEventListener("pointerup", end);
       this.frame.removeEventListener("pointercancel", end);
-      if (this.share && small(this.share)) this.set(before);
-      if (this.share && !this.same(before)) this.changed();
+      if (this.box && small(this.box)) this.set(before);
+      if (this.box && !this.same(before)) this.onChange();
     };
     this.frame.addEventListener("pointermove", move);
     this.frame.addEventListener("pointerup", end);
@@ -68,24 +68,24 @@ export class Crop {
   }
 
   same(other) {
-    return other && this.share.every((value, i) => value === other[i]);
+    return other && this.box.every((value, i) => value === other[i]);
   }
 
   key(event) {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (event.key === "Escape") this.set(null);
     else if (step && event.shiftKey) {
-      const [x1, y1, x2, y2] = this.share;
+      const [x1, y1, x2, y2] = this.box;
       const grown = [x1, y1, Math.min(1, x2 + 0.02 * step[0]), Math.min(1, y2 + 0.02 * step[1])];
       if (!small(grown)) this.set(grown);
-    } else if (step) this.set(shifted(this.share, 0.02 * step[0], 0.02 * step[1]));
+    } else if (step) this.set(shifted(this.box, 0.02 * step[0], 0.02 * step[1]));
     else return;
     event.preventDefault();
-    this.changed();
+    this.onChange();
   }
 }
 
-const small = ([x1, y1, x2, y2]) => x2 - x1 < LEAST || y2 - y1 < LEAST;
+const small = ([x1, y1, x2, y2]) => x2 - x1 < MIN_SIDE || y2 - y1 < MIN_SIDE;
 
 function shifted([x1, y1, x2, y2], right, down) {
   right = Math.min(1 - x2, Math.max(-x1, right));

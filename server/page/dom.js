@@ -1,4 +1,4 @@
-// The few helpers that build elements.
+// Helpers that find and build elements.
 
 export const find = (id) => document.getElementById(id);
 

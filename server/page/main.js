@@ -1,47 +1,47 @@
-// The page: what is asked, when it is asked, and what is told of the answer.
+// The page: runs a search when the query or a setting changes, and shows its answers.
 import * as api from "./api.js";
 import { find, make, press } from "./dom.js";
 import { CollectionMap } from "./map.js";
-import { Asked } from "./query.js";
+import { Query } from "./query.js";
 import { listenToKeys, showAnswers } from "./results.js";
 import { why } from "./why.js";
 
 const ENGINES = { exact: "exact", kmeans: "k-means", milvus: "Milvus" };
 const STEPS = { reading: "reading", network: "network", ranking: "ranking" };
-const START = 24; // pictures shown before anything is asked
-const BUSY_AFTER = 150; // ms
-const LOOK_AGAIN = 30000; // ms, whether the collection is a newer one
+const START_PICTURES = 24; // shown before the first query
+const BUSY_AFTER = 150; // ms, until the progress bar is shown
+const REFRESH = 30000; // ms, between checks whether the collection has changed
 
 let collection = null;
-let last = null; // options of the search whose answers are shown
+let lastOptions = null; // of the search whose answers are shown
 let running = null;
 
-const asked = new Asked(ask, complain);
-const act = {
-  from: (id) => {
+const query = new Query(search, showError);
+const actions = {
+  searchFrom: (id) => {
     showView("search");
     window.scrollTo({ top: 0 });
     find("grid").querySelector(".from")?.focus({ preventScroll: true });
-    asked.from(id);
+    query.searchFrom(id);
   },
-  why: (answer) => work(() => why(last, answer)),
-  rate: (id, kind) => asked.rate(id, asked[kind]),
+  why: (answer) => work(() => why(lastOptions, answer)),
+  rate: (id, kind) => query.rate(id, query[kind]),
 };
-const map = new CollectionMap(act.from);
+const map = new CollectionMap(actions.searchFrom);
 
-function complain(text) {
+function showError(text) {
   find("error").textContent = text;
   find("error").hidden = !text;
 }
 
-// Show that work goes on where it takes long, and what went wrong.
+// Run a job; show the progress bar when it takes long, and its error.
 async function work(job) {
   const timer = setTimeout(() => { find("busy").hidden = false; }, BUSY_AFTER);
   try {
-    complain("");
+    showError("");
     return await job();
   } catch (error) {
-    if (error.name !== "AbortError") complain(error.message);
+    if (error.name !== "AbortError") showError(error.message);
     return null;
   } finally {
     clearTimeout(timer);
@@ -61,9 +61,9 @@ function settings() {
   return options;
 }
 
-async function ask(remember = false) {
+async function search(remember = false) {
   running?.abort();
-  if (asked.empty) {
+  if (query.empty) {
     if (remember) record();
     await start();
     return;
@@ -77,28 +77,28 @@ async function ask(remember = false) {
     find("status").textContent = "";
     return;
   }
-  if (asked.files.length) asked.handle = found.query;
-  last = { ...asked.request().options, ...settings() };
+  if (query.files.length) query.handle = found.query;
+  lastOptions = { ...query.request().options, ...settings() };
   if (remember) record();
-  showAnswers(found.answers, found.collection, asked, act);
-  tell(found);
+  showAnswers(found.answers, found.collection, query, actions);
+  showStatus(found);
   if (found.collection !== collection.version) await describe();
 }
 
-// Send the pictures once more where the server has forgotten them, and once more where it is busy.
+// Sends the pictures again when the server does not have them any more, and later when it is busy.
 async function send(signal, tries = 3) {
-  const { files, options } = asked.request();
+  const { files, options } = query.request();
   try {
     return await api.search(files, { ...options, ...settings() }, signal);
   } catch (error) {
-    if (!tries || ![404, 503].includes(error.status) || (error.status === 404 && !asked.handle)) throw error;
-    if (error.status === 404) asked.handle = null;
+    if (!tries || ![404, 503].includes(error.status) || (error.status === 404 && !query.handle)) throw error;
+    if (error.status === 404) query.handle = null;
     else await new Promise((resolve) => { setTimeout(resolve, 1000 * error.wait); });
     return send(signal, tries - 1);
   }
 }
 
-function tell(found) {
+function showStatus(found) {
   const total = Object.values(found.seconds).reduce((sum, seconds) => sum + seconds, 0);
   const steps = Object.entries(found.seconds)
     .map(([step, seconds]) => `${STEPS[step] ?? step} ${(1000 * seconds).toFixed(0)} ms`).join(", ");
@@ -111,41 +111,41 @@ function tell(found) {
     ` (${steps}). ${ENGINES[found.engine]}: ${found.searched.split(", ")[0]}${recall}.`);
 }
 
-// Before anything is asked: pictures to start from.
+// Before the first query: pictures to start from.
 async function start() {
-  last = null;
-  const found = await work(() => api.search([], { ...settings(), count: START }));
-  if (!found || !asked.empty) return;
+  lastOptions = null;
+  const found = await work(() => api.search([], { ...settings(), count: START_PICTURES }));
+  if (!found || !query.empty) return;
   find("status").textContent = "Drop a picture, choose a colour, or start from one of these.";
-  showAnswers(found.answers, found.collection, asked, act);
+  showAnswers(found.answers, found.collection, query, actions);
 }
 
 function record() {
-  const address = asked.ids.length ? `?picture=${asked.ids[0]}` : location.pathname;
+  const address = query.ids.length ? `?picture=${query.ids[0]}` : location.pathname;
   history.pushState(step(), "", address);
 }
 
-const step = () => ({ ids: [...asked.ids], color: asked.color });
+const step = () => ({ ids: [...query.ids], color: query.color });
 
 window.addEventListener("popstate", (event) => {
-  if (!event.state) return; // a link within the page, as "Skip to the answers"
-  asked.drop();
-  asked.ids = event.state.ids;
-  asked.color = event.state.color;
-  asked.show();
-  ask();
+  if (!event.state) return; // a link within the page, such as "Skip to the answers"
+  query.drop();
+  query.ids = event.state.ids;
+  query.color = event.state.color;
+  query.show();
+  search();
 });
 
 function balanceText() {
   const value = Number(find("balance").value);
-  find("balancetext").textContent = value === 0.5 ? "Cut and colour, as the collection is set."
-    : value === 0 ? "Cut and texture alone." : value === 1 ? "Colour alone."
-      : value < 0.5 ? "Colour counts less." : "Cut counts less.";
+  find("balancetext").textContent = value === 0.5 ? "Cut and colour, with the weights of the settings."
+    : value === 0 ? "Cut and texture only." : value === 1 ? "Colour only."
+      : value < 0.5 ? "More cut, less colour." : "More colour, less cut.";
 }
 
 async function describe() {
   collection = await api.collection();
-  asked.version = collection.version;
+  query.version = collection.version;
   find("collection").textContent = `${collection.name}: ${collection.pictures.toLocaleString("en")} pictures`
     + (collection.items ? `, ${collection.items.toLocaleString("en")} items` : "");
   const chosen = find("category").value;
@@ -156,7 +156,7 @@ async function describe() {
   const engine = find("engine").value || "exact";
   find("engine").replaceChildren(...collection.engines.map((one) => make("option",
     { value: one.name, disabled: !one.ready, title: one.reason },
-    ENGINES[one.name] + (!one.ready ? " (not made yet)" : one.name === "exact" || one.recall === null ? ""
+    ENGINES[one.name] + (!one.ready ? " (not set up)" : one.name === "exact" || one.recall === null ? ""
       : `, recall ${(100 * one.recall).toFixed(1)}%`))));
   find("engine").value = engine;
   find("peritem").closest("label").hidden = !collection.items;
@@ -176,38 +176,38 @@ function listen() {
   find("balance").oninput = () => {
     balanceText();
     clearTimeout(pending);
-    pending = setTimeout(ask, 60);
+    pending = setTimeout(search, 60);
   };
-  for (const id of ["othercolor", "peritem", "category", "count", "engine"]) find(id).onchange = () => ask();
-  const looks = ["", "light", "dark"];
+  for (const id of ["othercolor", "peritem", "category", "count", "engine"]) find(id).onchange = () => search();
+  const themes = ["", "light", "dark"];
   find("theme").onclick = () => {
-    const next = looks[(looks.indexOf(document.documentElement.dataset.theme ?? "") + 1) % 3];
+    const next = themes[(themes.indexOf(document.documentElement.dataset.theme ?? "") + 1) % 3];
     localStorage.setItem("theme", next);
-    look(next);
+    setTheme(next);
   };
-  listenToKeys(act);
+  listenToKeys(actions);
 }
 
-function look(theme) {
+function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  find("theme").title = `Look: ${theme || "as the system"}`;
+  find("theme").title = `Theme: ${theme || "system"}`;
   find("theme").textContent = { light: "☀", dark: "☾" }[theme] ?? "◐";
   find("theme").setAttribute("aria-label", find("theme").title);
 }
 
-find("options").open = !matchMedia("(max-width: 820px)").matches; // there, the answers come first
-look(localStorage.getItem("theme") ?? "");
+find("options").open = !matchMedia("(max-width: 820px)").matches; // on a narrow screen the answers come first
+setTheme(localStorage.getItem("theme") ?? "");
 balanceText();
 listen();
 await work(async () => {
   await describe();
   const picture = new URLSearchParams(location.search).get("picture");
   if (picture && Number(picture) < collection.pictures) {
-    asked.ids = [Number(picture)];
-    asked.show();
+    query.ids = [Number(picture)];
+    query.show();
   }
   history.replaceState(step(), "");
-  await ask();
+  await search();
 });
 document.documentElement.dataset.ready = "true";
-setInterval(() => describe().catch(() => {}), LOOK_AGAIN);
+setInterval(() => describe().catch(() => {}), REFRESH);

@@ -2,13 +2,13 @@
 import * as api from "./api.js";
 import { find, make } from "./dom.js";
 
-const LOOK_AGAIN = 2000; // ms, until the better places are made
-const CLOSE = 6; // zoom from which on pictures are shown
+const REFRESH = 2000; // ms, until t-SNE has finished
+const PICTURE_ZOOM = 6; // from which on pictures are shown
 const TILE = 56; // px
 
 export class CollectionMap {
-  constructor(from) {
-    this.from = from;
+  constructor(searchFrom) {
+    this.searchFrom = searchFrom;
     this.canvas = find("canvas");
     this.context = this.canvas.getContext("2d");
     this.points = [];
@@ -30,23 +30,23 @@ export class CollectionMap {
     this.colors = colorsOf(map.points);
     if (begin) this.showClusters(map);
     find("mapstatus").textContent = map.state === "pca"
-      ? `Arranging ${map.points.length.toLocaleString("en")} pictures by likeness; until then they lie by their two main differences.`
-      : `${map.points.length.toLocaleString("en")} pictures; neighbours are alike. Drag to move, scroll to zoom, click to search from a picture.`;
+      ? `Arranging ${map.points.length.toLocaleString("en")} pictures by similarity (t-SNE). Until it has finished, the map shows their first two principal components.`
+      : `${map.points.length.toLocaleString("en")} pictures; similar ones are close. Drag to move, scroll to zoom, click to search from a picture.`;
     find("legend").replaceChildren(...Object.entries(this.colors).map(([name, color]) => {
       const dot = make("i");
       dot.style.background = color;
       return make("li", {}, dot, name || "unknown");
     }));
     this.draw();
-    if (map.state === "pca") setTimeout(() => find("map").hidden || this.open(version), LOOK_AGAIN);
+    if (map.state === "pca") setTimeout(() => find("map").hidden || this.open(version), REFRESH);
   }
 
   showClusters(map) {
     find("clustershint").textContent = map.missing
-      || `What a k-means query chooses from: ${map.clusters.length} clusters, with their most typical pictures.`;
+      || `A k-means query searches the nearest of these ${map.clusters.length} clusters. Shown are their most typical pictures.`;
     find("clusters").replaceChildren(...map.clusters.map((cluster) => make("li", {},
       make("p", {}, `${cluster.size.toLocaleString("en")} pictures, ${Math.round(100 * cluster.share)}% ${cluster.category || "unknown"}`),
-      make("div", {}, ...cluster.typical.map((item) => make("button", { type: "button", title: item.path, ariaLabel: `search from ${item.path}`, onclick: () => this.from(item.id) },
+      make("div", {}, ...cluster.typical.map((item) => make("button", { type: "button", title: item.path, ariaLabel: `search from ${item.path}`, onclick: () => this.searchFrom(item.id) },
         make("img", { src: `${item.image}&size=128`, alt: "", loading: "lazy" })))))));
   }
 
@@ -69,7 +69,7 @@ export class CollectionMap {
   draw() {
     const { context, canvas } = this;
     context.clearRect(0, 0, canvas.width, canvas.height);
-    const near = this.view.zoom >= CLOSE;
+    const near = this.view.zoom >= PICTURE_ZOOM;
     const side = TILE * this.ratio;
     for (const point of this.points) {
       const [x, y] = this.at(point);
@@ -112,23 +112,23 @@ export class CollectionMap {
   tile(point) {
     if (!this.tiles.has(point.id)) {
       const tile = new Image();
-      tile.onload = () => this.later();
+      tile.onload = () => this.drawSoon();
       tile.src = `${point.image}&size=128`;
       this.tiles.set(point.id, tile);
     }
     return this.tiles.get(point.id);
   }
 
-  later() {
+  drawSoon() {
     this.waiting ??= requestAnimationFrame(() => { this.waiting = null; this.draw(); });
   }
 
-  nearest(x, y, most) {
-    let best = null, least = most;
+  nearest(x, y, maxDistance) {
+    let best = null, shortest = maxDistance;
     for (const point of this.points) {
       const [px, py] = this.at(point);
       const distance = Math.hypot(px - x, py - y);
-      if (distance < least) [best, least] = [point, distance];
+      if (distance < shortest) [best, shortest] = [point, distance];
     }
     return best;
   }
@@ -139,7 +139,7 @@ export class CollectionMap {
     const [dx, dy] = [x - this.canvas.width / 2, y - this.canvas.height / 2];
     this.view.x += dx / before - dx / this.scale;
     this.view.y += dy / before - dy / this.scale;
-    this.later();
+    this.drawSoon();
   }
 
   listen() {
@@ -160,7 +160,7 @@ export class CollectionMap {
       const before = fingers.get(event.pointerId);
       if (!before) {
         this.hovered = this.nearest(...now, 24 * this.ratio);
-        this.later();
+        this.drawSoon();
         return;
       }
       const spread = () => { const [a, b] = [...fingers.values()]; return Math.hypot(a[0] - b[0], a[1] - b[1]); };
@@ -172,12 +172,12 @@ export class CollectionMap {
         this.view.x -= (now[0] - before[0]) / this.scale;
         this.view.y -= (now[1] - before[1]) / this.scale;
       }
-      this.later();
+      this.drawSoon();
     });
     this.canvas.addEventListener("pointerup", (event) => {
       fingers.delete(event.pointerId);
       const hit = moved < 6 * this.ratio && this.nearest(...place(event), 30 * this.ratio);
-      if (hit) this.from(hit.id);
+      if (hit) this.searchFrom(hit.id);
     });
     this.canvas.addEventListener("pointercancel", (event) => fingers.delete(event.pointerId));
     this.canvas.addEventListener("keydown", (event) => this.key(event));
@@ -192,10 +192,10 @@ export class CollectionMap {
       this.view.y += (step[1] * 60 * this.ratio) / this.scale;
     } else if (event.key === "+" || event.key === "=") this.zoom(1.3);
     else if (event.key === "-") this.zoom(1 / 1.3);
-    else if (event.key === "Enter" && this.hovered) { this.from(this.hovered.id); return; } else return;
+    else if (event.key === "Enter" && this.hovered) { this.searchFrom(this.hovered.id); return; } else return;
     event.preventDefault();
     this.hovered = this.nearest(...middle, Infinity);
-    this.later();
+    this.drawSoon();
   }
 }
 

@@ -1,21 +1,21 @@
-// What is searched by: uploaded pictures, pictures of the collection, a box, a colour.
+// The query: uploaded pictures, pictures of the collection, a box, a colour.
 import { image } from "./api.js";
 import { Camera } from "./camera.js";
 import { Crop } from "./crop.js";
 import { find, make } from "./dom.js";
 
-const MOST = 16;
+const MAX_PICTURES = 16;
 const SWATCHES = {
   black: "#17171a", grey: "#8a8a8f", white: "#f7f7f5", beige: "#d8c3a5", brown: "#6f4a2f",
   red: "#b3202c", pink: "#f2a6c0", orange: "#e8772e", yellow: "#f2cc3d", olive: "#6b6b35",
   green: "#2f7d4f", teal: "#1f8a94", blue: "#2c5fa8", navy: "#1d2a4d", purple: "#6a3d8f",
 };
 
-export class Asked {
-  // `changed` is called when something else is to be searched by.
-  constructor(changed, complain) {
-    this.changed = changed;
-    this.complain = complain;
+export class Query {
+  // `onChange` is called when the query has changed; `showError` with a message.
+  constructor(onChange, showError) {
+    this.onChange = onChange;
+    this.showError = showError;
     this.files = []; // uploaded, each { file, address }
     this.ids = []; // of the collection
     this.handle = null; // the server's name for the uploaded pictures
@@ -23,8 +23,8 @@ export class Asked {
     this.like = [];
     this.unlike = [];
     this.version = "";
-    this.crop = new Crop(() => this.renew());
-    this.camera = new Camera((photograph) => this.add([photograph]), complain);
+    this.crop = new Crop(() => this.uploadAgain());
+    this.camera = new Camera((photograph) => this.add([photograph]), showError);
     this.listen();
     this.swatches();
   }
@@ -38,7 +38,7 @@ export class Asked {
     find("choose").onclick = () => file.click();
     find("add").onclick = () => file.click();
     find("clear").onclick = () => this.clear();
-    find("whole").onclick = () => { this.crop.set(null); this.renew(); };
+    find("whole").onclick = () => { this.crop.set(null); this.uploadAgain(); };
     for (const input of [file, capture]) {
       input.onchange = () => { this.add([...input.files]); input.value = ""; };
     }
@@ -60,7 +60,7 @@ export class Asked {
     const choose = (color) => {
       this.color = this.color === color ? null : color;
       this.show();
-      this.changed();
+      this.onChange();
     };
     for (const [name, color] of Object.entries(SWATCHES)) {
       const button = make("button", { type: "button", title: name, ariaLabel: name, onclick: () => choose(color) });
@@ -75,23 +75,22 @@ export class Asked {
 
   add(files) {
     if (!files.length) return;
-    const free = MOST - this.files.length;
-    if (files.length > free) this.complain(`One query takes ${MOST} pictures; the others are left out.`);
+    const free = MAX_PICTURES - this.files.length;
+    if (files.length > free) this.showError(`A query has at most ${MAX_PICTURES} pictures; the others are ignored.`);
     for (const file of files.slice(0, free)) {
       this.files.push({ file, address: URL.createObjectURL(file) });
     }
     this.ids = [];
     this.crop.set(null);
-    this.forgetFeedback();
-    this.renew();
+    this.clearFeedback();
+    this.uploadAgain();
   }
 
-  // Search from a picture of the collection.
-  from(id) {
+  searchFrom(id) {
     this.drop();
     this.ids = [id];
     this.show();
-    this.changed(true);
+    this.onChange(true);
   }
 
   rate(id, list) {
@@ -100,10 +99,10 @@ export class Asked {
     if (list.includes(id)) list.splice(list.indexOf(id), 1);
     else list.push(id);
     this.show();
-    this.changed();
+    this.onChange();
   }
 
-  forgetFeedback() {
+  clearFeedback() {
     this.like.length = this.unlike.length = 0;
   }
 
@@ -113,24 +112,24 @@ export class Asked {
     this.ids = [];
     this.handle = null;
     this.crop.set(null);
-    this.forgetFeedback();
+    this.clearFeedback();
   }
 
   clear() {
     this.drop();
     this.color = null;
     this.show();
-    this.changed(true);
+    this.onChange(true);
   }
 
-  // The uploaded pictures or their box are others: the server has to read them again.
-  renew() {
+  // The uploaded pictures or their box have changed: the server must read them again.
+  uploadAgain() {
     this.handle = null;
     this.show();
-    this.changed();
+    this.onChange();
   }
 
-  // What the interface is asked: files to send, and options.
+  // The files and the options to send.
   request() {
     const preview = find("preview");
     const box = this.crop.pixels(preview.naturalWidth, preview.naturalHeight);
@@ -148,12 +147,12 @@ export class Asked {
       ...this.ids.map((id) => image(id, 512, this.version)),
     ];
     find("empty").hidden = pictures.length > 0;
-    find("asked").hidden = !pictures.length;
+    find("query").hidden = !pictures.length;
     this.crop.enabled = this.files.length === 1;
     find("picture").classList.toggle("fixed", !this.crop.enabled);
     find("boxhint").textContent = !this.files.length ? "A picture of the collection."
-      : this.crop.enabled ? "Draw a box around one garment to search for it alone."
-        : "Together they make one query.";
+      : this.crop.enabled ? "Draw a box around one garment to search for it only."
+        : "All pictures make one query.";
     if (pictures.length && find("preview").src !== pictures[0]) find("preview").src = pictures[0];
     find("pictures").replaceChildren(...(pictures.length > 1 ? this.files.map((one, i) => make("li", {},
       make("img", { src: one.address, alt: `picture ${i + 1}` }),
@@ -167,14 +166,14 @@ export class Asked {
 
   remove(place) {
     URL.revokeObjectURL(this.files.splice(place, 1)[0].address);
-    this.renew();
+    this.uploadAgain();
   }
 
   showFeedback() {
     find("feedback").hidden = !this.like.length && !this.unlike.length;
-    const chip = (id, list, kind, words) => make("li", { className: kind, title: words },
-      make("img", { src: image(id, 128, this.version), alt: words }),
-      make("button", { type: "button", ariaLabel: `forget: ${words}`, onclick: () => this.rate(id, list) }, "✕"));
+    const chip = (id, list, kind, label) => make("li", { className: kind, title: label },
+      make("img", { src: image(id, 128, this.version), alt: label }),
+      make("button", { type: "button", ariaLabel: `remove: ${label}`, onclick: () => this.rate(id, list) }, "✕"));
     find("likes").replaceChildren(
       ...this.like.map((id) => chip(id, this.like, "like", "more like this")),
       ...this.unlike.map((id) => chip(id, this.unlike, "unlike", "less like this")));

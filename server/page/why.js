@@ -1,23 +1,23 @@
-// Why an answer is where it is: the parts of its distance, and both pictures as the network sees them.
+// Why an answer has its rank: the parts of its distance, and both pictures as the network sees them.
 import { explain } from "./api.js";
 import { find, make, press } from "./dom.js";
 
-const SIGNALS = { deep: "Cut and texture", color: "Colour of the main parts", palette: "Palette" };
+const SIGNALS = { deep: "Cut and texture", color: "Colour of the strongest cells", palette: "Palette" };
 const HINTS = {
-  regions: "Warm parts resemble the other picture. Point at a part of one picture to see what resembles it in the other.",
-  cells: "The parts that the network responds to most, in their mean colour; below, the palette.",
+  regions: "Warm regions are similar to the other picture. Point at a region of one picture to see the similar ones of the other.",
+  cells: "The cells with the strongest response of the network, in their mean colour. Below: the palette.",
 };
 
-let shown = null; // the explanation
+let explanation = null;
 let mode = "regions";
 let pointed = null; // { side, cell }
 
 export async function why(search, answer) {
-  shown = await explain(search, answer.id);
+  explanation = await explain(search, answer.id);
   pointed = null;
-  find("whyhead").textContent = `Why answer ${answer.rank} is where it is`;
+  find("whyhead").textContent = `Why answer ${answer.rank} has its rank`;
   find("bars").replaceChildren(...bars());
-  const views = [["query", shown.query], ["answer", shown.answer]].filter(([, view]) => view);
+  const views = [["query", explanation.query], ["answer", explanation.answer]].filter(([, view]) => view);
   await Promise.all(views.map(async ([, view]) => {
     view.picture = new Image();
     view.picture.src = view.image;
@@ -32,19 +32,19 @@ export async function why(search, answer) {
 }
 
 function bars() {
-  const sizes = shown.parts.map((part) => Math.abs(part.weight * (part.value ?? 0)));
-  const most = Math.max(...sizes, 1e-9);
-  const rows = shown.parts.map((part, i) => {
+  const sizes = explanation.parts.map((part) => Math.abs(part.weight * (part.value ?? 0)));
+  const largest = Math.max(...sizes, 1e-9);
+  const rows = explanation.parts.map((part, i) => {
     const name = SIGNALS[part.signal] ?? part.signal.replace(/^deep_/, "Cut and texture, network ");
     const bar = make("i");
-    bar.style.width = `${(100 * sizes[i]) / most}%`;
+    bar.style.width = `${(100 * sizes[i]) / largest}%`;
     const value = part.value === null ? "none" : part.value.toFixed(3);
     return make("div", { className: part.weight < 0 ? "bar far" : "bar", title: part.metric },
       make("b", {}, name), make("div", {}, bar),
       make("span", {}, `${value} × ${Number(part.weight.toPrecision(3))} = ${(part.weight * (part.value ?? 0)).toFixed(3)}`));
   });
-  const sum = shown.distance === null ? "none" : shown.distance.toFixed(3);
-  return [...rows, make("p", { className: "hint" }, `Distance: ${sum}. A short bar means alike.`)];
+  const sum = explanation.distance === null ? "none" : explanation.distance.toFixed(3);
+  return [...rows, make("p", { className: "hint" }, `Distance: ${sum}. A short bar means similar.`)];
 }
 
 function figure(side, view) {
@@ -65,19 +65,19 @@ function figure(side, view) {
     Object.assign(part.style, { background: shade.color, flexGrow: shade.share });
     shades.append(part);
   }
-  const words = side === "query" ? "What you search by" : "The answer";
-  return make("figure", {}, make("figcaption", {}, words), canvas, shades);
+  const label = side === "query" ? "Query" : "Answer";
+  return make("figure", {}, make("figcaption", {}, label), canvas, shades);
 }
 
 function draw() {
   press(find("why").querySelectorAll("[data-show]"), find("why").querySelector(`[data-show="${mode}"]`));
   find("whyhint").textContent = HINTS[mode];
   for (const canvas of find("views").querySelectorAll("canvas")) {
-    const view = shown[canvas.dataset.side];
+    const view = explanation[canvas.dataset.side];
     const context = canvas.getContext("2d");
     context.drawImage(view.picture, 0, 0, canvas.width, canvas.height);
     if (mode === "cells") drawCells(context, view);
-    else if (shown.query) drawHeat(context, view, canvas.dataset.side);
+    else if (explanation.query) drawHeat(context, view, canvas.dataset.side);
   }
 }
 
@@ -101,10 +101,10 @@ function drawCells(context, view) {
   });
 }
 
-// For each cell of a picture, how much it resembles the other one: its best match, or the cell pointed at.
-function resemblance(side) {
-  const line = (cell) => side === "answer" ? shown.similar.map((row) => row[cell]) : shown.similar[cell];
-  const count = side === "answer" ? shown.similar[0].length : shown.similar.length;
+// The similarity of each cell of a picture to the other one: to its best match, or to the cell pointed at.
+function similarity(side) {
+  const line = (cell) => side === "answer" ? explanation.similar.map((row) => row[cell]) : explanation.similar[cell];
+  const count = side === "answer" ? explanation.similar[0].length : explanation.similar.length;
   const values = Array.from({ length: count }, (_, cell) =>
     pointed ? line(cell)[pointed.cell] : Math.max(...line(cell)));
   const low = Math.min(...values), high = Math.max(...values);
@@ -122,7 +122,7 @@ function drawHeat(context, view, side) {
   const small = make("canvas", { width: view.columns, height: view.rows });
   const inner = small.getContext("2d");
   const pixels = inner.createImageData(view.columns, view.rows);
-  resemblance(side).forEach((value, i) => pixels.data.set(heat(value), 4 * i));
+  similarity(side).forEach((value, i) => pixels.data.set(heat(value), 4 * i));
   inner.putImageData(pixels, 0, 0);
   context.imageSmoothingEnabled = true;
   context.imageSmoothingQuality = "high";

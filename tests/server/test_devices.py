@@ -1,4 +1,4 @@
-"""The page on screens of any size, by keys, fingers and cameras, in a real headless browser."""
+"""The page on screens of any size, with keys, fingers and cameras, in a real headless browser."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.server.web_browser import NARROW, ROOMY, Watched, expect
 pytest_plugins = ("tests.server.web_base", "tests.server.web_browser")
 
 
-def test_it_can_be_worked_by_keys_alone(at: Watched) -> None:
+def test_keys_are_enough(at: Watched) -> None:
     at.open("/?picture=7")
     first = at.answered()
     press = at.page.keyboard.press
@@ -49,7 +49,7 @@ def test_it_can_be_worked_by_keys_alone(at: Watched) -> None:
 
 @pytest.mark.parametrize("size", [NARROW, ROOMY], ids=["narrow", "wide"])
 def test_it_fits_the_screen(at: Watched, photo: Path, size: dict) -> None:
-    """At 400 px everything is within reach without scrolling sideways, in every view."""
+    """At 400 px no view has to be scrolled sideways."""
     at.page.set_viewport_size(size)
 
     def fits() -> None:
@@ -78,8 +78,8 @@ def test_it_fits_the_screen(at: Watched, photo: Path, size: dict) -> None:
     fits()
 
 
-def test_it_has_a_light_and_a_dark_look(at: Watched) -> None:
-    """As the system says, until the button says otherwise; that is remembered."""
+def test_it_has_a_light_and_a_dark_theme(at: Watched) -> None:
+    """The system's, until the button is used; its choice is remembered."""
 
     def paper() -> str:
         return at.page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -100,7 +100,7 @@ def test_it_has_a_light_and_a_dark_look(at: Watched) -> None:
     assert paper() == dark
 
 
-def test_the_interface_s_description_loads_nothing_from_elsewhere(at: Watched) -> None:
+def test_the_description_loads_nothing_from_elsewhere(at: Watched) -> None:
     at.page.goto(at.address + "/docs")
     expect(at.page.locator(".opblock-summary-path").first).to_be_visible()
     assert any("swagger-ui-bundle" in one.url for one in at.requests)
@@ -108,9 +108,9 @@ def test_the_interface_s_description_loads_nothing_from_elsewhere(at: Watched) -
 
 COUNT = """() => {
     window.streams = [];
-    const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    const original = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
     navigator.mediaDevices.getUserMedia = async (wanted) => {
-        const stream = await ask(wanted);
+        const stream = await original(wanted);
         streams.push(stream);
         return stream;
     };
@@ -124,7 +124,7 @@ def allowed(at: Watched) -> Watched:
     return at
 
 
-def test_a_photograph_is_searched_by(allowed: Watched) -> None:
+def test_a_photograph_is_a_query(allowed: Watched) -> None:
     """The camera is on while the dialog is open, and no longer."""
     at = allowed
     at.open()
@@ -149,14 +149,14 @@ def test_a_photograph_is_searched_by(allowed: Watched) -> None:
     at.until("!streams.some((stream) => stream.active)")
 
 
-def test_a_camera_that_is_refused_is_said_in_words(at: Watched) -> None:
+def test_a_refused_camera_shows_an_error(at: Watched) -> None:
     at.open()
     at.page.click("#photograph")
     expect(at.page.locator("#error")).to_contain_text("The camera is not allowed for this page")
     expect(at.page.locator("#camera")).to_be_hidden()
 
 
-def test_on_a_phone_its_own_camera_is_asked(browser, server, photo: Path) -> None:
+def test_a_phone_uses_its_own_camera(browser, server, photo: Path) -> None:
     """And two fingers zoom the map, one moves it."""
     phone = {"viewport": NARROW, "has_touch": True, "is_mobile": True}
     with browser.new_context(**phone) as context:
@@ -201,4 +201,4 @@ def test_on_a_phone_its_own_camera_is_asked(browser, server, photo: Path) -> Non
         touch("touchMove", (0, 60))
         touch("touchEnd")
         assert drawn() != together
-        expect(at.page.locator("#map")).to_be_visible()  # no picture was meant
+        expect(at.page.locator("#map")).to_be_visible()  # it was no click on a picture

@@ -1,4 +1,4 @@
-"""The page itself, worked in a real headless browser as people do."""
+"""The page in a real headless browser."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.server.web_browser import Watched, expect
 pytest_plugins = ("tests.server.web_base", "tests.server.web_browser")
 
 
-def test_an_upload_is_answered_with_distance_category_and_path(at: Watched, photo: Path) -> None:
+def test_an_upload_shows_answers_with_distance_category_and_path(at: Watched, photo: Path) -> None:
     at.open()
     expect(at.page.locator("#grid .card")).to_have_count(24)  # to start from
     at.upload(photo)
@@ -46,7 +46,7 @@ def test_a_picture_may_be_dropped_or_pasted(at: Watched) -> None:
     assert at.uploads() == [1, 1]
 
 
-def test_a_box_drawn_searches_for_it_alone(at: Watched, photo: Path) -> None:
+def test_a_box_searches_for_its_part_of_the_picture(at: Watched, photo: Path) -> None:
     at.open()
     at.upload(photo)
     whole = at.paths()
@@ -81,7 +81,7 @@ def test_the_slider_ranks_again_without_another_upload(at: Watched, photo: Path)
     assert len({tuple(paths) for paths in (seen, by_color, by_cut)}) == 3
     assert at.uploads() == [1]
     expect(at.page.locator("#status")).not_to_contain_text("network")
-    expect(at.page.locator("#balancetext")).to_have_text("Cut and texture alone.")
+    expect(at.page.locator("#balancetext")).to_have_text("Cut and texture only.")
 
 
 def test_a_click_searches_from_an_answer_and_back_returns(at: Watched) -> None:
@@ -122,7 +122,7 @@ def test_a_hundred_answers_are_shown(at: Watched) -> None:
     assert len(set(paths)) == 100
 
 
-def test_a_colour_alone_and_beside_a_picture(at: Watched) -> None:
+def test_a_colour_without_and_with_a_picture(at: Watched) -> None:
     at.open()
     red = at.after(lambda: at.page.click("[data-color='#b3202c']"))
     expect(at.page.locator("[data-color='#b3202c']")).to_have_attribute("aria-pressed", "true")
@@ -133,7 +133,7 @@ def test_a_colour_alone_and_beside_a_picture(at: Watched) -> None:
     assert len(at.options()["pictures"]) == 1
 
 
-def test_more_and_less_like_and_other_colour(at: Watched) -> None:
+def test_more_like_less_like_and_other_colour(at: Watched) -> None:
     at.open("/?picture=7")
     plain = at.answered()
     more = at.page.get_by_role("button", name="more like this")
@@ -169,13 +169,13 @@ DRAWN = """canvases => canvases.map((canvas) => {
 PIXELS = "canvases => canvases.map((canvas) => canvas.toDataURL())"
 
 
-def test_why_shows_bars_and_what_resembles_what(at: Watched) -> None:
+def test_why_shows_bars_and_similar_regions(at: Watched) -> None:
     at.open("/?picture=7")
     at.answered()
     at.page.get_by_role("button", name="Why").nth(2).click()
     dialog = at.page.locator("#why")
     expect(dialog).to_be_visible()
-    expect(dialog.locator("h2")).to_have_text("Why answer 3 is where it is")
+    expect(dialog.locator("h2")).to_have_text("Why answer 3 has its rank")
     expect(dialog.locator(".bar")).to_have_count(3)
     distance = at.page.locator("#grid .distance").nth(2).inner_text()
     expect(dialog.locator("#bars")).to_contain_text(f"Distance: {distance}")
@@ -217,7 +217,7 @@ def test_the_map_shows_points_and_a_click_searches(at: Watched) -> None:
     at.after(lambda: at.page.locator("#clusters button").first.click())
 
 
-def test_a_wrong_file_is_said_in_words_and_the_next_one_works(at: Watched, photo: Path) -> None:
+def test_a_wrong_file_shows_an_error_and_the_next_one_works(at: Watched, photo: Path) -> None:
     at.open()
     at.refusals = 1
     at.choose(b"no picture at all")
@@ -230,7 +230,7 @@ def test_a_wrong_file_is_said_in_words_and_the_next_one_works(at: Watched, photo
     at.upload(photo)
 
 
-def test_too_large_a_file_is_said_in_words(at: Watched) -> None:
+def test_too_large_a_file_shows_an_error(at: Watched) -> None:
     at.open()
     at.refusals = 1
     at.page.evaluate(

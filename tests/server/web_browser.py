@@ -37,34 +37,34 @@ def browser() -> Iterator:
         running.close()
 
 
-# The browser does not tell what a form with files sends: keep it as the page sends it.
-WATCH = """
-    window.asked = [];
+# Playwright does not see the fields of a form with files: record what the page sends.
+RECORD = """
+    window.searches = [];
     const send = window.fetch;
     window.fetch = (address, options) => {
         const body = options?.body;
         if (body instanceof FormData)
-            window.asked.push([body.getAll("file").length, body.get("options")]);
+            window.searches.push([body.getAll("file").length, body.get("options")]);
         return send(address, options);
     };
 """
 
 
 class Watched:
-    """An opened page, and what it asked and complained of."""
+    """An opened page, with its requests and errors."""
 
     def __init__(self, page, address: str) -> None:
         self.page = page
         self.address = address
         self.requests: list = []
         self.errors: list[str] = []
-        self.refusals = 0  # that a test provokes, which the browser logs as errors
-        page.add_init_script(WATCH)
+        self.refusals = 0  # expected error responses, which the browser logs
+        page.add_init_script(RECORD)
         page.on("request", lambda request: self.requests.append(request))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", lambda message: self.hear(message))
+        page.on("console", lambda message: self.log(message))
 
-    def hear(self, message) -> None:
+    def log(self, message) -> None:
         """Keep what is logged as an error."""
         if message.type == "error":
             self.errors.append(message.text)
@@ -75,7 +75,7 @@ class Watched:
         self.page.wait_for_selector("html[data-ready]")
 
     def until(self, expression: str) -> None:
-        """Wait until an expression holds; Playwright's own way is against the page's policy."""
+        """Wait until an expression is true; the page's policy forbids Playwright's own way."""
         end = time.monotonic() + 30
         while not self.page.evaluate(expression):
             assert time.monotonic() < end, expression
@@ -83,11 +83,11 @@ class Watched:
 
     def uploads(self) -> list[int]:
         """The number of pictures that each search sent, where it sent some."""
-        return [files for files, _ in self.page.evaluate("window.asked") if files]
+        return [files for files, _ in self.page.evaluate("window.searches") if files]
 
     def options(self) -> dict:
         """Of the last search."""
-        return json.loads(self.page.evaluate("window.asked.at(-1)[1]"))
+        return json.loads(self.page.evaluate("window.searches.at(-1)[1]"))
 
     def upload(self, *files: Path | bytes) -> None:
         """Choose files, and wait for the answers."""
