@@ -103,7 +103,7 @@ def plan_inshop(items: int, seed: int) -> list[list[Picture]]:
 
 
 def draw_item(base: Path, pictures: Sequence[Picture]) -> list[Box]:
-    """Draw and write the pictures of one item; their garments' boxes."""
+    """Draw and write the pictures of one item; returns the boxes of the garments."""
     boxes = []
     (base / pictures[0].path).parent.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
@@ -146,7 +146,7 @@ def _padded(box: Box) -> list[str]:
 
 
 def read_marker(base: Path) -> dict | None:
-    """What this script noted of the collection below `base`; None where there is none.
+    """Read the marker file: parameters and counts of the collection; None where there is none.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def read_marker(base: Path) -> dict | None:
 
 
 def is_complete(base: Path, parameters: dict, marker: dict | None) -> bool:
-    """Whether the collection below `base` is the one of these parameters, and all there."""
+    """Whether the collection below `base` has these parameters and is complete."""
     if marker is None or not marker.get("complete") or marker.get("parameters") != parameters:
         return False
     pictures = sum(1 for part in ("img", "in_shop/img") for _ in (base / part).rglob("*.jpg"))
@@ -227,9 +227,9 @@ def _draw_all(base: Path, plan: list[list[Picture]], processes: int) -> Iterator
 
 
 def _end_with_parent() -> None:
-    """Let a process of the pool end by Ctrl-C, and soon after the process that began it.
+    """Let a process of the pool end by Ctrl-C, and soon after its parent has ended.
 
-    By itself it would wait for more work, for ever.
+    Otherwise it would wait for more work for ever.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

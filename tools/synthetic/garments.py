@@ -1,7 +1,7 @@
 """Twenty kinds of upper-body garments as lists of strokes.
 
 A garment is a `Cut` (its measures and the names of its details); `sketch_garment` turns it and a
-pose into strokes, which `synthetic_pictures.py` places in a picture.
+pose into strokes, which `pictures.py` places in a picture.
 """
 
 from dataclasses import dataclass, replace
