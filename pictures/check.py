@@ -11,11 +11,13 @@ from pictures.collection import read_labelled
 from pictures.decode import MissingPictureError, PictureError, read_picture
 from pictures.deepfashion import attribute_list, inshop_list, read_inshop
 from pictures.folder import picture_file
-from pictures.splits import Splits, read_splits
+from pictures.samplers import TrainBatches
+from pictures.splits import read_splits
 from pictures.table import INSHOP_PARTITIONS, MAX_CATEGORIES, PARTITIONS, Pictures
 from utils import UserError, progress_bar, sha256_of, shown
 
 BLOCK = 4096  # pictures that wait for a reading thread
+DRAWN = 1000  # triplets or pictures that are drawn for the metric loss, to see if they can be
 MAX_NAMES = 10  # printed of each kind of fault
 
 
@@ -57,13 +59,12 @@ def check_data_set(
     used: set[str] = set()
     try:
         splits = read_splits(base, categories, inshop, val_share)
-    except UserError as error:  # names the folder and this command, too
-        faults.append(str(error).removeprefix(f"{base}: ").split(";")[0])
-    else:
         for table in (splits.train, splits.validation, splits.validation_items):
             used.update(table.paths)
-        if metric:
-            faults += _metric_faults(splits, inshop_share if inshop else 0.0, per_class)
+        sizes = (splits.labelled, DRAWN if metric else 0, inshop_share if inshop else 0.0)
+        list(TrainBatches(splits.train, splits.labelled, *sizes, per_class, seed=0))
+    except UserError as error:  # names the folder and this command, too
+        faults.append(str(error).removeprefix(f"{base}: ").split(";")[0])
 
     print()
     unusable = sum(
@@ -124,24 +125,6 @@ def _print_items(pictures: Pictures) -> None:
     lost = sum(item not in gallery for item in pictures.in_partition("query").items.tolist())
     if lost:
         print(f"{lost:,} queries whose item is not in the gallery: they can never be answered")
-
-
-def _metric_faults(splits: Splits, inshop_share: float, per_class: int) -> list[str]:
-    """What would stop `samplers.TrainBatches` from drawing the metric loss's pictures."""
-    train = splits.train
-    items = train.items[train.items != ""].tolist()
-    labels = {"category": train.categories[: splits.labelled].tolist(), "item": items}
-    drawn = ["item"] if inshop_share else ["category"]
-    if not per_class and 0 < inshop_share < 1:
-        drawn = ["category", "item"]
-    faults = []
-    for kind in drawn:
-        sizes = Counter(labels[kind])
-        if len(sizes) < 2:
-            faults.append(f"{len(sizes)} {kind} with pictures to train on; needed are two")
-        elif not per_class and max(sizes.values()) < 2:
-            faults.append(f"no {kind} has two pictures to train on: no triplets")
-    return faults
 
 
 def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool, used: set[str]) -> int:

@@ -59,29 +59,18 @@ def import_folder(
 ) -> None:
     """Write the annotation files for a folder of photos and print what to run next.
 
-    `base`/img becomes a link to the folder, or `base`/in_shop/img. A split into train/, val/ or
-    validation/, and test/ folders is kept; else a share of each category's items (pictures, where
-    there are no items) becomes val. Items also get the in-shop lists: of each item that is not
-    train, the first picture (of each colour, where colours are known) is gallery, the others are
-    queries.
+    `base`/img, or `base`/in_shop/img, becomes a link to the folder. A split into train/, val/ or
+    validation/, and test/ is kept; else `val_share` of each category's items (pictures, where there
+    are no items) become val. Of each item that is not in train, the first picture (of each colour,
+    where colours are known) is gallery, the others are queries.
 
     Parameters
     ----------
-    folder : photos in category folders; with `item_level` in item folders below those. Or a CSV
-        list of photos, see `csv_list`, in the folder that is linked; its values replace those of
-        the folders' names
+    folder : the photos, or a CSV list beside them, see `csv_list`, which replaces folders' names
     base : DATASET_BASE, where the annotation files go
     categories : the CATEGORIES setting; it is reported if the folder has more
     val_share : share for validation, 0 to 1
-    item_level : the folder of each picture is its item, the folders above are the category; the
-        file name up to the first "_" is the colour where pictures of an item share it
-    item_pattern : regular expression searched in each path below `folder`; group `item` is the
-        item; groups `color` and `category`, where present, are colour and category
-    inshop : write the in-shop part alone, beside an attribute part that may be there. A category is
-        then the one folder above the item's; with `item_pattern` the part gets category lists
-    gallery : regular expression searched in each path below `folder`: pictures not in train that it
-        matches are gallery, the others queries
-    test : all pictures are test, whatever the folders say
+    item_level, item_pattern, inshop, gallery, test : see `python data.py --help`
 
     Raises
     ------

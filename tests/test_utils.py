@@ -2,19 +2,18 @@
 
 import hashlib
 import os
+import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from utils import Stopwatch, atomic_write, sha256_of
-
-RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
-NOISE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+from utils import AwayError, Stopwatch, UserError, atomic_write, run_script, sha256_of
 
 
 def test_atomic_write_shows_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -89,30 +88,42 @@ def test_stopwatch_keeps_order_and_adds_up() -> None:
     assert list(watch.seconds) == ["read", "rank"]
 
 
-HEAD = f"import os, signal, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom utils import *\n"
+@pytest.fixture
+def run_main(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable:
+    """Runs a `main` as script.py does -> its exit status and standard error."""
+
+    def run(main: Callable[[], int | None]) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["/somewhere/script.py"])
+        with pytest.raises(SystemExit) as leaving:
+            run_script(main)
+        return leaving.value.code, capfd.readouterr().err
+
+    return run
+
+
+def raises(error: BaseException) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "error"),
+    ("main", "status", "said"),
     [
-        ("return None", 0, ""),
-        ("return 3", 3, ""),
-        ("raise UserError('x.txt:3: wrong')", 2, "script.py: x.txt:3: wrong\n"),
-        (r"raise UserError('größe\n\x1b[31m\udcff: wrong')", 2,
-         "script.py: größe\\n\\x1b[31m\\udcff: wrong\n"),
-        ("raise OSError(28, 'No space left on device', 'a.npy')", 2,
-         "script.py: a.npy: No space left on device\n"),
-        ("raise OSError(27, 'File too large')", 2, "script.py: output: File too large\n"),
-        ("open('none')", 1, None),  # a fault of the program keeps its traceback
-        ("1 / 0", 1, None),
+        (lambda: None, 0, ""),
+        (lambda: 3, 3, ""),
+        (raises(UserError("x.txt:3: wrong")), 2, "script.py: x.txt:3: wrong\n"),
+        (raises(UserError("a\n\x1b[31m\udcff: b")), 2, "script.py: a\\n\\x1b[31m\\udcff: b\n"),
+        (raises(AwayError("no answer")), 3, "script.py: no answer\n"),
+        (raises(OSError(28, "No space", "a.npy")), 2, "script.py: a.npy: No space\n"),
+        (raises(OSError(27, "File too large")), 2, "script.py: output: File too large\n"),
     ],
-)  # fmt: skip
-def test_exit_status_of_a_script(tmp_path: Path, body: str, status: int, error: str | None) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(f"{HEAD}def main():\n    print('out')\n    {body}\nrun_script(main)\n")
-    result = subprocess.run([sys.executable, script], capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (status, "out\n")
-    assert result.stderr == error if error is not None else "Traceback" in result.stderr
+)
+def test_exit_status_of_a_script(
+    run_main: Callable, main: Callable, status: int, said: str
+) -> None:
+    assert run_main(main) == (status, said)
 
 
 DEAD = "DataLoader worker (pid 7) is killed by signal: Killed"
@@ -121,45 +132,54 @@ TRACEBACK = "Caught RuntimeError in DataLoader worker process 0.\nOriginal Trace
 
 
 @pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file", "none"),
+        ZeroDivisionError(),
+        RuntimeError(f"{TRACEBACK}\nRuntimeError: of the program"),
+    ],
+)
+def test_a_fault_of_the_program_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run_script(raises(error))
+
+
+@pytest.mark.parametrize(
     ("error", "said"),
     [
         (f"{DEAD}. ", f"{DEAD}; if memory is short, set NUM_WORKERS lower"),
         (f"{TRACEBACK}\nRuntimeError: {FULL}\n", "no shared memory is left (/dev/shm); make it"),
-        (f"{TRACEBACK}\nRuntimeError: of the program", None),
     ],
 )
-def test_a_lost_worker_is_one_line(tmp_path: Path, error: str, said: str | None) -> None:
-    """Guards `_of_workers`: a fault of the program keeps its traceback, in a worker, too."""
-    script = tmp_path / "script.py"
-    script.write_text(f"{HEAD}def main():\n    raise RuntimeError({error!r})\nrun_script(main)\n")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
-    assert done.returncode == (2 if said else 1)
-    if said:
-        assert done.stderr.startswith(f"script.py: {said}")
-        assert done.stderr.endswith(". Run it again: it goes on where it was\n")
-        assert done.stderr.count("\n") == 1
-    else:
-        assert "Traceback" in done.stderr
+def test_a_lost_worker_is_one_line(run_main: Callable, error: str, said: str) -> None:
+    """Guards `_of_workers`."""
+    status, err = run_main(raises(RuntimeError(error)))
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"script.py: {said}")
+    assert err.endswith(". Run it again: it goes on where it was\n")
 
 
-def test_workers_that_are_lost_one_after_the_other_are_one_line(tmp_path: Path) -> None:
-    """torch raises for each, wherever the script is: here while the first one's end is told."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        f"{HEAD}def ended(*_):\n"
-        f"    raise RuntimeError({DEAD!r})\n"
-        "class First(RuntimeError):\n"
-        "    def __str__(self):\n"
-        "        signal.raise_signal(signal.SIGCHLD)\n"
-        "        return super().__str__()\n"
-        "def main():\n"
-        "    signal.signal(signal.SIGCHLD, ended)\n"
-        f"    raise First({DEAD!r})\n"
-        "run_script(main)\n"
-    )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert DEAD in done.stderr
+def test_workers_that_are_lost_one_after_the_other_are_one_line(run_main: Callable) -> None:
+    """torch's handler of SIGCHLD raises for each: here for the second one during the first's."""
+
+    def ended(*_: object) -> None:
+        raise RuntimeError(DEAD)
+
+    class FirstError(RuntimeError):
+        def __str__(self) -> str:
+            signal.raise_signal(signal.SIGCHLD)
+            return super().__str__()
+
+    def main() -> None:
+        signal.signal(signal.SIGCHLD, ended)
+        raise FirstError(DEAD)
+
+    status, err = run_main(main)
+    assert (status, err.count("\n")) == (2, 1)
+    assert DEAD in err
+
+
+HEAD = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom utils import run_script\n"
 
 
 def test_reader_that_stops_early_is_no_error_and_a_full_disk_is_one_line(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ def test_columns_come_in_any_order_and_may_be_absent(tmp_path: Path) -> None:
         'Shoes,shoes/1.jpg,train\r\n\r\n"Tank, top","b/2, 3.jpg",validation\r\n'
         f",{tmp_path}/x/4.png,\r\n".encode()
     )
-    told = read_picture_list(file)
-    assert {name: column.tolist() for name, column in told.items()} == {
+    found = read_picture_list(file)
+    assert {name: column.tolist() for name, column in found.items()} == {
         "path": ["shoes/1.jpg", "b/2, 3.jpg", "x/4.png"],
         "category": ["Shoes", "Tank, top", ""],
         "item": ["", "", ""],
@@ -108,8 +108,8 @@ def test_what_is_told_of_a_picture_holds_for_its_item(few_photos: Path, tmp_path
         place = photos / ("train", "test")[i % 2] / path.parent.name / path.name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
-        told = "" if i % 2 else ("train", "val")[i // 2 % 2]
-        lines.append(f"{place.relative_to(photos)},{i // 2},{told}")
+        partition = "" if i % 2 else ("train", "val")[i // 2 % 2]
+        lines.append(f"{place.relative_to(photos)},{i // 2},{partition}")
     (photos / "list.csv").write_text("\n".join(lines))
     base = tmp_path / "data"
     data.main(["import", str(photos / "list.csv"), "--dataset-base", str(base)])

@@ -1,16 +1,11 @@
 """deepfashion.py: DeepFashion's lists, hand-written with the quirks that the real ones have."""
 
-import string
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pictures.deepfashion import find_box, read_attribute, read_inshop
-from pictures.lists import read_list, write_list
-from pictures.table import Pictures
 from utils import UserError
 
 # A byte-order mark, CRLF, blanks within names, padded columns, rows that end in blanks, a missing
@@ -225,51 +220,3 @@ def test_missing_lists_are_named(tmp_path: Path) -> None:
         read_attribute(tmp_path, 20)
     with pytest.raises(UserError, match=r"no in_shop/list_eval_partition\.txt"):
         read_inshop(tmp_path)
-
-
-def test_select_takes_the_same_rows_of_every_column(tmp_path: Path) -> None:
-    found = read_attribute(write(tmp_path, ATTRIBUTE), 50)
-
-    def rows(pictures: Pictures) -> list[tuple[object, ...]]:
-        columns = (pictures.paths, pictures.categories, pictures.partitions, pictures.boxes[:, 2])
-        return list(zip(*(list(column) for column in columns), pictures.types, strict=True))
-
-    whole = rows(found)
-    assert rows(found.select(np.array([3, 0, 0]))) == [whole[3], whole[0], whole[0]]
-    assert rows(found.select(np.array([False, True, True, False]))) == whole[1:3]
-    assert rows(found.in_partition("val", "test")) == whole[2:]
-    assert len(found.in_partition("query")) == 0
-    assert found.select(np.array([2])).category_names == found.category_names
-    shop = read_inshop(write(tmp_path, INSHOP))
-    assert shop.select(np.array([3, 1])).types.tolist() == [2, 1]
-
-
-# Any printable name may stand first, with blanks before and within it; then words without blanks.
-NAME = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=12).filter(
-    lambda text: text == text.rstrip()
-)
-WORD = st.text(string.ascii_letters + string.digits + "_./'\"ßé服", min_size=1, max_size=8)
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data(), width=st.integers(1, 4))
-def test_written_list_is_read_back(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, width: int
-) -> None:
-    rows = data.draw(st.lists(st.tuples(NAME, *[WORD] * (width - 1)), max_size=6))
-    path, columns = tmp_path_factory.getbasetemp() / "list.txt", [f"c{i}" for i in range(width)]
-    write_list(path, columns, iter(rows))
-    assert list(zip(*read_list(path, columns).cells, strict=True)) == rows
-
-
-def test_long_list_is_read_whole_and_a_bad_row_far_down_is_named(tmp_path: Path) -> None:
-    path, columns = tmp_path / "list.txt", ("image_name", "label")
-    for count in (511, 512, 513, 1300):
-        rows = [(f"a picture {i}.jpg", str(i % 7)) for i in range(count)]
-        write_list(path, columns, rows)
-        assert list(zip(*read_list(path, columns).cells, strict=True)) == rows
-    lines = path.read_text().split("\n")
-    lines[1199] = "picture"
-    path.write_text("\n".join(lines))
-    with pytest.raises(UserError, match=r"list\.txt:1200: expected image_name label; found 'pict"):
-        read_list(path, columns)

@@ -40,7 +40,7 @@ def categories(pictures: Pictures) -> dict[str, str]:
 
 
 def check_protocol(base: Path, whole: Pictures) -> None:
-    """No item is divided; of a held-out one the first picture of each colour is gallery."""
+    """No item is divided; of those not in train the first picture of each colour is gallery."""
     status = dict(zip(whole.paths, whole.partitions.tolist(), strict=True))
     inshop = read_inshop(base)
     parts, views = defaultdict(set), defaultdict(list)
@@ -67,10 +67,10 @@ def test_category_folders_are_linked_and_listed(
     assert {p.name for p in (tmp_path / "set").iterdir()} == {"Anno", "Eval", "img"}
     assert categories(found) == {name: name.split("/")[0] for name in names}
     assert all((tmp_path / "set" / path).exists() for path in found.paths)
-    held = Counter(
+    validation = Counter(
         path.split("/")[0] for path, p in column(found, found.partitions).items() if p == "val"
     )
-    assert held == {"Tees": 4, "Long Coats": 2}
+    assert validation == {"Tees": 4, "Long Coats": 2}
     assert set(found.items) == {""}
 
     head = (tmp_path / "set" / "Anno" / "list_category_img.txt").read_text().split("\n")
@@ -187,7 +187,7 @@ def test_folder_without_pictures_or_name_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "held",
+    "file",
     [
         "Anno/list_category_img.txt",
         "img/Tees/1.jpg",
@@ -196,14 +196,14 @@ def test_folder_without_pictures_or_name_is_refused(tmp_path: Path) -> None:
         "in_shop/list_eval_partition.txt",
     ],
 )
-def test_other_data_set_is_refused_and_left_alone(tmp_path: Path, held: str) -> None:
+def test_other_data_set_is_refused_and_left_alone(tmp_path: Path, file: str) -> None:
     photos = touch(tmp_path / "photos", *[f"Tees/{i}/1.jpg" for i in range(4)])
-    base = touch(tmp_path / "set", held)
-    (base / held).write_text("somebody's")
+    base = touch(tmp_path / "set", file)
+    (base / file).write_text("somebody's")
     with pytest.raises(UserError, match="another data set"):
         run_import(photos, base, "--item-level")
-    assert [p.relative_to(base).as_posix() for p in base.rglob("*") if p.is_file()] == [held]
-    assert (base / held).read_text() == "somebody's"
+    assert [p.relative_to(base).as_posix() for p in base.rglob("*") if p.is_file()] == [file]
+    assert (base / file).read_text() == "somebody's"
     with pytest.raises(UserError, match="set DATASET_BASE to another folder"):
         run_import(photos, photos)
 
@@ -352,7 +352,7 @@ def test_in_shop_categories_of_a_pattern_are_listed(
 
 
 @pytest.mark.parametrize(
-    ("held", "argv", "said"),
+    ("file", "argv", "said"),
     [
         ("in_shop/list_eval_partition.txt", ["--in-shop"], "in_shop: holds another data set"),
         ("in_shop/Eval/list_eval_partition.txt", ["--in-shop"], "in_shop: holds another data set"),
@@ -363,14 +363,14 @@ def test_in_shop_categories_of_a_pattern_are_listed(
     ],
 )
 def test_another_in_shop_part_is_refused_and_left_alone(
-    tmp_path: Path, held: str, argv: list[str], said: str
+    tmp_path: Path, file: str, argv: list[str], said: str
 ) -> None:
-    items, base = touch(tmp_path / "items", *ITEMS), touch(tmp_path / "set", held)
-    (base / held).write_text("somebody's")
+    items, base = touch(tmp_path / "items", *ITEMS), touch(tmp_path / "set", file)
+    (base / file).write_text("somebody's")
     with pytest.raises(UserError, match=said):
         run_import(items, base, "--item-level", *argv)
-    assert [p.relative_to(base).as_posix() for p in base.rglob("*") if p.is_file()] == [held]
-    assert (base / held).read_text() == "somebody's"
+    assert [p.relative_to(base).as_posix() for p in base.rglob("*") if p.is_file()] == [file]
+    assert (base / file).read_text() == "somebody's"
 
 
 def test_in_shop_import_refuses_what_would_list_pictures_twice(tmp_path: Path) -> None:
@@ -390,20 +390,18 @@ def test_in_shop_import_refuses_what_would_list_pictures_twice(tmp_path: Path) -
 
 
 def test_plain_import_leaves_an_official_in_shop_part_alone(tmp_path: Path) -> None:
-    held = "in_shop/Eval/list_eval_partition.txt"
-    base = touch(tmp_path / "set", held, "in_shop/Img/img/MEN/Tees/i1/02_1.jpg")
+    file = "in_shop/Eval/list_eval_partition.txt"
+    base = touch(tmp_path / "set", file, "in_shop/Img/img/MEN/Tees/i1/02_1.jpg")
     text = "1\ncolumns\nimg/MEN/Tees/i1/02_1.jpg id_1 train\n"
-    (base / held).write_text(text)
+    (base / file).write_text(text)
     main(["import", str(touch(tmp_path / "photos", "Hats/1.jpg")), "--dataset-base", str(base)])
-    assert (base / held).read_text() == text
+    assert (base / file).read_text() == text
     merged = read_collection(base, 20, True, 0.1)
     assert merged.paths == ["img/Hats/1.jpg", "in_shop/Img/img/MEN/Tees/i1/02_1.jpg"]
 
 
 @pytest.mark.parametrize("place", [[], ["--in-shop"]])
-def test_gallery_names_the_held_out_pictures_of_the_gallery(
-    tmp_path: Path, place: list[str]
-) -> None:
+def test_gallery_names_the_pictures_of_the_gallery(tmp_path: Path, place: list[str]) -> None:
     base, items = tmp_path / "set", touch(tmp_path / "items", *ITEMS)
     before = run_import(items, base, *place, "--item-level")
     default = statuses(base)

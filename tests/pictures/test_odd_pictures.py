@@ -262,7 +262,7 @@ def closed(path: Path) -> Path:
     path.chmod(0)
     command = [*LESS_THAN_ROOT, "ls" if path.is_dir() else "cat", path]
     if not subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("this process may read everything, and cannot be kept from it")
+        pytest.skip("this process may read everything")
     return path
 
 
@@ -280,7 +280,7 @@ def error_of(base: Path, name: str) -> str:
 
 
 def test_a_folder_with_wrong_pictures_is_a_table_of_all(made: tuple) -> None:
-    """Guards `read_folder`, `held_out`, `Splits.digest`: no name makes them fail, none is lost."""
+    """Guards `read_folder`, `choose_validation`, `Splits.digest`: no name makes them fail."""
     base, right = made
     found = read_folder(base, 0.3)
     assert sorted(found.paths) == sorted([*right, *WRONG])
@@ -358,7 +358,7 @@ def test_the_networks_input_is_that_of_the_upright_rgb_picture(made: tuple, tmp_
 def test_what_may_not_be_read_is_named(made: tuple) -> None:
     """Guards the reason in `read_picture`'s message, and `os.walk`'s `onerror` in `find_pictures`.
 
-    Without it a folder that may not be read is left out without a word.
+    Without it a folder that may not be read is left out without a message.
     """
     base, right = made
     folder, file = closed(base / "dress" / "a folder.jpg"), closed(base / "hat" / "whole.jpg")

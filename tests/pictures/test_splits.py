@@ -1,4 +1,4 @@
-"""What is kept from training never meets what is measured, nor what is trained on."""
+"""splits.py: training, validation and test pictures never overlap."""
 
 import os
 import shutil
@@ -58,8 +58,8 @@ def test_a_kept_item_is_kept_from_cross_entropy_too(shared: Path, tmp_path: Path
     assert len(kept) > 5
     assert kept == {item_of[path] for path in parts.validation.paths}
     assert not kept & {item_of[path] for path in parts.train.paths}
-    asked = set(inshop.in_partition("query", "gallery").items.tolist())
-    assert not asked & (kept | set(parts.train.items.tolist()))
+    tested = set(inshop.in_partition("query", "gallery").items.tolist())
+    assert not tested & (kept | set(parts.train.items.tolist()))
 
 
 def test_nothing_to_keep_is_refused(tmp_path: Path, shared: Path) -> None:
@@ -79,8 +79,8 @@ def test_the_inshop_part_alone_is_divided_by_whole_items(drawn: Path, tmp_path: 
         assert kept
         assert not kept & set(parts.train.items.tolist())
         assert set(parts.validation_items.items.tolist()) == (kept if inshop else set())
-        asked = set(read_inshop(base).in_partition("query", "gallery").items.tolist())
-        assert not asked & (kept | set(parts.train.items.tolist()))
+        tested = set(read_inshop(base).in_partition("query", "gallery").items.tolist())
+        assert not tested & (kept | set(parts.train.items.tolist()))
 
 
 def split_of_photos(shared: Path, folder: Path, parts: dict[str, int]) -> None:
@@ -93,7 +93,7 @@ def split_of_photos(shared: Path, folder: Path, parts: dict[str, int]) -> None:
                 (folder / part / name / f"{part}{photo.name}").symlink_to(photo)
 
 
-def test_inshop_queries_are_neither_trained_on_nor_held_out(shared: Path, tmp_path: Path) -> None:
+def test_inshop_queries_are_in_no_split(shared: Path, tmp_path: Path) -> None:
     """An imported folder's val pictures are in-shop queries and gallery, too."""
     photos, base = tmp_path / "photos", tmp_path / "base"
     for group in ("Pants", "Tees"):

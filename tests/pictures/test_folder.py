@@ -1,0 +1,115 @@
+"""folder.py: plain folders of photos, their categories and their splits."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pictures.folder import read_folder
+from tests.conftest import ROOT
+from tests.pictures.test_collection import category_of, partition_of, touch
+from utils import UserError
+
+
+def test_folder_with_categories_leaves_out_what_is_hidden_made_or_no_picture(
+    tmp_path: Path,
+) -> None:
+    touch(
+        tmp_path, "Tees/1.jpg", "Tees/worn/2.PNG", "Tees/models/3.tiff", "Long Coats/4.webp",
+        "Tees/.5.jpg", ".cache/6.jpg", "Tees/.old/7.jpg", "models/8.jpg", "Tees/notes.txt",
+        "Tees/jpg",
+    )  # fmt: skip
+    found = read_folder(tmp_path, 0.1)
+    assert category_of(found) == {
+        "Long Coats/4.webp": "Long Coats",
+        "Tees/1.jpg": "Tees",
+        "Tees/models/3.tiff": "Tees",
+        "Tees/worn/2.PNG": "Tees",
+    }
+    assert found.category_names == ["Long Coats", "Tees"]
+    assert not found.boxes.any()
+    assert (found.types.dtype, found.types.tolist()) == (np.int8, [0] * 4)
+    assert set(found.items) == set(found.colors) == {""}
+
+
+def test_folder_without_categories_is_one(tmp_path: Path) -> None:
+    found = read_folder(touch(tmp_path, "b.jpg", "a.jpg", "c.jpg"), 0.1)
+    assert category_of(found) == {"a.jpg": "all", "b.jpg": "all", "c.jpg": "all"}
+    assert Counter(found.partitions.tolist()) == {"train": 2, "val": 1}
+
+
+def test_split_folders_are_kept(tmp_path: Path) -> None:
+    touch(tmp_path, "train/Tees/1.jpg", "train/Hats/2.jpg", "validation/Tees/3.jpg",
+          "val/Hats/4.jpg", "test/Tees/5.jpg", "test/Hats/new/6.jpg")  # fmt: skip
+    found = read_folder(tmp_path, 0.5)
+    assert partition_of(found) == {
+        "test/Hats/new/6.jpg": "test",
+        "test/Tees/5.jpg": "test",
+        "train/Hats/2.jpg": "train",
+        "train/Tees/1.jpg": "train",
+        "val/Hats/4.jpg": "val",
+        "validation/Tees/3.jpg": "val",
+    }
+    assert set(category_of(found).values()) == {"Hats", "Tees"}
+    touch(tmp_path, "Shoes/7.jpg")  # would be trained on, and train/ be a category
+    with pytest.raises(UserError, match=r"'Shoes/7.jpg' is beside train/"):
+        read_folder(tmp_path, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("names", "parts", "categories"),
+    [
+        (["test/Tees/1.jpg", "test/Hats/2.jpg"], ["test", "test"], ["Hats", "Tees"]),
+        (["val/Tees/1.jpg", "test/Hats/2.jpg"], ["test", "val"], ["Hats", "Tees"]),
+        (["validation/1.jpg"], ["val"], ["all"]),
+        # The same names are categories where others lie beside them, but for train/.
+        (["test/1.jpg", "Tees/2.jpg"], ["train", "train"], ["Tees", "test"]),
+        (["test/1.jpg", "2.jpg"], ["train", "train"], ["all", "test"]),
+    ],
+)
+def test_nothing_but_split_folders_is_a_split(
+    tmp_path: Path, names: list[str], parts: list[str], categories: list[str]
+) -> None:
+    found = read_folder(touch(tmp_path, *names), 0.5)
+    assert sorted(found.paths) == sorted(names)
+    assert found.partitions.tolist() == parts
+    assert found.category_names == categories
+
+
+@pytest.mark.parametrize(
+    ("share", "tees", "coats"), [(0.1, 4, 1), (0.2, 8, 2), (0.01, 1, 1), (0.9, 36, 9)]
+)
+def test_share_of_each_category_is_for_validation(
+    tmp_path: Path, share: float, tees: int, coats: int
+) -> None:
+    names = [f"Tees/{i}.jpg" for i in range(40)] + [f"Coats/{i}.jpg" for i in range(10)]
+    first = read_folder(touch(tmp_path / "first", "Hats/0.jpg", *names), share)
+    validation = Counter(
+        path.split("/")[0] for path, part in partition_of(first).items() if part == "val"
+    )
+    assert validation == {"Tees": tees, "Coats": coats}
+    # The same folder elsewhere, made in another order, with one category more.
+    more = [f"Bags/{i}.jpg" for i in range(9)]
+    other = read_folder(touch(tmp_path / "other", *more, *reversed(names), "Hats/0.jpg"), share)
+    assert partition_of(first).items() <= partition_of(other).items()
+
+
+def test_validation_pictures_are_the_same_in_every_process(tmp_path: Path) -> None:
+    touch(tmp_path / "photos", *[f"{i}.jpg" for i in range(40)])
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
+        "from pictures.folder import read_folder\n"
+        "print(read_folder(Path('photos'), 0.2).in_partition('val').paths)"
+    )
+    runs = {
+        subprocess.check_output(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, text=True
+        )
+        for seed in ("1", "2")
+    }
+    assert len(runs) == 1
+    assert runs.pop().count(".jpg") == 8
