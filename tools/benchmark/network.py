@@ -122,6 +122,7 @@ def training(folder: Path, sizes: Sizes, device: str = "cpu") -> Iterator[Row]:
         f"--train-batch-size={sizes.batch}", f"--triplet-batch-size={sizes.metric_batch}",
         f"--backbone={sizes.backbone}", f"--img-size={sizes.side}", f"--crop-size={sizes.side}",
         "--pretrained=none", "--freeze-param=false", f"--device={device}",
+        f"--epoch={sizes.epochs}",
     ]  # fmt: skip
     base, rounds = photos(folder, sizes), min(3, sizes.rounds)
     _, (here, peer) = run_child(base, "training_rates", sizes.steps, rounds, flags)

@@ -1,6 +1,6 @@
 """How much each part of the benchmark measures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Sizes:
     photos : pictures of an extraction
     backbone, side : the network, and the side of its input in px
     batch, metric_batch : pictures a training step for cross entropy and for the metric loss
+    epochs : of the training, which decide with the pictures whether it compiles its network
     steps : training steps of one timing
     batches : batches of one timing of the network alone
     evaluated : queries and gallery pictures of an evaluation
@@ -30,6 +31,7 @@ class Sizes:
     side: int = 224
     batch: int = 16
     metric_batch: int = 16
+    epochs: int = 10
     steps: int = 20
     batches: int = 48
     evaluated: tuple[int, int] = (14_218, 12_612)
@@ -38,6 +40,8 @@ class Sizes:
 
 CPU = Sizes()
 GPU = Sizes(photos=40_960, batch=64, steps=100, batches=100)
+# So many pictures and steps as DeepFashion has: the networks are compiled.
+COMPILED = replace(GPU, photos=102_400, epochs=20)
 TINY = Sizes(
     rows=2000, large_rows=3000, queries=20, clusters=4, photos=96, backbone="resnet18", side=128,
     batch=4, metric_batch=8, steps=2, batches=2, evaluated=(30, 40), rounds=1,
