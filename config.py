@@ -8,33 +8,22 @@ Change a default here, or override it for one run, the strongest first:
 """
 
 import difflib
-import math
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-# The metrics of scipy.spatial.distance.cdist that every supported SciPy knows.
+# The metrics of scipy.spatial.distance.cdist that every supported SciPy has.
 METRICS = (
     "braycurtis", "canberra", "chebyshev", "cityblock", "correlation", "cosine", "dice",
     "euclidean", "hamming", "jaccard", "jensenshannon", "mahalanobis", "minkowski",
     "rogerstanimoto", "russellrao", "seuclidean", "sokalsneath", "sqeuclidean", "yule",
 )  # fmt: skip
-
-GROUPS = (
-    "data set",
-    "network",
-    "training",
-    "feature database",
-    "ranking",
-    "milvus",
-    "machine",
-    "server",
-)
-MOST_PIXELS = 4096  # of a side of the network's input, which has to fit into the memory
+MAX_PIXELS = 4096  # of a side of the network's input, which has to fit into the memory
 ENV_PREFIX = "FASHION_"
 ENV_FILE, ENV_CODING = ".env", "utf-8-sig"  # Windows editors write a byte-order mark
 ENV_OF_TESTS = "FASHION_TEST_DATA"
@@ -49,6 +38,13 @@ def _setting(group: str, meaning: str, default: Any, **limits: Any) -> Any:
         limits.setdefault("allow_inf_nan", False)
     return Field(default, description=meaning, json_schema_extra={"group": group}, **limits)
 
+
+GROUPS = (
+    "data set", "network", "training", "feature database", "ranking", "milvus", "machine", "server",
+)  # fmt: skip
+_data, _network, _training, _database, _ranking, _milvus, _machine, _server = (
+    partial(_setting, group) for group in GROUPS
+)
 
 # What RECIPE=original gives the settings that are not set themselves: training as in 2018.
 ORIGINAL: dict[str, Any] = {
@@ -67,11 +63,13 @@ ORIGINAL: dict[str, Any] = {
     "PALETTE": False,
 }
 
-
 # Settings that are used together: a script that uses one uses all of them.
 DISTANCE = ("DISTANCE_METRIC", "MODEL_WEIGHTS", "COLOR_WEIGHT", "PALETTE_WEIGHT")
 MILVUS = ("MILVUS_URI", "MILVUS_TOKEN", "MILVUS_COLLECTION", "MILVUS_INDEX", "MILVUS_TIMEOUT")
 SERVER = ("HOST", "PORT", "TOKEN", "USER", "PASSWORD", "MAX_UPLOAD")
+
+
+_Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Config(BaseSettings):
@@ -86,240 +84,179 @@ class Config(BaseSettings):
     )
 
     # --- data set
-    DATASET_BASE: Path = _setting(
-        "data set",
+    DATASET_BASE: Path = _data(
         "folder of the data set: DeepFashion's files, or a plain folder of photos",
         Path("data/deepfashion"),
     )
-    CATEGORIES: int = _setting(
-        "data set",
-        "keep categories 1 to N of the lists (20: DeepFashion's upper-body part, 50: all)",
-        20,
-        ge=1,
+    CATEGORIES: int = _data(
+        "use categories 1 to N of the lists (20: DeepFashion's upper-body part, 50: all)", 20, ge=1
     )
-    CROP_TO_BBOX: bool = _setting(
-        "data set", "crop pictures that have a bounding box to it, in training and database", True
+    CROP_TO_BBOX: bool = _data(
+        "crop pictures that have a bounding box to it, in training and in the database", True
     )
-    ENABLE_INSHOP_DATASET: bool = _setting(
-        "data set", "also use the in-shop part (items in several views) below in_shop/", False
+    ENABLE_INSHOP_DATASET: bool = _data(
+        "also use the in-shop part (items in several views) below in_shop/", False
     )
-    INSHOP_DATASET_PERCENT: float = _setting(
-        "data set", "share of triplets drawn from in-shop items, 0 to 1", 0.8, ge=0, le=1
+    INSHOP_DATASET_PERCENT: float = _data(
+        "share of the triplets drawn from in-shop items, 0 to 1", 0.8, ge=0, le=1
     )
-    VAL_SHARE: float = _setting(
-        "data set",
-        "share of items, and of photos without a split of their own, held out from training",
+    VAL_SHARE: float = _data(
+        "share of the items, and of photos without a split of their own, for validation",
         0.1,
         gt=0,
         lt=1,
     )
-    IMG_SIZE: int = _setting(
-        "data set",
-        "short side in px that pictures are scaled to (a checkpoint's own goes first)",
+    IMG_SIZE: int = _data(
+        "px of the short side that pictures are scaled to (a checkpoint has its own)",
         224,
         ge=16,
-        le=MOST_PIXELS,
+        le=MAX_PIXELS,
     )
-    CROP_SIZE: int = _setting(
-        "data set",
-        "side in px of the input cut from the scaled picture (a checkpoint's own goes first)",
+    CROP_SIZE: int = _data(
+        "px of a side of the square that is cut from the scaled picture (a checkpoint has its own)",
         224,
         ge=16,
-        le=MOST_PIXELS,
+        le=MAX_PIXELS,
     )
 
     # --- network
-    BACKBONE: str = _setting(
-        "network", "a torchvision classification model, or timm/NAME", "resnet50"
-    )
-    PRETRAINED: str = _setting(
-        "network",
-        "weights training starts from: imagenet (torchvision's), a file (backbone weights or a"
+    BACKBONE: str = _network("a torchvision classification model, or timm/NAME", "resnet50")
+    PRETRAINED: str = _network(
+        "weights to start training from: imagenet (torchvision's), a file (backbone weights or a"
         " checkpoint of this project), or none",
         "imagenet",
     )
-    INTER_DIM: int = _setting(
-        "network", "length of the embedding; 0: the pooled conv map itself", 512, ge=0
+    INTER_DIM: int = _network("length of the embedding; 0: the pooled conv map itself", 512, ge=0)
+    POOLING: Literal["avg", "avgmax", "gem"] = _network(
+        "of the conv map: average, average + maximum, or generalised mean", "avgmax"
     )
-    POOLING: Literal["avg", "avgmax", "gem"] = _setting(
-        "network", "of the conv map: average, average + maximum, or generalised mean", "avgmax"
-    )
-    NORMALIZE: bool = _setting(
-        "network", "LayerNorm before the embedding, which lies on a sphere; cosine classifier", True
+    NORMALIZE: bool = _network(
+        "LayerNorm before the embedding, embeddings of equal length, and a cosine classifier", True
     )
 
     # --- training
-    RECIPE: Literal["modern", "original"] = _setting(
-        "training",
-        "how to train; original (2018) changes the defaults of " + ", ".join(ORIGINAL),
-        "modern",
+    RECIPE: Literal["modern", "original"] = _training(
+        "original (2018) changes the defaults of " + ", ".join(ORIGINAL), "modern"
     )
-    EPOCH: int = _setting(
-        "training", "passes over the training part; 0 writes the untrained network", 10, ge=0
+    EPOCH: int = _training("epochs of training; 0 writes the untrained network", 10, ge=0)
+    TRAIN_BATCH_SIZE: int = _training("pictures a step for cross entropy", 64, ge=1)
+    TRIPLET_BATCH_SIZE: int = _training(
+        "pictures a step for the metric loss beside them; triplets if PER_CLASS is 0", 16, ge=1
     )
-    TRAIN_BATCH_SIZE: int = _setting("training", "pictures a step for cross entropy", 64, ge=1)
-    TRIPLET_BATCH_SIZE: int = _setting(
-        "training",
-        "pictures a step for the metric loss beside them; triplets if PER_CLASS is 0",
-        16,
-        ge=1,
-    )
-    PER_CLASS: int = _setting(
-        "training",
+    PER_CLASS: int = _training(
         "pictures of each item (category, without items) in the metric loss's part of a batch;"
         " 0: random triplets",
         4,
         ge=0,
     )
-    TEST_BATCH_SIZE: int = _setting("training", "pictures a step of validation", 32, ge=1)
-    TEST_BATCH_COUNT: int = _setting(
-        "training",
-        "batches of a validation between epochs; each epoch ends with a full one",
-        30,
-        ge=1,
+    TEST_BATCH_SIZE: int = _training("pictures a step of validation", 32, ge=1)
+    LABEL_SMOOTHING: float = _training(
+        "label smoothing of cross entropy, from 0 to below 1", 0.1, ge=0, lt=1
     )
-    LABEL_SMOOTHING: float = _setting(
-        "training", "of cross entropy: what the other categories get, 0 to 1", 0.1, ge=0, lt=1
-    )
-    METRIC_LOSS: Literal["proxy_anchor", "batch_hard", "triplet"] = _setting(
-        "training",
-        "beside cross entropy: Proxy-Anchor, or triplets, the hardest or all",
+    METRIC_LOSS: Literal["proxy_anchor", "batch_hard", "triplet"] = _training(
+        "beside cross entropy: Proxy-Anchor, triplets of the hardest pictures, or all triplets",
         "proxy_anchor",
     )
-    TRIPLET_WEIGHT: float = _setting(
-        "training", "weight of the metric loss beside cross entropy; 0 switches it off", 0.02, ge=0
+    TRIPLET_WEIGHT: float = _training(
+        "weight of the metric loss beside cross entropy; 0 switches it off", 0.02, ge=0
     )
-    ENABLE_TRIPLET_WITH_COSINE: bool = _setting(
-        "training", "triplet loss on cosine instead of Euclidean distance", False
+    ENABLE_TRIPLET_WITH_COSINE: bool = _training(
+        "triplet loss on cosine instead of Euclidean distance", False
     )
-    OPTIMIZER: Literal["adamw", "sgd"] = _setting(
-        "training",
-        "adamw (with warm-up, cosine decay and clipped gradients) or sgd (constant rate)",
-        "adamw",
+    OPTIMIZER: Literal["adamw", "sgd"] = _training(
+        "adamw (with warm-up, cosine decay and clipped gradients) or sgd (constant rate)", "adamw"
     )
-    LR: float = _setting(
-        "training", "learning rate; of proxies, it is 100 times that with adamw", 0.001, gt=0
-    )
-    MOMENTUM: float = _setting("training", "momentum of SGD", 0.5, ge=0, lt=1)
-    FREEZE_PARAM: Literal["first", "auto", "true", "false"] = _setting(
-        "training",
-        "backbone frozen: first (epoch), auto (until loss and accuracy are stable), true or false"
-        " (throughout)",
+    LR: float = _training("learning rate; with adamw, 100 times that for the proxies", 0.001, gt=0)
+    MOMENTUM: float = _training("momentum of SGD", 0.5, ge=0, lt=1)
+    FREEZE_PARAM: Literal["first", "auto", "true", "false"] = _training(
+        "backbone frozen: in the first epoch (first), until loss and accuracy are stable (auto),"
+        " always (true) or never (false)",
         "first",
     )
-    LOG_INTERVAL: int = _setting("training", "steps between points of the loss curves", 10, ge=1)
-    TEST_INTERVAL: int = _setting("training", "steps between validations", 100, ge=1)
-    DUMP_INTERVAL: int = _setting("training", "steps between resume points", 500, ge=1)
+    LOG_INTERVAL: int = _training("steps between points of the loss curves", 10, ge=1)
+    TEST_INTERVAL: int = _training("steps between validations", 100, ge=1)
+    DUMP_INTERVAL: int = _training("steps between resume points", 500, ge=1)
 
     # --- feature database
-    DUMPED_MODEL: str = _setting(
-        "feature database",
-        "the trained network: a file, or a name below DATASET_BASE/models",
-        "model_best.pth.tar",
+    DUMPED_MODEL: str = _database(
+        "the trained network: a file, or a name below DATASET_BASE/models", "model_best.pth.tar"
     )
-    MODELS: Annotated[tuple[str, ...], NoDecode] = _setting(
-        "feature database",
-        "several trained networks, fused, instead of DUMPED_MODEL: A,B,...; the first one's conv"
-        " map leads the colour features",
+    MODELS: Annotated[tuple[str, ...], NoDecode] = _database(
+        "several trained networks, fused, instead of DUMPED_MODEL: A,B,...; the colour features"
+        " use the first one's conv map",
         (),
     )
-    FLIP: bool = _setting(
-        "feature database", "embed every picture together with its mirror image", False
+    FLIP: bool = _database("embed every picture together with its mirror image", False)
+    EXTRACT_BATCH_SIZE: int = _database("pictures a step of extraction", 128, ge=1)
+    COLOR_TOP_N: int = _database(
+        "cells of the conv map that the colour feature describes", 10, ge=1
     )
-    EXTRACT_BATCH_SIZE: int = _setting(
-        "feature database", "pictures a step of extraction", 128, ge=1
-    )
-    COLOR_TOP_N: int = _setting(
-        "feature database", "cells of the conv map that the colour feature describes", 10, ge=1
-    )
-
-    PALETTE: bool = _setting(
-        "feature database", "add a second colour signal, the palette (512-d)", True
-    )
+    PALETTE: bool = _database("add a second colour signal, the palette (512-d)", True)
 
     # --- ranking
-    DISTANCE_METRIC: Annotated[tuple[str, str], NoDecode] = _setting(
-        "ranking",
+    DISTANCE_METRIC: Annotated[tuple[str, str], NoDecode] = _ranking(
         "metrics of deep and colour features, any two of scipy's cdist, as deep,colour",
         ("euclidean", "euclidean"),
     )
-    MODEL_WEIGHTS: Annotated[tuple[float, ...], NoDecode] = _setting(
-        "ranking", "weights of the deep distances of MODELS: X,Y,...; 1 each where not given", ()
+    MODEL_WEIGHTS: Annotated[tuple[_Weight, ...], NoDecode] = _ranking(
+        "weights of the deep distances of MODELS: X,Y,...; none: 1 each", ()
     )
-    COLOR_WEIGHT: float = _setting("ranking", "weight of the colour distance", 0.1, ge=0)
-    PALETTE_WEIGHT: float = _setting("ranking", "weight of the palette's distance", 4.0, ge=0)
-    N_CLUSTERS: int = _setting("ranking", "clusters that kmeans.py makes", 50, ge=1)
-    NPROBE: int = _setting(
-        "ranking",
-        "clusters that a k-means query searches; 0: as many as TARGET_RECALL takes",
-        0,
-        ge=0,
+    COLOR_WEIGHT: float = _ranking("weight of the colour distance", 0.1, ge=0)
+    PALETTE_WEIGHT: float = _ranking("weight of the palette's distance", 4.0, ge=0)
+    N_CLUSTERS: int = _ranking("clusters that kmeans.py makes", 50, ge=1)
+    NPROBE: int = _ranking(
+        "clusters that a k-means query searches; 0: as many as TARGET_RECALL needs", 0, ge=0
     )
-    TARGET_RECALL: float = _setting(
-        "ranking", "recall@10 that k-means queries are to have, 0 to 1", 0.99, gt=0, le=1
+    TARGET_RECALL: float = _ranking(
+        "lowest recall@10 of k-means queries, from above 0 to 1", 0.99, gt=0, le=1
     )
 
     # --- milvus
-    MILVUS_URI: str = _setting(
-        "milvus",
+    MILVUS_URI: str = _milvus(
         "where Milvus is: a server's URL as http://HOST:19530, or a file NAME.db of Milvus Lite;"
         " none: DATASET_BASE/models/milvus.db",
         "",
     )
-    MILVUS_TOKEN: str = _setting("milvus", "USER:PASSWORD or API key that the server wants", "")
-    MILVUS_COLLECTION: str = _setting(
-        "milvus",
-        "begin of the collection's name, another one for each data set; none: that of the folder"
-        " DATASET_BASE",
+    MILVUS_TOKEN: str = _milvus("USER:PASSWORD or API key of the server", "")
+    MILVUS_COLLECTION: str = _milvus(
+        "first part of the collection's name, a different one for each data set; none: the name of"
+        " the folder DATASET_BASE",
         "",
         pattern="^([A-Za-z_][A-Za-z0-9_]{0,199})?$",
     )
     MILVUS_INDEX: Literal[
         "AUTOINDEX", "FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW", "HNSW_SQ", "DISKANN"
-    ] = _setting(
-        "milvus",
-        "index of each kind of features, by the metrics of DISTANCE_METRIC",
-        "AUTOINDEX",
-    )
-    MILVUS_TIMEOUT: float = _setting(
-        "milvus",
-        "s that a server may take to answer; to write and to load, 10 times as long",
+    ] = _milvus("index of each signal, with the metrics of DISTANCE_METRIC", "AUTOINDEX")
+    MILVUS_TIMEOUT: float = _milvus(
+        "seconds to wait for an answer of the server; 10 times as long for writing and loading",
         20.0,
         gt=0,
     )
 
     # --- machine
-    DEVICE: str = _setting(
-        "machine",
-        "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps",
-        "auto",
-    )
-    AMP: Literal["auto", "off", "bf16", "fp16"] = _setting(
-        "machine",
+    DEVICE: str = _machine("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
+    AMP: Literal["auto", "off", "bf16", "fp16"] = _machine(
         "16-bit arithmetic: auto uses it where it is faster and leaves embeddings as they are",
         "auto",
     )
-    NUM_WORKERS: int = _setting(
-        "machine",
-        "processes of a machine that read pictures; 0 reads in the main one",
-        _cores(),
-        ge=0,
+    NUM_WORKERS: int = _machine(
+        "processes of a machine that read pictures; 0 reads in the main one", _cores(), ge=0
     )
-    SEED: int = _setting("machine", "seed of everything random", 0, ge=0, lt=2**63)
+    SEED: int = _machine("seed of everything random", 0, ge=0, lt=2**63)
 
     # --- server
-    HOST: str = _setting(
-        "server", "address the page is served at; 0.0.0.0 for every network", "127.0.0.1"
+    HOST: str = _server(
+        "address that the page is served at; 0.0.0.0 for every network", "127.0.0.1"
     )
-    PORT: int = _setting("server", "its port; 0 takes a free one", 8000, ge=0, le=65535)
-    TOKEN: str = _setting("server", "whoever asks has to show it; none lets everybody in", "")
-    USER: str = _setting("server", "name that whoever asks has to give, with PASSWORD", "")
-    PASSWORD: str = _setting("server", "password of USER", "")
-    MAX_UPLOAD: int = _setting("server", "most MB of the pictures of one query", 20, ge=1)
+    PORT: int = _server("port of the page; 0 takes a free one", 8000, ge=0, le=65535)
+    TOKEN: str = _server("token that requests must send; none: no token is needed", "")
+    USER: str = _server("user name that requests must send, with PASSWORD", "")
+    PASSWORD: str = _server("password of USER, set together with it", "")
+    MAX_UPLOAD: int = _server("largest size in MB of the pictures of one query", 20, ge=1)
 
     @property
     def distance(self) -> dict[str, Any]:
-        """The settings that rank, as the arguments of `index.signals_of`."""
+        """The settings that rank, as the arguments of `search.signals.signals_of`."""
         return {
             "metrics": self.DISTANCE_METRIC,
             "model_weights": self.MODEL_WEIGHTS,
@@ -329,7 +266,7 @@ class Config(BaseSettings):
 
     @property
     def milvus(self) -> dict[str, Any]:
-        """Where Milvus is and how it is asked, as the arguments of `milvus.Place`."""
+        """Where Milvus is and how it is queried, as the arguments of `Place`."""
         return {
             "uri": self.MILVUS_URI or str(self.DATASET_BASE / "models" / "milvus.db"),
             "token": self.MILVUS_TOKEN,
@@ -350,13 +287,6 @@ class Config(BaseSettings):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
 
-    @field_validator("MODEL_WEIGHTS")
-    @classmethod
-    def _some_weight(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(math.isfinite(weight) and weight >= 0 for weight in value):
-            raise ValueError("weights must be 0 or more")
-        return value
-
     @field_validator("DISTANCE_METRIC", mode="before")
     @classmethod
     def _split_metrics(cls, value: Any) -> Any:
@@ -364,7 +294,7 @@ class Config(BaseSettings):
             return value
         metrics = tuple(part.strip() for part in value.split(","))
         if len(metrics) != 2:
-            raise ValueError("two metrics are wanted, as in euclidean,cosine")
+            raise ValueError("must be two metrics, as in euclidean,cosine")
         return metrics
 
     @field_validator("DISTANCE_METRIC")
@@ -379,7 +309,7 @@ class Config(BaseSettings):
 
     @field_validator("CROP_SIZE")
     @classmethod
-    def _not_beyond_the_picture(cls, value: int, info: ValidationInfo) -> int:
+    def _not_above_img_size(cls, value: int, info: ValidationInfo) -> int:
         if value > info.data.get("IMG_SIZE", value):
             raise ValueError(f"must not be greater than IMG_SIZE, which is {info.data['IMG_SIZE']}")
         return value

@@ -17,6 +17,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -87,6 +88,13 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def picture(self, row: int, content: BinaryIO | None = None) -> Image.Image:
+        """One picture before the transform; `content` is its file where that is open already."""
+        path = picture_file(self.base, self.pictures.paths[row])
+        x1, y1, x2, y2 = self.pictures.boxes[row].tolist()
+        box = (x1, y1, x2, y2) if self.crop and x2 > 0 else None
+        return read_picture(content or path, box, self.min_side, str(path))
+
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int, int]:
         """Read one picture: tensor, category, and the item's number, -1 where it is unknown.
 
@@ -100,10 +108,7 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
         PictureError : it cannot be read, or is outside the collection, see `picture_file`
         """
         row, seed = key if isinstance(key, tuple) else (key, None)
-        x1, y1, x2, y2 = self.pictures.boxes[row].tolist()
-        box = (x1, y1, x2, y2) if self.crop and x2 > 0 else None
-        file = picture_file(self.base, self.pictures.paths[row])
-        picture = read_picture(file, box, self.min_side)
+        picture = self.picture(row)
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.default_generator.manual_seed(seed)

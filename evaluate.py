@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from config import DISTANCE
 from evaluation.classifier import read_classifier, with_accuracy
@@ -38,20 +39,25 @@ from evaluation.report import write_report
 from evaluation.table import Table
 from evaluation.tune_weights import tune_weights
 from features.database import DEEP, FeatureDatabase, open_database
+from network.device import pick_device
 from search.clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
 from search.signals import Signal, describe_distance, signals_of
 from utils import UserError, parse_args, parsed_json, run_script
 
-USES = ("DATASET_BASE", "VAL_SHARE", *DISTANCE, "NPROBE", "TARGET_RECALL")
+USES = ("DATASET_BASE", "VAL_SHARE", *DISTANCE, "NPROBE", "TARGET_RECALL", "DEVICE")
 
 
 def engine_of(
-    signals: Sequence[Signal], gallery: np.ndarray, clusters: Clusters | None, nprobe: int
+    signals: Sequence[Signal],
+    gallery: np.ndarray,
+    clusters: Clusters | None,
+    nprobe: int,
+    device: torch.device,
 ) -> Engine:
     """An engine over a gallery: k-means with `nprobe` of the database's clusters, or exact."""
     if clusters is None:
-        return gallery_engine(signals, gallery)
+        return gallery_engine(signals, gallery, device)
     narrowed = replace(clusters, labels=clusters.labels[gallery])
     return KMeansEngine(of_gallery(signals, gallery), narrowed, nprobe)
 
@@ -197,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _refuse_with_tune_weights(args)
     if args.json and args.against:
         raise UserError("--against: --json prints no earlier figures; omit one of the two")
-    before = _earlier(args.against)
+    before, device = _earlier(args.against), pick_device(config.DEVICE)
     database = open_database(config.DATASET_BASE)
     signals = signals_of(database, **config.distance)
     if args.tune_weights:
@@ -213,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     outcomes, tables = [], []
     for task in tasks:
-        engine = engine_of(signals, task.gallery, clusters, nprobe)
+        engine = engine_of(signals, task.gallery, clusters, nprobe, device)
         outcome = run_task(task, engine, query_features(task, signals))
         if task.name == "category":
             outcome = with_accuracy(database, outcome, classifier)

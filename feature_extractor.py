@@ -24,11 +24,11 @@ from config import DISTANCE, MILVUS, Config
 from features.database import DEEP, FeatureDatabase, open_database
 from features.extraction import (
     STAMPS,
-    Model,
+    LoadedModel,
+    choose_arithmetic,
     columns_of,
     dataset_of,
     extract,
-    is_harmless,
     key_of,
     load_models,
     settings_of,
@@ -56,7 +56,6 @@ from features.shards import (
 )
 from features.watch import changes_below
 from features.writer import Stacked, finish_writing, write_database
-from network.device import amp_type
 from network.distributed import Distributed, init_distributed, per_process
 from pictures.collection import read_collection
 from pictures.table import Pictures
@@ -123,26 +122,23 @@ def run(config: Config, update: bool, distributed: Distributed, device: torch.de
     )
     _agree(distributed, len(pictures), base)
     models = load_models(config, pictures.category_names, device)
-    settings, amp = settings_of(config, device), amp_type(device, config.AMP)
+    settings = settings_of(config, device)
     with locked(base, "an extraction") if distributed.is_main else nullcontext():
         old = None
         if update and distributed.is_main:
             finish_writing(base)
-            old = database_to_update(base, [model.record for model in models], settings, amp)
+            old = database_to_update(base, [model.record for model in models], settings, config.AMP)
         changes = find_changes(old, pictures, crop) if old else all_new(len(pictures))
         job = distributed.broadcast(np.flatnonzero(changes.origin < 0))
         if old:
             print(f"{len(pictures):,} pictures, {len(job):,} of them new or changed")
             clustering.follow(config, old)  # the last update may have been killed before
         datasets = [dataset_of(base, pictures.select(job), crop, model) for model in models]
-        if old and old.metadata.settings.AMP == "float32":
-            amp = None
-        measured = config.AMP == "auto" and amp and not old and distributed.is_main
-        if measured and not is_harmless(models, datasets, device, amp):
-            print("float32, as 16 bits would change these embeddings by more than rounding")
-            amp = None
-        amp = distributed.broadcast(amp)
-        settings["AMP"] = str(amp or torch.float32).removeprefix("torch.")
+        chosen: tuple[torch.dtype | None, str] = (None, "")
+        if distributed.is_main:
+            before = old.metadata.settings.AMP if old else ""
+            chosen = choose_arithmetic(config.AMP, before, models, datasets, device)
+        amp, settings["AMP"] = distributed.broadcast(chosen)
         columns = [columns_of(number, model, settings) for number, model in enumerate(models)]
 
         shards, seconds, fresh = [], 0.0, 0
@@ -229,7 +225,7 @@ def _write(
     places: np.ndarray,
     shards: Sequence[Sequence[Shard]],
     columns: Sequence[Columns],
-    models: Sequence[Model],
+    models: Sequence[LoadedModel],
     settings: FeatureSettings,
     base: Path,
     old: FeatureDatabase | None,

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Subset
 from config import Config
 from data import DETAIL, PictureDataset, eval_transform, make_loader, train_transform
 from features.lock import locked
-from net import EmbeddingNet, Network, initial_net, save_checkpoint
-from network.device import amp_type
+from net import Architecture, EmbeddingNet, initial_net, save_checkpoint
+from network.device import amp_type, to_device
 from network.distributed import Distributed, init_distributed, per_process
 from pictures.samplers import ShardedBatches, TrainBatches
 from pictures.splits import Splits, read_splits
@@ -31,6 +31,7 @@ from training.optimizer import Updater, build_optimizer
 from training.resume import RESUME_POINT, Progress, ResumePoint
 from utils import UserError, evenly_spaced, parse_args, run_script
 
+VALIDATION_BATCHES = 30  # of a validation between epochs; each epoch ends with a full one
 MAX_SCORED = 5000  # pictures of a retrieval score, which sorts the distances of all pairs
 
 # A resumed run must have the same values of these, or it would be another run.
@@ -39,7 +40,7 @@ IDENTITY = (
     "CROP_SIZE", "BACKBONE", "PRETRAINED", "INTER_DIM", "POOLING", "NORMALIZE", "TRAIN_BATCH_SIZE",
     "TRIPLET_BATCH_SIZE", "PER_CLASS", "LABEL_SMOOTHING", "METRIC_LOSS", "TRIPLET_WEIGHT",
     "ENABLE_TRIPLET_WITH_COSINE", "OPTIMIZER", "LR", "MOMENTUM", "TEST_BATCH_SIZE",
-    "TEST_BATCH_COUNT", "TEST_INTERVAL", "FREEZE_PARAM", "PALETTE", "PALETTE_WEIGHT",
+    "TEST_INTERVAL", "FREEZE_PARAM", "PALETTE", "PALETTE_WEIGHT",
     "SEED",
 )  # fmt: skip
 
@@ -92,7 +93,7 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
         config.DATASET_BASE, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE
     )
     torch.manual_seed(config.SEED)
-    network = Network(
+    network = Architecture(
         config.BACKBONE,
         config.INTER_DIM,
         splits.validation.category_names,
@@ -101,7 +102,7 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
         config.POOLING,
         config.NORMALIZE,
     )
-    net = initial_net(network, config.PRETRAINED).to(device, memory_format=torch.channels_last)
+    net = to_device(initial_net(network, config.PRETRAINED), device)
     if config.EPOCH == 0:
         if distributed.is_main:
             write_untrained(models, net, network)
@@ -128,7 +129,7 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
         print(f"best: epoch {best['epoch']}, validation score {best['score']:.2%}: {models / BEST}")
 
 
-def write_untrained(models: Path, net: EmbeddingNet, network: Network) -> None:
+def write_untrained(models: Path, net: EmbeddingNet, network: Architecture) -> None:
     """Write the network as it is before training, to extract features with."""
     path = models / "model_0_final.pth.tar"
     with locked(models, "a training run"):
@@ -143,7 +144,7 @@ def build_trainer(
     config: Config,
     splits: Splits,
     net: EmbeddingNet,
-    network: Network,
+    network: Architecture,
     device: torch.device,
     amp: torch.dtype | None,
     distributed: Distributed,
@@ -246,7 +247,7 @@ def build_loaders(
 
     batch_sampler = ShardedBatches(batches, distributed.shard)
     loader = make_loader(pictures, workers, device, batch_sampler=batch_sampler, persistent=True)
-    quick = evenly_spaced(len(held), config.TEST_BATCH_COUNT * config.TEST_BATCH_SIZE)
+    quick = evenly_spaced(len(held), VALIDATION_BATCHES * config.TEST_BATCH_SIZE)
     scored = evenly_spaced(len(held), MAX_SCORED)
     rows = np.concatenate([scored, np.setdiff1d(np.arange(len(held)), scored)])
     validation = {"category": (load(held, rows), len(scored))}

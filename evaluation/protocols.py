@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from evaluation.metrics import (
     Figure,
@@ -109,15 +110,19 @@ def of_gallery(signals: Sequence[Signal], gallery: np.ndarray) -> list[Signal]:
     return narrowed
 
 
-def gallery_engine(signals: Sequence[Signal], gallery: np.ndarray) -> Engine:
+def gallery_engine(
+    signals: Sequence[Signal], gallery: np.ndarray, device: torch.device | None = None
+) -> Engine:
     """The fastest engine that ranks a whole gallery exactly.
 
     Parameters
     ----------
     signals : of the whole feature database
     gallery : rows of it
+    device : CUDA ranks there; others, and None, on the CPU
     """
-    return MatrixEngine(of_gallery(signals, gallery))
+    on_cuda = device is not None and device.type == "cuda"
+    return MatrixEngine(of_gallery(signals, gallery), device if on_cuda else None)
 
 
 def query_features(task: Task, signals: Sequence[Signal]) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from evaluation.metrics import pooled_score, validation_score
 from evaluation.protocols import count_relevant
 from evaluation.table import Table
 from features.database import FeatureDatabase
+from features.metadata import ModelRecord
 from pictures.deepfashion import inshop_list, read_inshop
 from pictures.splits import Splits, read_splits
 from pictures.table import Pictures, align
@@ -133,19 +135,14 @@ def _splits(database: FeatureDatabase, val_share: float) -> Splits:
     if not trained:
         inshop = inshop_list(base) is not None
         return read_splits(base, len(database.category_names), inshop, val_share)
-    first = trained[0]
-    for model in trained:
-        if not isinstance(model.held_out, dict):
-            raise UserError(
-                f"{model.file}: does not record its validation split; train it with train.py,"
-                " then extract again"
-            )
-        if model.held_out != first.held_out:
+    first, split = trained[0], _recorded_split(trained[0])
+    for model in trained[1:]:
+        if _recorded_split(model) != split:
             raise UserError(
                 f"{model.file}: its validation split is not that of {first.file};"
                 " train both on one data set with the same VAL_SHARE"
             )
-    split, categories = first.held_out, len(first.network.categories)
+    categories = len(first.network.categories)
     splits = read_splits(base, categories, split["inshop"], split["val_share"])
     if splits.digest() != split["digest"]:
         raise UserError(
@@ -153,6 +150,15 @@ def _splits(database: FeatureDatabase, val_share: float) -> Splits:
             " tune the weights on that data set"
         )
     return splits
+
+
+def _recorded_split(model: ModelRecord) -> dict[str, Any]:
+    if not isinstance(model.held_out, dict):
+        raise UserError(
+            f"{model.file}: does not record its validation split; train it with train.py,"
+            " then extract again"
+        )
+    return dict(model.held_out)
 
 
 def best_weights(tasks: Sequence[ValidationTask], start: np.ndarray) -> np.ndarray:

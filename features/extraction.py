@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,28 +11,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
 
 from config import Config
 from data import DETAIL, PictureDataset, eval_transform, make_loader
 from features.checksums import file_stamp
 from features.database import COLOR, CONTENT, PALETTE, deep_file, plain_file
-from features.incremental import DIGEST, STAMP_BYTES, look
-from features.inference import (
-    CPU_BATCH,
-    faster,
-    in_order,
-    keeps_embeddings,
-    one_core_each,
-    streams_of,
-)
+from features.incremental import DIGEST, STAMP_BYTES, fingerprint, open_file
+from features.inference import CPU_BATCH, faster, features_in_order, keeps_embeddings, one_thread
 from features.metadata import ModelRecord
 from features.shards import Columns, Shard
-from net import FeatureNet, Network, extract_features, find_model, held_out_of, load_net
+from net import Architecture, FeatureNet, find_model, load_net, read_split
 from network.color import PALETTE_BINS, color_features
+from network.device import amp_type, explain_out_of_memory, query_type, to_device
 from pictures.decode import PictureError
+from pictures.folder import picture_file
 from pictures.table import Pictures
-from utils import UserError, progress_bar, sha256_of
+from utils import UserError, evenly_spaced, progress_bar, sha256_of
 
 SAVE_SECONDS = 10.0  # of work that a kill may cost
 INFINITE = "the network's features of it are infinite or NaN; try --amp off, or another model"
@@ -40,19 +36,20 @@ STAMPS = "stamps"
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model that makes features, and what all_feat.json says of it."""
+class LoadedModel:
+    """A model that makes features, and what all_feat.json records of it."""
 
     file: Path
     net: FeatureNet
-    network: Network
+    architecture: Architecture
     record: ModelRecord
 
 
 class Readable(Dataset[tuple[Tensor, str, Tensor]]):
     """A dataset whose unreadable pictures become zeros and a reason instead of an error.
 
-    With each comes what it is made of: see `changes.look`.
+    With each picture comes what it is made of, see `incremental.look`: its bytes are hashed and
+    decoded from one open file.
 
     Parameters
     ----------
@@ -68,21 +65,29 @@ class Readable(Dataset[tuple[Tensor, str, Tensor]]):
         return len(self.dataset)
 
     def __getitem__(self, row: int) -> tuple[Tensor, str, Tensor]:
-        pictures, base = self.dataset.pictures, self.dataset.base
-        box, crop = pictures.boxes[row], self.dataset.crop
-        seen = torch.from_numpy(look(base, pictures.paths[row], box, crop))
+        """Picture H x W x 3, uint8; why it cannot be read, or ""; 56 + 32 bytes of `look`."""
+        source = self.dataset
+        made_of = np.zeros(STAMP_BYTES + DIGEST, np.uint8)
+        image = torch.zeros(self.crop_size, self.crop_size, 3, dtype=torch.uint8)
+        reason = ""
         try:
-            return self.dataset[row][0], "", seen
+            path = picture_file(source.base, source.pictures.paths[row])
+            try:
+                with open_file(path) as content:
+                    made_of = fingerprint(content, source.pictures.boxes[row], source.crop)
+                    image = source.transform(source.picture(row, content))
+            except OSError:  # reading it by its path says what is wrong
+                image = source[row][0]
         except PictureError as error:
-            none = torch.zeros(self.crop_size, self.crop_size, 3, dtype=torch.uint8)
-            return none, str(error), seen
+            reason = str(error)
+        return image, reason, torch.from_numpy(made_of)
 
 
-def dataset_of(base: Path, pictures: Pictures, crop: bool, model: Model) -> Readable:
+def dataset_of(base: Path, pictures: Pictures, crop: bool, model: LoadedModel) -> Readable:
     """The pictures as a model takes them."""
-    transform = eval_transform(model.network.img_size, model.network.crop_size)
-    dataset = PictureDataset(base, pictures, transform, crop, DETAIL * model.network.img_size)
-    return Readable(dataset, model.network.crop_size)
+    size, side = model.architecture.img_size, model.architecture.crop_size
+    dataset = PictureDataset(base, pictures, eval_transform(size, side), crop, DETAIL * size)
+    return Readable(dataset, side)
 
 
 def key_of(facts: dict[str, Any], pictures: Pictures) -> str:
@@ -93,17 +98,42 @@ def key_of(facts: dict[str, Any], pictures: Pictures) -> str:
     return digest.hexdigest()
 
 
-def is_harmless(
-    models: Sequence[Model],
+def choose_arithmetic(
+    amp: str,
+    stored: str,
+    models: Sequence[LoadedModel],
     datasets: Sequence[Readable],
     device: torch.device,
-    amp: torch.dtype,
+) -> tuple[torch.dtype | None, str]:
+    """The 16-bit type in which to extract, None for float32, and what all_feat.json records.
+
+    Parameters
+    ----------
+    amp : the setting AMP; `auto` takes 16 bits where they do not change the embeddings
+    stored : of the database that is updated, float32, float16 or bfloat16; "": there is none
+    models, datasets : what is extracted
+    device : where
+    """
+    if stored:  # maybe on another machine; its features differ by rounding only
+        return query_type(stored, device), stored
+    kind = amp_type(device, amp)
+    if amp == "auto" and kind and not _keeps_embeddings(models, datasets, device, kind):
+        print("float32, as 16 bits would change these embeddings by more than rounding")
+        kind = None
+    return kind, str(kind or torch.float32).removeprefix("torch.")
+
+
+def _keeps_embeddings(
+    models: Sequence[LoadedModel],
+    datasets: Sequence[Readable],
+    device: torch.device,
+    kind: torch.dtype,
 ) -> bool:
     """Whether models give the same embeddings of a few of the pictures in 16 bits."""
-    rows = np.unique(np.linspace(0, len(datasets[0]) - 1, CPU_BATCH).astype(int)).tolist()
+    rows = evenly_spaced(len(datasets[0]), CPU_BATCH).tolist()
     batches = (torch.stack([dataset[row][0] for row in rows]) for dataset in datasets)
     return all(
-        keeps_embeddings(model.net, images, device, amp)
+        keeps_embeddings(model.net, images, device, kind)
         for model, images in zip(models, batches, strict=True)
     )
 
@@ -118,7 +148,7 @@ def extract(
     batch_size: int,
     shown: bool = True,
 ) -> float:
-    """Send pictures through a network; returns the seconds it took.
+    """Send pictures through a network; returns the seconds it took, without compilation.
 
     Parameters
     ----------
@@ -129,43 +159,62 @@ def extract(
     workers : processes that read
     batch_size : pictures of a batch; the shards are planned by it
     shown : whether there is a progress bar
+
+    Raises
+    ------
+    UserError : the memory of the GPU or the disk is too small
     """
     rows = [row for shard in shards for row in shard.planned]
     if not rows:
         return 0.0
-    streams = streams_of(device)
-    names = shards[0].columns
-
-    def features(batch: tuple[Tensor, tuple[str, ...], Tensor]) -> tuple[list[np.ndarray], Any]:
-        found = extract_features(fast, batch[0], device, amp)
-        made_of = np.split(batch[2].numpy(), [STAMP_BYTES], axis=1) if CONTENT in names else []
-        return [*found, *made_of], batch[1]
-
     bar = progress_bar(len(rows), "extracting", "picture", shown=shown)
-    with one_core_each(streams), bar:
+    with one_thread() as threads, bar, explain_out_of_memory("EXTRACT_BATCH_SIZE"):
         fast = faster(net, len(dataset), batch_size, dataset.crop_size, device, amp)
-        rest = Subset(dataset, rows)
-        loader = make_loader(rest, workers, device, batch_size=batch_size)
-        start = saved = time.perf_counter()
-        waiting = list(shards)
-        for found, errors in in_order(features, loader, streams):
-            shard = waiting[0]
-            sound = np.all([np.isfinite(feature).all(axis=1) for feature in found], axis=0)
-            paths = dataset.dataset.pictures.paths[shard.rows.stop :][: len(errors)]
-            named = zip(errors, sound, paths, strict=True)
-            errors = [e or ("" if ok else f"{path!a}: {INFINITE}") for e, ok, path in named]
-            shard.append(found, errors)
-            bar.update(len(errors))
-            full = shard.done == len(shard.planned)
-            if full or time.perf_counter() - saved > SAVE_SECONDS:
-                shard.save()
-                saved = time.perf_counter()
-            if full:
-                waiting.pop(0)
+        loader = make_loader(Subset(dataset, rows), workers, device, batch_size=batch_size)
+        start = time.perf_counter()
+        at_once = threads if device.type == "cpu" else 1
+        batches = features_in_order(fast, _batches(loader), device, amp, at_once)
+        _fill(shards, batches, dataset, bar)
         return time.perf_counter() - start
 
 
-def load_models(config: Config, category_names: list[str], device: torch.device) -> list[Model]:
+def _batches(loader: DataLoader) -> Iterator[tuple[Tensor, tuple[Sequence[str], np.ndarray]]]:
+    """Batches of a `Readable`: pictures, and beside them the reasons and what they are made of."""
+    for images, reasons, made_of in loader:
+        yield images, (reasons, made_of.numpy())
+
+
+def _fill(
+    shards: Sequence[Shard],
+    batches: Iterator[tuple[list[np.ndarray], tuple[Sequence[str], np.ndarray]]],
+    dataset: Readable,
+    bar: tqdm,
+) -> None:
+    """Write the features of the planned pictures to their shards, and save these now and then."""
+    waiting, saved = list(shards), time.perf_counter()
+    for features, (reasons, made_of) in batches:
+        shard = waiting[0]
+        paths = dataset.dataset.pictures.paths[shard.rows.stop :][: len(reasons)]
+        sound = np.all([np.isfinite(feature).all(axis=1) for feature in features], axis=0)
+        errors = [
+            reason or ("" if ok else f"{path!a}: {INFINITE}")
+            for reason, ok, path in zip(reasons, sound, paths, strict=True)
+        ]
+        if CONTENT in shard.columns:
+            features += np.split(made_of, [STAMP_BYTES], axis=1)
+        shard.append(features, errors)
+        bar.update(len(errors))
+        full = shard.done == len(shard.planned)
+        if full or time.perf_counter() - saved > SAVE_SECONDS:
+            shard.save()
+            saved = time.perf_counter()
+        if full:
+            waiting.pop(0)
+
+
+def load_models(
+    config: Config, category_names: list[str], device: torch.device
+) -> list[LoadedModel]:
     """Load the models of the settings.
 
     Raises
@@ -173,22 +222,21 @@ def load_models(config: Config, category_names: list[str], device: torch.device)
     UserError : one is missing, damaged or of another network, or was replaced meanwhile
     """
     base = config.DATASET_BASE
-    bare = Network(
+    default = Architecture(
         config.BACKBONE, config.INTER_DIM, category_names, config.IMG_SIZE, config.CROP_SIZE
     )
     names = config.MODELS or (config.DUMPED_MODEL,)
     files = [find_model(base, name) for name in names]
     stamps = [file_stamp(file) for file in files]
-    models = []
+    models: list[LoadedModel] = []
     for name, file in zip(names, files, strict=True):
-        net, network = load_net(file, bare)
+        net, architecture = load_net(file, default)
         colors = [] if models else color_features(settings_of(config, device))
-        features = FeatureNet(net, colors, config.FLIP, plain=True).eval()
-        features.to(device, memory_format=torch.channels_last)
+        features = to_device(FeatureNet(net, colors, config.FLIP, plain=True).eval(), device)
         record = ModelRecord(
-            file=name, sha256=sha256_of(file), network=network, held_out=held_out_of(file)
+            file=name, sha256=sha256_of(file), network=architecture, held_out=read_split(file)
         )
-        models.append(Model(file, features, network, record))
+        models.append(LoadedModel(file, features, architecture, record))
     if stamps != [file_stamp(file) for file in files]:
         raise UserError(f"{', '.join(names)}: replaced while it was read; run this again")
     return models
@@ -206,7 +254,7 @@ def settings_of(config: Config, device: torch.device) -> dict[str, Any]:
     }
 
 
-def columns_of(number: int, model: Model, settings: dict[str, Any]) -> Columns:
+def columns_of(number: int, model: LoadedModel, settings: dict[str, Any]) -> Columns:
     """The matrices that a model makes, in the order of `FeatureNet`."""
     dim = model.net.net.fc2.in_features
     widths = {deep_file(number): dim}

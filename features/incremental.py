@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 
 from features.arrays import archive, read_archive
 from features.database import CONTENT, INFO, LIST, FeatureDatabase, open_database
@@ -46,23 +45,32 @@ def look(base: Path, path: str, box: np.ndarray, crop: bool) -> np.ndarray:
     -------
     56 + 32 bytes, uint8; zeros where it cannot be read.
     """
-    found = np.zeros(STAMP_BYTES + DIGEST, np.uint8)
-    with suppress(OSError, PictureError):
-        file = picture_file(base, path)
-        stamp = _stamp_of(file, box)
-        digest = hashlib.sha256(box.tobytes() if crop else b"")
-        with open(file, "rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
-        found[:STAMP_BYTES] = stamp.view(np.uint8)
-        found[STAMP_BYTES:] = np.frombuffer(digest.digest(), np.uint8)
-    return found
+    with suppress(OSError, PictureError), open_file(picture_file(base, path)) as content:
+        return fingerprint(content, box, crop)
+    return np.zeros(STAMP_BYTES + DIGEST, np.uint8)
 
 
-def _stamp_of(file: Path | str, box: np.ndarray) -> np.ndarray:
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading; to open a pipe would wait for its writer."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise FileNotFoundError(path)
+    return open(path, "rb")
+
+
+def fingerprint(content: BinaryIO, box: np.ndarray, crop: bool) -> np.ndarray:
+    """What `look` gives, of an open file, which is read and then at its beginning again."""
+    stamp = _stamp_of(content.fileno(), box)
+    digest = hashlib.sha256(box.tobytes() if crop else b"")
+    while block := content.read(1 << 20):
+        digest.update(block)
+    content.seek(0)
+    return np.concatenate([stamp.view(np.uint8), np.frombuffer(digest.digest(), np.uint8)])
+
+
+def _stamp_of(file: str | int, box: np.ndarray) -> np.ndarray:
     """Size in bytes, inode, time of the last change in ns, and box of a picture, int64."""
     status = os.stat(file)
-    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for its writer
+    if not stat.S_ISREG(status.st_mode):
         raise FileNotFoundError(file)
     return np.array([status.st_size, status.st_ino, status.st_ctime_ns, *box], np.int64)
 
@@ -82,7 +90,7 @@ class Changes:
 
 
 def database_to_update(
-    base: Path, records: Sequence[ModelRecord], settings: dict[str, Any], amp: torch.dtype | None
+    base: Path, records: Sequence[ModelRecord], settings: dict[str, Any], amp: str
 ) -> FeatureDatabase | None:
     """The database of a data set, None, with a word, where its features cannot be kept.
 
@@ -91,18 +99,18 @@ def database_to_update(
     base : DATASET_BASE
     records : what all_feat.json is to say of the models
     settings : those that the features depend on, but for AMP
-    amp : the 16-bit type that may be used; a database in float32 stays in float32
+    amp : the setting AMP: `auto` keeps features of any arithmetic, the others also float32
     """
     if not (base / INFO).exists():
         return None
     database = open_database(base)
     metadata, reason = database.metadata, ""
-    allowed = {"float32", str(amp).removeprefix("torch.")}
+    kinds = {"float32", {"bf16": "bfloat16", "fp16": "float16"}.get(amp, "float32")}
     if [model.sha256 for model in metadata.models] != [record.sha256 for record in records]:
         reason = "it was made by another model"
     elif any(getattr(metadata.settings, name) != settings[name] for name in SAME):
         reason = "it was made with other settings"
-    elif metadata.settings.AMP not in allowed:
+    elif amp != "auto" and metadata.settings.AMP not in kinds:
         reason = f"it was made in {metadata.settings.AMP}"
     elif database.content is None:
         reason = "it is of an older version, which did not look at what pictures hold"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from net import HeldOut, Network
+from net import Architecture, SplitRecord
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -30,8 +30,8 @@ class ModelRecord(_Record):
 
     file: str
     sha256: Sha256
-    network: Network
-    held_out: HeldOut | str | None = "unknown"
+    network: Architecture
+    held_out: SplitRecord | str | None = "unknown"
 
 
 class FeatureSettings(_Record):

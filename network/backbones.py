@@ -8,6 +8,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from network.layers import MEAN, STD, channel_values
 from utils import UserError
 
 # Names of classifiers and auxiliary classifiers: no part of a backbone.
@@ -127,12 +128,18 @@ class _TimmFeatures(nn.Module):
 
 
 class _HalfNormalised(nn.Module):
-    """ImageNet's normalisation -> mean and deviation 0.5, as GoogLeNet and Inception want it."""
+    """ImageNet's normalisation -> mean and deviation 0.5, which GoogLeNet and Inception expect."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", channel_values(MEAN), persistent=False)
+        self.register_buffer("std", channel_values(STD), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = x.new_tensor([0.485, 0.456, 0.406])[:, None, None]
-        deviation = x.new_tensor([0.229, 0.224, 0.225])[:, None, None]
-        return (x * deviation + mean - 0.5) / 0.5
+        return (x * self.std + self.mean - 0.5) / 0.5
 
 
 def _torchvision_conv_map(model: nn.Module) -> nn.Module:

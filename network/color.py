@@ -7,11 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from network.layers import MEAN, STD, channel_values
 from utils import UserError
-
-# ImageNet's, which torchvision's weights expect of their input.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 PALETTE_BINS = 8  # along each of L, a and b
 CHROMA = 60.0  # a and b are cut to -CHROMA to CHROMA; few garments lie beyond
@@ -106,26 +103,31 @@ class Palette(nn.Module):
     """
 
     bins: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        # A table, as powers and roots of every pixel would cost half of a ResNet50's time.
+        # A table: powers and roots of every pixel would cost half of a ResNet50's time.
         self.register_buffer("bins", palette_bins(), persistent=False)
+        # From the network's input to a shade of each channel, in SHADES of 256.
+        shift = (channel_values(MEAN) + 0.5 / 255) * SHADES
+        self.register_buffer("scale", channel_values(STD) * SHADES, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, x: Tensor, conv_map: Tensor) -> Tensor:
         """Describe the colours of pictures.
 
         Parameters
         ----------
-        x : the network's input, normalised by `MEAN` and `STD`, N x 3 x H x W
+        x : the network's input, as `network.layers.Normalize` gives it, N x 3 x H x W
         conv_map : N x C x h x w, its response
 
         Returns
         -------
         N x 512, float32, of length 1: 8 bins of L, in each 8 of a, in each 8 of b.
         """
-        mean, std = x.new_tensor(MEAN)[:, None, None], x.new_tensor(STD)[:, None, None]
-        shade = torch.addcmul((mean + 0.5 / 255) * SHADES, x.float(), std * SHADES)
+        shade = torch.addcmul(self.shift, x.float(), self.scale)
         shade = shade.mul_(255 / 256).floor_().clamp_(0, SHADES - 1)
         red, green, blue = shade.unbind(1)
         shade = (red * SHADES).add_(green).mul_(SHADES).add_(blue)

@@ -1,23 +1,37 @@
 """Which device the networks run on, and in which arithmetic."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
-from network.color import MEAN, STD
 from utils import UserError
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a DEVICE setting.
+    """The device of a DEVICE setting; PyTorch is set up for it.
+
+    What is called float32 is computed in float32: by default cuDNN's convolutions round their
+    input to TF32, 10 bits.
 
     Raises
     ------
     UserError : this machine has no such device
     """
+    device = _find_device(name)
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    return device
+
+
+def _find_device(name: str) -> torch.device:
     if name == "auto":
         cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
@@ -30,19 +44,46 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def to_device(module: M, device: torch.device) -> M:
+    """Move a module with its constants, in the memory layout that convolutions run fastest in."""
+    return module.to(device).to(memory_format=torch.channels_last)
+
+
 def amp_type(device: torch.device, amp: str) -> torch.dtype | None:
-    """The 16-bit type that an AMP setting means on a device; None for plain float32."""
-    if amp == "auto":
-        if device.type == "cuda":
-            amp = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        else:
-            amp = "bf16" if device.type == "cpu" and cpu_has_bf16() else "off"
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    """The 16-bit type of an AMP setting on a device; None for float32.
+
+    `auto` takes a type only where the hardware has it: emulated, it is slower than float32.
+    """
+    if amp != "auto":
+        return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    return next((kind for kind in (torch.bfloat16, torch.float16) if has_type(device, kind)), None)
+
+
+def query_type(stored: str, device: torch.device) -> torch.dtype | None:
+    """The type in which to compute features for a database made in a type, maybe on another device.
+
+    The same one where the device has it, so that equal pictures get equal features; else float32,
+    whose features differ from the stored ones by the rounding of these.
+
+    Parameters
+    ----------
+    stored : float32, float16 or bfloat16, as all_feat.json names it
+    device : where the network is to run
+    """
+    kind = None if stored == "float32" else getattr(torch, stored)
+    return kind if kind and has_type(device, kind) else None
+
+
+def has_type(device: torch.device, kind: torch.dtype) -> bool:
+    """Whether the hardware of a device multiplies matrices of a 16-bit type."""
+    if device.type == "cuda":  # bf16 from Ampere on; fp16 on Volta and Turing (V100, T4), too
+        return torch.cuda.get_device_capability(device) >= (8 if kind == torch.bfloat16 else 7, 0)
+    return device.type == "cpu" and kind == torch.bfloat16 and cpu_has_bf16()
 
 
 @cache
 def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; emulated, it is slower than float32."""
+    """Whether the processor multiplies bfloat16; emulated, it is slower than float32."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -51,21 +92,24 @@ def cpu_has_bf16() -> bool:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Run the forward pass in the 16-bit type, or as it is where that is None."""
+    """Run the forward pass in a 16-bit type, or in float32 where that is None."""
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
-def network_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Pictures as the networks take them, where they run, in the layout they run fastest in.
+@contextmanager
+def explain_out_of_memory(*settings: str) -> Iterator[None]:
+    """Turn an exhausted memory of a GPU into a message that names the settings to lower.
 
-    Parameters
-    ----------
-    images : B x H x W x 3, uint8
-
-    Returns
-    -------
-    B x 3 x H x W, float32, normalised, channels_last.
+    Raises
+    ------
+    UserError
     """
-    x = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
-    mean, std = (x.new_tensor(values)[:, None, None] for values in (MEAN, STD))
-    return x.sub_(mean).div_(std)
+    try:
+        yield
+    except RuntimeError as error:  # cuBLAS and cuDNN have messages of their own
+        if not any(said in str(error) for said in ("out of memory", "ALLOC_FAILED")):
+            raise
+        raise UserError(
+            f"the GPU's memory is too small; set {' or '.join(settings)} lower, or choose another"
+            " DEVICE"
+        ) from None

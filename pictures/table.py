@@ -72,7 +72,7 @@ class Pictures:
         return self.select(np.isin(self.partitions, names))
 
 
-def align(paths: list[str], other: list[str]) -> np.ndarray:
+def align(paths: Sequence[str], other: Sequence[str]) -> np.ndarray:
     """For each path its row in another list, int64, -1 where it is missing."""
     if paths == other:
         return np.arange(len(paths))

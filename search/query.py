@@ -15,13 +15,14 @@ from features.checksums import FileStamp, file_stamp
 from features.database import FeatureDatabase
 from features.metadata import ModelRecord
 from net import (
+    Architecture,
     FeatureNet,
-    Network,
     extract_features,
     load_net,
     model_places,
 )
 from network.color import PALETTE_BINS, color_features
+from network.device import query_type, to_device
 from pictures.decode import read_picture
 from pictures.deepfashion import find_box
 from utils import UserError, sha256_of
@@ -103,9 +104,9 @@ def extract_queries(
 ) -> list[np.ndarray]:
     """Features of the queries, of each signal of the database in its order: Q x D, float32.
 
-    `amp` is the type the feature database was made with, so that equal pictures get equal features.
+    `amp` is the type that the feature database was made in, see `network.device.query_type`.
     """
-    dtype = None if amp == "float32" else getattr(torch, amp)
+    dtype = query_type(amp, device)
     deep, colors = [], []
     for number, net in enumerate(nets):
         parts = []
@@ -169,17 +170,17 @@ def _same_models(
     return found
 
 
-def load_models(
+def load_query_nets(
     database: FeatureDatabase, named: Sequence[str], device: torch.device
-) -> tuple[list[FeatureNet], list[Network]]:
+) -> tuple[list[FeatureNet], list[Architecture]]:
     """Load the models that made the feature database; `named` as for `find_models`."""
     settings, base = database.metadata.settings, database.base
     again = f"run: python feature_extractor.py --dataset-base {base}"
-    nets, networks = [], []
+    nets, architectures = [], []
     for number, (path, stamp) in enumerate(find_models(database, named)):
-        net, network = load_net(path, database.metadata.models[number].network)
+        net, architecture = load_net(path, database.metadata.models[number].network)
         if file_stamp(path) != stamp:
-            raise UserError(f"{path}: replaced while it was read; ask again")
+            raise UserError(f"{path}: replaced while it was read; run this again")
         made = (net.fc2.in_features, 3 * settings.COLOR_TOP_N, PALETTE_BINS**3)
         palette = made[2] if database.palette is None else database.palette.shape[1]
         stored = (database.deep[number].shape[1], database.color.shape[1], palette)
@@ -189,7 +190,6 @@ def load_models(
                 f" {made}; {again}"
             )
         colors = [] if number else color_features(settings.model_dump())
-        features = FeatureNet(net, colors, settings.FLIP).eval()
-        nets.append(features.to(device, memory_format=torch.channels_last))
-        networks.append(network)
-    return nets, networks
+        nets.append(to_device(FeatureNet(net, colors, settings.FLIP).eval(), device))
+        architectures.append(architecture)
+    return nets, architectures

@@ -38,5 +38,5 @@ def recall_of(found: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float
     truth : of each query the rows of its true nearest neighbours
     """
     pairs = zip(found, truth, strict=True)
-    shares = [np.isin(right, rows).mean() for rows, right in pairs if len(right)]
+    shares = [np.isin(true, rows).mean() for rows, true in pairs if len(true)]
     return float(np.mean(shares)) if shares else 1.0

@@ -18,7 +18,7 @@ from pictures.decode import read_picture
 from search.engine import Answer
 from search.engines import NamedEngine, open_engine
 from search.matrix import Copy
-from search.query import Box, Query, extract_queries, find_query, load_models, read_query
+from search.query import Box, Query, extract_queries, find_query, load_query_nets, read_query
 from search.rerank import CollapsedEngine, improved, join_queries
 from search.signals import describe_distance, signals_of
 from utils import Stopwatch, UserError
@@ -94,7 +94,7 @@ class Searcher:
             self.signals = signals_of(self.database, **self.config.distance)
         with watch.step("loading model"):
             models = self.config.MODELS or (self.config.DUMPED_MODEL,)
-            self.nets, networks = load_models(self.database, models, self.device)
+            self.nets, networks = load_query_nets(self.database, models, self.device)
         self.transforms = [eval_transform(one.img_size, one.crop_size) for one in networks]
         self.min_side = DETAIL * max(one.img_size for one in networks)
         self._copies: dict[str, Copy] = {}

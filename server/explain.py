@@ -13,7 +13,7 @@ from torch import Tensor
 
 from net import FeatureNet
 from network.color import CHROMA, PALETTE_BINS, Palette
-from network.device import autocast, network_input
+from network.device import autocast, query_type
 from pictures.decode import read_picture
 from pictures.folder import picture_file
 from search.engine import ExactEngine
@@ -120,8 +120,8 @@ def inspect(
     -------
     Feature maps N x C x h x w and palettes N x 512, float32, on `device`.
     """
-    x = network_input(images, device)
-    with autocast(device, None if amp == "float32" else getattr(torch, amp)):
+    x = net.net.normalize(images.to(device))
+    with autocast(device, query_type(amp, device)):
         maps = net.net(x)[2].float()
     return maps, Palette().to(device)(x, maps)
 

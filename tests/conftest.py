@@ -28,8 +28,8 @@ ROOT = Path(__file__).parent.parent
 pytest.register_assert_rewrite("tests.server.web_base", "tests.server.web_browser")
 
 
-# Files that take minutes. Two processes that each take the next file are to end together.
-SLOW = ("faults", "train", "milvus", "pipeline", "ranks", "soak", "ablation")
+# Files that take long come first, so that two processes end at about the same time.
+SLOW = ("faults", "train", "soak", "benchmark", "milvus", "pipeline", "distributed", "ablation")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -74,7 +74,12 @@ def fake_cuda_device() -> Iterator[torch.device]:
         "synchronize": lambda device=None: None,
         **{name: mock.MagicMock() for name in ("Stream", "Event", "stream", "current_stream")},
     }
-    tensor = {**READERS, "pin_memory": lambda tensor, *_: tensor, "backward": _backward}
+    tensor = {
+        **READERS,
+        "pin_memory": lambda tensor, *_: tensor,
+        "record_stream": lambda tensor, stream: None,
+        "backward": _backward,
+    }
     with ExitStack() as stack:
         for name, replacement in cuda.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, replacement))

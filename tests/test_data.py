@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from data import DETAIL, PictureDataset, eval_transform, make_loader, numbered, train_transform
-from net import FeatureNet, Network, extract_features, initial_net
+from net import Architecture, FeatureNet, extract_features, initial_net
 from pictures.decode import PictureError, read_picture
 from pictures.samplers import TrainBatches
 from pictures.table import Pictures
@@ -146,7 +146,7 @@ def test_a_large_jpeg_is_decoded_smaller_where_nothing_is_lost(
         large.append(tmp_path / f"{path.parent.name}_{path.name}")
         picture.resize((4 * picture.width, 4 * picture.height), Image.LANCZOS).save(large[-1])
     weights = str(shared / "weights" / "mobilenet_v2-imagenet-features.pth")
-    net = initial_net(Network("mobilenet_v2", 0, ["a"], 112, 112), weights)
+    net = initial_net(Architecture("mobilenet_v2", 0, ["a"], 112, 112), weights)
     features = FeatureNet(net, [], False).eval()
 
     def of(least: int) -> tuple[list[Image.Image], np.ndarray]:

@@ -13,22 +13,24 @@ from torchvision import models
 
 from net import (
     LENGTH,
+    Architecture,
     EmbeddingNet,
     FeatureNet,
-    Network,
+    extract_features,
     find_model,
-    held_out_of,
     initial_net,
     load_net,
     read_checkpoint,
+    read_split,
     save_checkpoint,
 )
 from network.backbones import build_backbone
-from network.color import ColorFeature
-from network.device import autocast
+from network.color import ColorFeature, Palette
+from network.device import autocast, to_device
+from tests.fake_cuda import pictures as fake_pictures
 from utils import UserError
 
-NETWORK = Network("resnet18", 16, ["Tee", "Blouse", "Tank"], 72, 64)
+ARCHITECTURE = Architecture("resnet18", 16, ["Tee", "Blouse", "Tank"], 72, 64)
 OF_2018 = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 
 
@@ -36,15 +38,15 @@ def pictures(side: int = 64) -> Tensor:
     return torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-def untrained(network: Network = NETWORK, seed: int = 0) -> EmbeddingNet:
+def untrained(architecture: Architecture = ARCHITECTURE, seed: int = 0) -> EmbeddingNet:
     torch.manual_seed(seed)
-    return initial_net(network, "none").eval()
+    return initial_net(architecture, "none").eval()
 
 
 @pytest.mark.parametrize(("inter_dim", "dim"), [(16, 16), (0, 512)])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_embedding_and_logits_are_linear_in_the_mean_of_the_conv_map(inter_dim, dim, dtype) -> None:
-    net = untrained(Network("resnet18", inter_dim, ["a", "b", "c"], 72, 64))
+    net = untrained(Architecture("resnet18", inter_dim, ["a", "b", "c"], 72, 64))
     with torch.inference_mode(), autocast(torch.device("cpu"), dtype):
         logits, embedding, conv_map = net(pictures())
     assert conv_map.dtype == (dtype or torch.float32)
@@ -100,7 +102,7 @@ def test_a_checkpoint_of_2018_gives_the_features_of_torchvisions_resnet50(
         state |= {f"{prefix}{name}.{key}": value for key, value in layer.state_dict().items()}
     torch.save(state, tmp_path / "model_best.pth.tar")
 
-    bare = Network("resnet50", 64, [f"category {i}" for i in range(50)], 256, 224)
+    bare = Architecture("resnet50", 64, [f"category {i}" for i in range(50)], 256, 224)
     net, network = load_net(tmp_path / "model_best.pth.tar", bare)
     assert (network.inter_dim, network.categories) == (512, bare.categories[:20])
     resnet.avgpool.register_forward_hook(lambda *hooked: seen.append(hooked[2].flatten(1)))
@@ -116,9 +118,9 @@ def test_a_checkpoint_of_2018_gives_the_features_of_torchvisions_resnet50(
 
 def test_a_checkpoint_comes_back_and_equal_weights_are_equal_files(tmp_path: Path) -> None:
     net = untrained()
-    save_checkpoint(tmp_path / "a.pth.tar", net, NETWORK, epoch=3)
-    again, network = load_net(tmp_path / "a.pth.tar", Network("alexnet", 9, ["x"], 1, 1))
-    assert network == NETWORK
+    save_checkpoint(tmp_path / "a.pth.tar", net, ARCHITECTURE, epoch=3)
+    again, network = load_net(tmp_path / "a.pth.tar", Architecture("alexnet", 9, ["x"], 1, 1))
+    assert network == ARCHITECTURE
     assert not again.training
     with torch.inference_mode():
         for found, expected in zip(again(pictures()), net(pictures()), strict=True):
@@ -128,7 +130,7 @@ def test_a_checkpoint_comes_back_and_equal_weights_are_equal_files(tmp_path: Pat
     )
     one, other = ((tmp_path / name).read_bytes() for name in ("a.pth.tar", "other_name.pth"))
     assert one == other
-    save_checkpoint(tmp_path / "b.pth.tar", untrained(seed=1), NETWORK, epoch=3)
+    save_checkpoint(tmp_path / "b.pth.tar", untrained(seed=1), ARCHITECTURE, epoch=3)
     assert (tmp_path / "b.pth.tar").read_bytes() != one
 
 
@@ -136,8 +138,8 @@ def test_a_checkpoint_comes_back_and_equal_weights_are_equal_files(tmp_path: Pat
 def test_training_starts_from_a_checkpoint_of_the_project(tmp_path: Path, inter_dim: int) -> None:
     """Its backbone whatever the embedding; its heads where they have the same shape."""
     net = untrained()
-    save_checkpoint(tmp_path / "model.pth.tar", net, NETWORK)
-    wanted = Network("resnet18", inter_dim, NETWORK.categories, 72, 64)
+    save_checkpoint(tmp_path / "model.pth.tar", net, ARCHITECTURE)
+    wanted = Architecture("resnet18", inter_dim, ARCHITECTURE.categories, 72, 64)
     found = initial_net(wanted, str(tmp_path / "model.pth.tar")).state_dict()
     for key, value in net.state_dict().items():
         if key.startswith("backbone.") or inter_dim == 16:
@@ -148,7 +150,7 @@ def test_training_starts_from_a_checkpoint_of_the_project(tmp_path: Path, inter_
 def test_training_starts_from_pretrained_weights_with_distances_kept(shared: Path) -> None:
     """Up to 1280 dimensions nothing is lost: the embedding's distances are the conv map's."""
     path = shared / "weights" / "mobilenet_v2-imagenet-features.pth"
-    net = initial_net(Network("mobilenet_v2", 1280, ["a"], 72, 64), str(path)).eval()
+    net = initial_net(Architecture("mobilenet_v2", 1280, ["a"], 72, 64), str(path)).eval()
     with torch.inference_mode():
         _, embedding, conv_map = net(pictures())
     torch.testing.assert_close(torch.pdist(embedding), torch.pdist(conv_map.mean((2, 3))))
@@ -169,12 +171,12 @@ def test_a_malicious_checkpoint_is_refused_and_runs_nothing(tmp_path: Path, writ
     path, marker = tmp_path / "model.pth", tmp_path / "marker"
     write({"fc2.weight": Malicious(marker)}, path)
     with pytest.raises(UserError, match=r"model\.pth"):
-        load_net(path, NETWORK)
+        load_net(path, ARCHITECTURE)
     assert not marker.exists()
 
 
 def _truncated(path: Path) -> None:
-    save_checkpoint(path, untrained(), NETWORK)
+    save_checkpoint(path, untrained(), ARCHITECTURE)
     path.write_bytes(path.read_bytes()[:-1000])
 
 
@@ -187,7 +189,7 @@ def _without(*gone: str):
 
 
 def _of_mobilenet(path: Path) -> None:
-    save_checkpoint(path, untrained(), replace(NETWORK, backbone="mobilenet_v2"))
+    save_checkpoint(path, untrained(), replace(ARCHITECTURE, backbone="mobilenet_v2"))
 
 
 def _saved(content):
@@ -220,7 +222,7 @@ def test_what_is_no_whole_checkpoint_is_refused_by_name(tmp_path: Path, write, s
     path = tmp_path / "model.pth"
     write(path)
     with pytest.raises(UserError, match=said) as caught:
-        load_net(path, NETWORK)
+        load_net(path, ARCHITECTURE)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -229,14 +231,14 @@ def test_weights_of_another_backbone_cannot_start_training(tmp_path: Path) -> No
     torch.save(build_backbone("resnet18").state_dict(), tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"PRETRAINED .*other.pth.*mobilenet_v2"):
         initial_net(
-            Network("mobilenet_v2", 16, ["a"], 72, 64),
+            Architecture("mobilenet_v2", 16, ["a"], 72, 64),
             str(tmp_path / "other.pth"),
         )
 
 
 def test_pictures_too_small_for_the_backbone_are_refused() -> None:
     with pytest.raises(UserError, match="CROP_SIZE"):
-        initial_net(Network("alexnet", 16, ["a"], 16, 16), "none")
+        initial_net(Architecture("alexnet", 16, ["a"], 16, 16), "none")
 
 
 def test_a_model_is_found_as_given_or_below_models(tmp_path: Path) -> None:
@@ -253,7 +255,7 @@ def test_a_model_is_found_as_given_or_below_models(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pooling", ["avg", "avgmax", "gem"])
 def test_a_normalised_network_by_plain_sums(pooling: str) -> None:
     """Pooling, LayerNorm, linear, length 10; logits are 10 times the cosines with the classes."""
-    net = untrained(replace(NETWORK, pooling=pooling, normalised=True))
+    net = untrained(replace(ARCHITECTURE, pooling=pooling, normalised=True))
     with torch.no_grad():  # or LayerNorm's own parameters would not show
         net.norm.weight.uniform_(0.5, 2)
         net.norm.bias.uniform_(-1, 1)
@@ -275,7 +277,7 @@ def test_a_normalised_network_by_plain_sums(pooling: str) -> None:
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_the_classifier_gives_the_logits_of_the_embedding(normalised: bool) -> None:
-    net = untrained(replace(NETWORK, normalised=normalised))
+    net = untrained(replace(ARCHITECTURE, normalised=normalised))
     with torch.inference_mode():
         logits, embedding, _ = net(pictures())
     weight, bias = net.classifier()
@@ -284,12 +286,12 @@ def test_the_classifier_gives_the_logits_of_the_embedding(normalised: bool) -> N
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_flip_embeds_the_mirror_image_too(normalised: bool) -> None:
-    net = untrained(replace(NETWORK, normalised=normalised))
-    x = pictures()
+    net = untrained(replace(ARCHITECTURE, normalised=normalised))
+    images = torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        both, colors = FeatureNet(net, [ColorFeature(4)], flip=True)(x)
-        plain, same_colors = FeatureNet(net, [ColorFeature(4)], flip=False)(x)
-        mirrored = net(torch.from_numpy(np.ascontiguousarray(x.numpy()[..., ::-1])))[1]
+        both, colors = FeatureNet(net, [ColorFeature(4)], flip=True)(images)
+        plain, same_colors = FeatureNet(net, [ColorFeature(4)], flip=False)(images)
+        mirrored = net(net.normalize(images.flip(2)))[1]
     expected = (plain + mirrored) / 2
     if normalised:
         expected = LENGTH * expected / expected.norm(dim=1, keepdim=True)
@@ -300,7 +302,7 @@ def test_flip_embeds_the_mirror_image_too(normalised: bool) -> None:
 
 @pytest.mark.parametrize("pooling", ["avg", "gem"])
 def test_a_normalised_checkpoint_comes_back(tmp_path: Path, pooling: str) -> None:
-    network = replace(NETWORK, pooling=pooling, normalised=True)
+    network = replace(ARCHITECTURE, pooling=pooling, normalised=True)
     net = untrained(network)
     save_checkpoint(tmp_path / "a.pth.tar", net, network)
     again, loaded = load_net(tmp_path / "a.pth.tar")
@@ -311,19 +313,35 @@ def test_a_normalised_checkpoint_comes_back(tmp_path: Path, pooling: str) -> Non
 
 def test_a_checkpoint_from_before_pooling_was_a_choice_loads(tmp_path: Path) -> None:
     net = untrained()
-    save_checkpoint(tmp_path / "new.pth.tar", net, NETWORK)
+    save_checkpoint(tmp_path / "new.pth.tar", net, ARCHITECTURE)
     content = read_checkpoint(tmp_path / "new.pth.tar")
     del content["network"]["pooling"], content["network"]["normalised"]
     torch.save(content, tmp_path / "old.pth.tar")
-    assert load_net(tmp_path / "old.pth.tar")[1] == NETWORK
+    assert load_net(tmp_path / "old.pth.tar")[1] == ARCHITECTURE
 
 
 @pytest.mark.parametrize("held_out", [None, {"inshop": True, "val_share": 0.2, "digest": "0123"}])
 def test_a_checkpoint_says_what_was_held_out_of_its_training(tmp_path: Path, held_out) -> None:
     net = untrained()
-    save_checkpoint(tmp_path / "said.pth.tar", net, NETWORK, held_out=held_out)
-    save_checkpoint(tmp_path / "silent.pth.tar", net, NETWORK)
+    save_checkpoint(tmp_path / "said.pth.tar", net, ARCHITECTURE, held_out=held_out)
+    save_checkpoint(tmp_path / "silent.pth.tar", net, ARCHITECTURE)
     torch.save(net.state_dict(), tmp_path / "bare.pth.tar")
-    assert held_out_of(tmp_path / "said.pth.tar") == held_out
-    assert held_out_of(tmp_path / "silent.pth.tar") == "unknown"
-    assert held_out_of(tmp_path / "bare.pth.tar") == "unknown"
+    assert read_split(tmp_path / "said.pth.tar") == held_out
+    assert read_split(tmp_path / "silent.pth.tar") == "unknown"
+    assert read_split(tmp_path / "bare.pth.tar") == "unknown"
+
+
+@pytest.mark.parametrize("pooling", ["avg", "avgmax", "gem"])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_features_are_computed_on_cuda(
+    fake_cuda: torch.device, pooling: str, normalised: bool
+) -> None:
+    """Seen to fail where `Normalize.mean` or `Palette.bins` was a tensor and no buffer."""
+    net = initial_net(replace(ARCHITECTURE, pooling=pooling, normalised=normalised), "none")
+    features = FeatureNet(net, [ColorFeature(4), Palette()], flip=True, plain=True).eval()
+    to_device(features, fake_cuda)
+    for dtype in (None, torch.bfloat16):
+        found = extract_features(features, fake_pictures(2), fake_cuda, dtype)
+        assert [array.shape for array in found] == [(2, 16), (2, 12), (2, 512), (2, 16)]
+    weight, bias = net.classifier()
+    assert weight.device == bias.device == fake_cuda

@@ -1,4 +1,4 @@
-"""The whole way on real photos, script by script, and what the README says of the settings."""
+"""The whole way on real photos, script by script."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from config import Config, default_text
-from tests.conftest import ROOT, run
+from tests.conftest import run
 
 
 def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> None:
@@ -83,13 +82,3 @@ def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> Non
     page = tmp_path / "report.html"
     run("evaluate.py", *there, *weights, "--report", page)
     assert page.read_text().startswith("<!doctype html>") or "<html" in page.read_text()[:300]
-
-
-def test_the_readme_lists_every_setting_with_its_default() -> None:
-    rows = {
-        cells[1].strip(" `"): cells[2].strip()
-        for line in (ROOT / "README.md").read_text().splitlines()
-        if line.startswith("| `") and len(cells := line.split("|")) == 5
-    }
-    for name in Config.model_fields:
-        assert rows.get(name) == default_text(name), name

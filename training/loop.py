@@ -19,7 +19,7 @@ from tqdm import tqdm
 from evaluation.metrics import pooled_score
 from net import EmbeddingNet, save_checkpoint
 from network.color import Palette
-from network.device import autocast, network_input
+from network.device import autocast, to_device
 from network.distributed import Distributed
 from pictures.samplers import TrainBatches
 from training.losses import TrainingLoss
@@ -81,7 +81,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.models = self.resume_point.path.parent
-        self.palette = Palette().to(self.device)
+        self.palette = to_device(Palette(), self.device)
         self.writer: Any = None
         self.compiled = False
         self._freeze_backbone(self.progress.frozen)
@@ -218,7 +218,7 @@ class Trainer:
         The losses and the accuracy of the whole batch: scalars, see `TrainingLoss`.
         """
         at, gather = self.progress, self.distributed.all_gather
-        x = network_input(images, self.device)
+        x = self.net.normalize(images.to(self.device, non_blocking=True))
         categories = categories.to(self.device, non_blocking=True)
         items = items.to(self.device, non_blocking=True)
         with autocast(self.device, self.amp), self._compiling(total == self.batches.size(0)):

@@ -8,7 +8,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from net import EmbeddingNet, Network, read_checkpoint, save_checkpoint
+from net import Architecture, EmbeddingNet, read_checkpoint, save_checkpoint
 from training.optimizer import Updater
 from utils import UserError
 
@@ -60,7 +60,7 @@ class ResumePoint:
     path: Path
     identity: dict[str, Any]
     net: EmbeddingNet
-    architecture: Network
+    architecture: Architecture
     metric: nn.Module
     updater: Updater
     device: torch.device

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from evaluation.metrics import validation_score
 from net import EmbeddingNet
 from network.color import Palette
-from network.device import autocast, network_input
+from network.device import autocast
 from network.distributed import Distributed
 
 
@@ -39,7 +39,7 @@ def predict(
     net.eval()
     batches = []
     for images, *labels in loader:
-        x = network_input(images, device)
+        x = net.normalize(images.to(device, non_blocking=True))
         with autocast(device, amp):
             logits, embedding, conv_map = net(x)
             colors = palette(x, conv_map)

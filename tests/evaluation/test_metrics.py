@@ -1,4 +1,4 @@
-"""The measures against values worked out by hand, plain loops, scikit-learn and theory."""
+"""The metrics compared with values by hand, plain loops, scikit-learn and theory."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_average_precision_by_hand() -> None:
     # (1/1 + 2/3) / 2, 1/4, nothing found of 1, all found first
     relevant = np.array([2, 1, 1, 2])
     assert average_precision(HITS, relevant) == pytest.approx([5 / 6, 1 / 4, 0, 1])
-    # One more right picture that an engine never showed counts as missed.
+    # One more correct picture that the engine did not find counts as missed.
     assert average_precision(HITS[:1], np.array([3])) == pytest.approx([5 / 9])
 
 
@@ -50,7 +50,7 @@ def test_item_metrics_by_hand() -> None:
 
 
 def test_a_short_gallery_does_not_make_recall_perfect() -> None:
-    """With 5 answers and none right, recall@10 is 0."""
+    """With 5 answers, none of them correct, recall@10 is 0."""
     assert first_hit(np.zeros((1, 5), bool)).tolist() == [0]
     assert item_metrics(np.zeros((1, 5), bool), np.array([1]))["recall@10"] == 0
 
@@ -71,13 +71,13 @@ def test_tasks_are_pooled_by_their_queries() -> None:
 
 def test_category_metrics_equal_scikit_learn(rng: np.random.Generator) -> None:
     scores = rng.normal(size=(40, 90))
-    right = rng.random((40, 90)) < 0.2
+    correct = rng.random((40, 90)) < 0.2
     order = np.argsort(-scores, axis=1)
-    hits = np.take_along_axis(right, order, axis=1)
-    values = category_metrics(hits, right.sum(1))
-    expected = [average_precision_score(right[i], scores[i]) for i in range(40)]
+    hits = np.take_along_axis(correct, order, axis=1)
+    values = category_metrics(hits, correct.sum(1))
+    expected = [average_precision_score(correct[i], scores[i]) for i in range(40)]
     assert values["map"] == pytest.approx(expected)
-    assert values["p@10"] == pytest.approx([right[i, order[i, :10]].mean() for i in range(40)])
+    assert values["p@10"] == pytest.approx([correct[i, order[i, :10]].mean() for i in range(40)])
 
 
 def test_top_k_equals_scikit_learn(rng: np.random.Generator) -> None:
@@ -86,7 +86,7 @@ def test_top_k_equals_scikit_learn(rng: np.random.Generator) -> None:
     for k in (1, 3, 5):
         expected = top_k_accuracy_score(targets, logits, k=k, labels=np.arange(12))
         assert values[f"top{k}"].mean() == pytest.approx(expected)
-    assert top_k_metrics(np.zeros((1, 12)), np.array([0]))["top5"] == 0  # all equal: it knows none
+    assert top_k_metrics(np.zeros((1, 12)), np.array([0]))["top5"] == 0
     assert top_k_metrics(np.ones((1, 2)), np.array([-1]))["top5"] == 0
 
 
@@ -99,7 +99,7 @@ def test_the_interval_is_the_binomial_one_for_single_queries() -> None:
 
 
 def test_views_of_an_item_do_not_make_the_interval_narrower() -> None:
-    """Ten copies of each query tell no more than one: the interval stays as wide."""
+    """Ten copies of each query hold no more than one: the interval stays as wide."""
     values = np.repeat([0.0, 1.0], [70, 30])
     one = summarise(values, np.arange(100))
     ten = summarise(np.repeat(values, 10), np.repeat(np.arange(100), 10))

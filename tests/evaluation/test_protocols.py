@@ -1,4 +1,4 @@
-"""The protocols against an implementation of its own: the lists, scipy and loops, nothing else."""
+"""The protocols compared with an independent implementation by lists, scipy and loops."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def rows_of_list(path: Path) -> list[list[str]]:
     return [line.split() for line in path.read_text().splitlines()[2:]]
 
 
-def ask(base: Path, name: str) -> dict[str, np.ndarray]:
+def values_of(base: Path, name: str) -> dict[str, np.ndarray]:
     database = open_database(base)
     signals = signals_of(database, ("euclidean", "cityblock"), (), 0.1, 2.0)
     tasks = [*item_tasks(database), category_task(database, 0.1, None)]
@@ -58,14 +58,14 @@ def published_protocol(base: Path, keep: set[int], same_color: bool) -> list[dic
             for other, _, _ in gallery
         }
         ranked = sorted(gallery, key=lambda entry: distance[entry[0]])
-        right = [i == item and (not same_color or s == shade) for _, i, s in ranked]
-        if same_color and not any(right):
+        correct = [i == item and (not same_color or s == shade) for _, i, s in ranked]
+        if same_color and not any(correct):
             continue
-        count = sum(right)
-        figures = {f"recall@{k}": float(any(right[:k])) for k in (1, 10, 20, 30, 40, 50)}
-        precision = [sum(right[: i + 1]) / (i + 1) for i in range(count) if right[i]]
+        count = sum(correct)
+        figures = {f"recall@{k}": float(any(correct[:k])) for k in (1, 10, 20, 30, 40, 50)}
+        precision = [sum(correct[: i + 1]) / (i + 1) for i in range(count) if correct[i]]
         figures["map@r"] = sum(precision) / count
-        figures["mrr"] = 1 / (right.index(True) + 1)
+        figures["mrr"] = 1 / (correct.index(True) + 1)
         found.append(figures)
     return found
 
@@ -81,12 +81,12 @@ def published_protocol(base: Path, keep: set[int], same_color: bool) -> list[dic
 def test_inshop_figures_are_those_of_the_published_protocol_to_the_last_query(
     measured: Path, name: str, keep: set[int], same_color: bool
 ) -> None:
-    values = ask(measured, name)
+    values = values_of(measured, name)
     expected = published_protocol(measured, keep, same_color)
     assert len(expected) == len(values["mrr"]) > 10
     for key in expected[0]:
         np.testing.assert_allclose(values[key], [figures[key] for figures in expected])
-    assert 0 < values["recall@10"].mean() < 1  # or it would say nothing
+    assert 0 < values["recall@10"].mean() < 1  # else the comparison would show nothing
 
 
 def test_category_figures_are_those_of_a_loop(measured: Path) -> None:
@@ -97,15 +97,15 @@ def test_category_figures_are_those_of_a_loop(measured: Path) -> None:
     database = open_database(measured)
     signals = signals_of(database, ("euclidean", "cityblock"), (), 0.1, 2.0)
     engine = ExactEngine(signals)
-    values = ask(measured, "category")
+    values = values_of(measured, "category")
     assert len(values["map"]) == len(rows) > 10
     for i, row in enumerate(rows):
         others = np.array([other for other in rows if other != row])
         distance = engine.distances([s.features[[row]] for s in signals], others)[0]
-        right = category[others[np.argsort(distance, kind="stable")]] == category[row]
-        assert values["p@1"][i] == right[0]
-        assert values["p@10"][i] == pytest.approx(right[:10].mean())
-        ranks = np.flatnonzero(right) + 1
+        correct = category[others[np.argsort(distance, kind="stable")]] == category[row]
+        assert values["p@1"][i] == correct[0]
+        assert values["p@10"][i] == pytest.approx(correct[:10].mean())
+        ranks = np.flatnonzero(correct) + 1
         precision = np.arange(1, len(ranks) + 1) / ranks
         assert values["map"][i] == pytest.approx(precision.mean() if len(ranks) else 0)
 
@@ -115,11 +115,11 @@ def line(positions: list[float]) -> list[Signal]:
 
 
 def test_a_query_in_the_gallery_does_not_answer_itself_by_hand() -> None:
-    """Five pictures on a line; each asks for the others of its label."""
+    """Five pictures on a line; each searches for the others of its label."""
     signals, rows = line([0.0, 1.0, 2.5, 2.6, 9.0]), np.arange(5)
     task = Task("category", rows, rows, np.array([7, 7, 8, 7, 8]), rows, category_metrics)
     outcome = run_task(task, ExactEngine(signals), query_features(task, signals))
-    # Nearest others: 0 -> 1 (right), 1 -> 0 (right), 2 -> 3, 3 -> 2, 4 -> 3 (all wrong).
+    # Nearest others: 0 -> 1 (correct), 1 -> 0 (correct), 2 -> 3, 3 -> 2, 4 -> 3 (all wrong).
     assert outcome.values["p@1"].tolist() == [1, 1, 0, 0, 0]
     # Right ones stand at ranks (1, 3), (1, 3), (4), (2, 3) and (2).
     expected = [5 / 6, 5 / 6, 1 / 4, (1 / 2 + 2 / 3) / 2, 1 / 2]

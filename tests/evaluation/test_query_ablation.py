@@ -13,13 +13,13 @@ from search.signals import Signal
 
 
 def task_of(views: list[int], name: str = "item") -> Task:
-    """Items with as many queries each, which lie mixed, and one picture each in the gallery."""
-    asked = np.random.default_rng(3).permutation(np.repeat(np.arange(len(views)), views))
-    labels = np.concatenate([asked, np.arange(len(views))]).astype(str)
+    """Items with `views` queries each, in mixed order, and one picture each in the gallery."""
+    items = np.random.default_rng(3).permutation(np.repeat(np.arange(len(views)), views))
+    labels = np.concatenate([items, np.arange(len(views))]).astype(str)
     rows = np.arange(len(labels))
-    queries, gallery = rows[: len(asked)], rows[len(asked) :]
-    measures = item_metrics if name == "item" else category_metrics
-    return Task(name, queries, gallery, labels, labels[queries], measures)
+    queries, gallery = rows[: len(items)], rows[len(items) :]
+    metrics = item_metrics if name == "item" else category_metrics
+    return Task(name, queries, gallery, labels, labels[queries], metrics)
 
 
 def signals_for(task: Task, rng: np.random.Generator, weights: list[float]) -> list[Signal]:
@@ -41,7 +41,7 @@ def test_a_sample_has_whole_items_from_the_whole_collection() -> None:
     assert (task.labels[sample.queries] == sample.groups).all()
     for item in np.unique(sample.groups):
         assert (sample.groups == item).sum() == (task.groups == item).sum()
-    # Evenly spread: each fifth of the items, in the order of their first queries, gives a fifth.
+    # Evenly spaced: each fifth of the items, in the order of their first queries, gives a fifth.
     first = {item: i for i, item in reversed(list(enumerate(task.groups)))}
     place = {item: i for i, item in enumerate(sorted(first, key=first.get))}
     taken = np.histogram([place[item] for item in set(sample.groups)], 5, (0, 300))[0]
@@ -51,7 +51,7 @@ def test_a_sample_has_whole_items_from_the_whole_collection() -> None:
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.5, 4.0], [1.0, 0.0, 2.0], [1.0, 0.0, 0.0]])
-def test_signals_are_measured_as_runs_of_their_own_would(rng, weights: list[float]) -> None:
+def test_signals_are_measured_as_separate_runs_would(rng, weights: list[float]) -> None:
     task = task_of([3] * 50)
     signals = signals_for(task, rng, weights)
     single = signals_for(task, np.random.default_rng(8), weights)[:1]
@@ -65,9 +65,9 @@ def test_signals_are_measured_as_runs_of_their_own_would(rng, weights: list[floa
     expected = [("all", whole, None)]
     for i, signal in enumerate(signals):
         left = alone([*signals[:i], replace(signal, weight=0), *signals[i + 1 :]])
-        told = weights[i] and np.count_nonzero(weights) > 1
+        compared = weights[i] and np.count_nonzero(weights) > 1
         row = (f"{signal.name} alone (weight {weights[i]:g})", alone([replace(signal, weight=1)]))
-        expected.append((*row, left if told else None))
+        expected.append((*row, left if compared else None))
     plain = alone([*single, *signals[1:]])
     expected.append(("without mirror images", plain, plain))
     table = signals_table(task, signals, [single[0].features])
@@ -80,10 +80,10 @@ def test_signals_are_measured_as_runs_of_their_own_would(rng, weights: list[floa
         else:
             figure = summarise(whole["recall@1"] - left["recall@1"], task.groups)
             assert row[4:] == (pytest.approx(figure.value), pytest.approx(figure.ci95))
-    assert len({row[1] for row in table.rows}) > 2  # or it would say nothing
+    assert len({row[1] for row in table.rows}) > 2  # else the comparison would show nothing
 
 
-def test_tables_say_of_how_many_queries_they_are(rng, monkeypatch) -> None:
+def test_tables_name_their_number_of_queries(rng, monkeypatch) -> None:
     task = task_of([2] * 40)
     signals = signals_for(task, rng, [1.0, 0.1, 4.0])
     engine = ExactEngine(of_gallery(signals, task.gallery))
@@ -96,12 +96,12 @@ def test_tables_say_of_how_many_queries_they_are(rng, monkeypatch) -> None:
     assert methods_table(task, engine, signals).rows[-1][0] == name
 
 
-def test_each_metric_is_asked_once_for_a_block_of_queries(rng, monkeypatch) -> None:
-    asked = []
+def test_each_distance_is_computed_once_for_a_block_of_queries(rng, monkeypatch) -> None:
+    calls = []
     plain = Signal.distances
     monkeypatch.setattr(
-        Signal, "distances", lambda s, q, r: asked.append((s.name, len(q))) or plain(s, q, r)
+        Signal, "distances", lambda s, q, r: calls.append((s.name, len(q))) or plain(s, q, r)
     )
     task = task_of([2] * 40)
     signals_table(task, signals_for(task, rng, [1.0, 0.1, 4.0]), [])
-    assert sorted(asked) == [(name, n) for name in ("color", "deep", "palette") for n in (16, 64)]
+    assert sorted(calls) == [(name, n) for name in ("color", "deep", "palette") for n in (16, 64)]

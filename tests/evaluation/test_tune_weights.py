@@ -1,4 +1,4 @@
-"""The fitted weights: on what they are found, and what is found where the best is known."""
+"""The tuned weights: on which pictures they are found, and whether the best ones are."""
 
 import json
 import os
@@ -23,16 +23,16 @@ from utils import UserError
 SHARE = 0.3
 
 
-def says(base: Path, *records: object, inshop: bool = True) -> None:
-    """Write what the models' files say of their training; "right" is the true one."""
+def record_splits(base: Path, *records: object, inshop: bool = True) -> None:
+    """Write the splits of the models into all_feat.json; "true" stands for the true one."""
     digest = read_splits(base, 20, inshop, SHARE).digest()
-    right = {"inshop": inshop, "val_share": SHARE, "digest": digest}
+    true = {"inshop": inshop, "val_share": SHARE, "digest": digest}
     info = json.loads((base / "all_feat.json").read_text())
     model = info["models"][0]
     named = [{**model, "file": f"{i}.pth"} for i in range(len(records))]
     for one, record in zip(named, records, strict=True):
         if record != "missing":
-            one["held_out"] = right if record == "right" else record
+            one["held_out"] = true if record == "true" else record
     info["models"] = named
     for i in range(1, len(records)):
         shutil.copy(base / "all_feat.npy", base / f"all_feat_{i + 1}.npy")
@@ -46,11 +46,11 @@ def tasks(base: Path, val_share: float = 0.1) -> dict[str, ValidationTask]:
     return {task.name: task for task in validation_tasks(database, signals, val_share)}
 
 
-def held_out(parts: list[np.ndarray], labels: np.ndarray, name: str = "category") -> ValidationTask:
+def task_of(parts: list[np.ndarray], labels: np.ndarray, name: str = "category") -> ValidationTask:
     stacked = np.stack(parts)
     stacked[:, np.arange(len(labels)), np.arange(len(labels))] = np.inf
-    right = (labels[:, None] == labels) & ~np.eye(len(labels), dtype=bool)
-    return ValidationTask(name, stacked, right)
+    correct = (labels[:, None] == labels) & ~np.eye(len(labels), dtype=bool)
+    return ValidationTask(name, stacked, correct)
 
 
 def test_noise_gets_no_weight_and_what_helps_gets_some(rng: np.random.Generator) -> None:
@@ -59,7 +59,7 @@ def test_noise_gets_no_weight_and_what_helps_gets_some(rng: np.random.Generator)
     weak = rng.random((60, 60)) + 0.2 * ~same
     strong = 50 * (rng.random((60, 60)) + 0.6 * ~same)  # in another unit
     noise = rng.random((60, 60))
-    task = held_out([weak, strong, noise], labels)
+    task = task_of([weak, strong, noise], labels)
     start = np.array([1.0, 0.0, 0.0])
     weights = best_weights([task], start)
     assert weights[0] == 1
@@ -76,8 +76,8 @@ def test_a_task_counts_as_much_as_it_has_queries(pictures: int, served: str) -> 
     half = np.where(np.arange(pictures)[:, None] < pictures // 2, 1 - apart, apart)
     other = 1.0 * (items[:, None] != items)
     tasks = [
-        held_out([apart, half], labels),
-        held_out([1 - other, other], items, "item"),
+        task_of([apart, half], labels),
+        task_of([1 - other, other], items, "item"),
     ]
     first, second = np.array([1.0, 0.0]), np.array([0.0, 1.0])
     assert [task.score(first) for task in tasks] == [(1, pictures), (pytest.approx(1 / 19), 20)]
@@ -90,7 +90,7 @@ def test_a_task_counts_as_much_as_it_has_queries(pictures: int, served: str) -> 
 def test_the_score_is_map_at_r_of_the_weighted_sum(rng: np.random.Generator) -> None:
     labels = np.repeat(np.arange(5), 4)
     parts = [rng.random((20, 20)), rng.random((20, 20))]
-    task = held_out(parts, labels)
+    task = task_of(parts, labels)
     total = 2 * task.parts[0] + 0.5 * task.parts[1]
     order = np.argsort(total, axis=1)
     hits = np.take_along_axis(task.correct, order, axis=1)
@@ -104,7 +104,7 @@ def test_the_score_is_map_at_r_of_the_weighted_sum(rng: np.random.Generator) -> 
 
 def test_a_signal_that_knows_the_items_is_found_by_the_script(measured: Path, capsys) -> None:
     """The palette is made to tell items apart; deep and colour stay random."""
-    says(measured, "right")
+    record_splits(measured, "true")
     items = np.load(measured / "all_item.npy")
     _, number = np.unique(items, return_inverse=True)
     known = np.eye(number.max() + 1, dtype=np.float32)[number]
@@ -120,14 +120,14 @@ def test_a_signal_that_knows_the_items_is_found_by_the_script(measured: Path, ca
     assert item == 1
     found = tasks(measured)
     category, count = found["category"].score(np.array([0.0, 0, 1]))
-    asked = found["item"].correct.shape[0]
-    assert f"{count} by category, {asked} by item" in out
-    assert pooled == pytest.approx((category * count + asked) / (count + asked), abs=1e-4)
+    queries = found["item"].correct.shape[0]
+    assert f"{count} by category, {queries} by item" in out
+    assert pooled == pytest.approx((category * count + queries) / (count + queries), abs=1e-4)
 
 
-def test_the_items_of_the_lists_ask_whatever_the_database_calls_them(measured: Path) -> None:
-    """All held-out items' pictures, and no other; without items in the database, too."""
-    says(measured, "right")
+def test_validation_items_are_those_of_the_lists_not_of_the_database(measured: Path) -> None:
+    """All pictures of validation items and no others; also without items in the database."""
+    record_splits(measured, "true")
     inshop = read_inshop(measured).in_partition("train")
     items = read_splits(measured, 20, True, SHARE).validation_items
     before = tasks(measured)["item"]
@@ -139,9 +139,9 @@ def test_the_items_of_the_lists_ask_whatever_the_database_calls_them(measured: P
     assert (tasks(measured)["item"].correct == before.correct).all()
 
 
-def test_who_has_no_answer_does_not_ask(measured: Path) -> None:
-    """A held-out item whose other pictures are not in the database is not counted."""
-    says(measured, "right")
+def test_a_picture_without_a_correct_answer_is_no_query(measured: Path) -> None:
+    """A validation item whose other pictures are not in the database is not counted."""
+    record_splits(measured, "true")
     first = tasks(measured)["item"].correct.shape[0]
     items = read_splits(measured, 20, True, SHARE).validation_items
     gone = [p for p, i in zip(items.paths, items.items, strict=True) if i == items.items[0]][1:]
@@ -154,8 +154,8 @@ def test_who_has_no_answer_does_not_ask(measured: Path) -> None:
     assert tasks(measured)["item"].correct.shape[0] == first - len(gone) - 1
 
 
-def test_thinning_leaves_a_queried_items_pictures(measured: Path, monkeypatch) -> None:
-    says(measured, "right")
+def test_all_pictures_of_a_queried_item_stay_in_the_gallery(measured: Path, monkeypatch) -> None:
+    record_splits(measured, "true")
     whole = tasks(measured)["item"]
     monkeypatch.setattr("evaluation.tune_weights.MAX_GALLERY", whole.correct.any(0).sum() + 2)
     few = tasks(measured)["item"]
@@ -167,15 +167,15 @@ def test_thinning_leaves_a_queried_items_pictures(measured: Path, monkeypatch) -
     assert len(tasks(measured)["item"].correct) == 5
 
 
-def test_the_models_say_what_was_held_out_not_the_settings(measured: Path) -> None:
-    """Trained without the in-shop part: no item was held out, whatever lists there are."""
-    says(measured, "right", inshop=False)
+def test_the_split_is_that_of_the_models_not_of_the_settings(measured: Path) -> None:
+    """Trained without the in-shop part: there are no validation items, whatever lists exist."""
+    record_splits(measured, "true", inshop=False)
     assert set(tasks(measured)) == {"category"}
-    says(measured, "right", None)  # an untrained network has seen nothing
+    record_splits(measured, "true", None)  # an untrained network used no picture
     assert set(tasks(measured)) == {"category", "item"}
     small, large = (tasks(measured, share)["item"].correct.shape[0] for share in (0.05, 0.8))
     assert small == large
-    says(measured, None)
+    record_splits(measured, None)
     small, large = (tasks(measured, share)["item"].correct.shape[0] for share in (0.05, 0.8))
     assert small < large
 
@@ -184,24 +184,24 @@ OTHER = {"inshop": True, "val_share": SHARE, "digest": "0"}
 
 
 @pytest.mark.parametrize(
-    ("records", "said"),
+    ("records", "message"),
     [
         (["unknown"], "0.pth: does not record its validation split"),
         (["missing"], "0.pth: does not record its validation split"),
-        (["right", "unknown"], "1.pth: does not record"),
-        ([None, "right", OTHER], "2.pth: its validation split is not that"),
+        (["true", "unknown"], "1.pth: does not record"),
+        ([None, "true", OTHER], "2.pth: its validation split is not that"),
         ([OTHER], "not the data set, or not the splits, that 0.pth"),
     ],
 )
-def test_weights_are_not_fitted_on_what_may_have_been_trained_on(
-    measured: Path, records: list, said: str
+def test_weights_are_not_tuned_on_pictures_that_may_have_been_trained_on(
+    measured: Path, records: list, message: str
 ) -> None:
-    says(measured, *records)
-    with pytest.raises(UserError, match=said):
+    record_splits(measured, *records)
+    with pytest.raises(UserError, match=message):
         evaluate.main(["--dataset-base", str(measured), "--tune-weights"])
 
 
-def test_what_train_and_extraction_write_is_what_fitting_reads(
+def test_tuning_reads_what_training_and_extraction_write(
     drawn: Path, tmp_path: Path, capsys
 ) -> None:
     base = tmp_path / "base"
@@ -228,8 +228,8 @@ def test_what_train_and_extraction_write_is_what_fitting_reads(
     ["--json", "--report page.html", "--against old.json", "--query-ablation", "--partition val",
      "--engine kmeans", "--protocol inshop"],
 )  # fmt: skip
-def test_a_flag_that_fitting_would_ignore_is_refused(measured: Path, flags: str) -> None:
-    says(measured, "right")
+def test_a_flag_that_tuning_would_ignore_is_refused(measured: Path, flags: str) -> None:
+    record_splits(measured, "true")
     name = flags if "engine" in flags else flags.split()[0]
     with pytest.raises(UserError, match=f"^{name}: "):
         evaluate.main(["--dataset-base", str(measured), "--tune-weights", *flags.split()])

@@ -22,12 +22,12 @@ from features.database import (
 )
 from features.metadata import FeatureSettings, ModelRecord
 from features.writer import Stacked, write_database
-from net import Network
+from net import Architecture
 from pictures.folder import read_folder
 from tests.conftest import Killed
 from utils import UserError
 
-MODELS = [ModelRecord(file="a", sha256="0" * 64, network=Network("a", 4, ["dress"], 64, 64))]
+MODELS = [ModelRecord(file="a", sha256="0" * 64, network=Architecture("a", 4, ["dress"], 64, 64))]
 SETTINGS = FeatureSettings(
     COLOR_TOP_N=1, PALETTE=False, FLIP=False, CROP_TO_BBOX=True, AMP="float32"
 )

@@ -149,7 +149,7 @@ def test_every_script_refuses_features_that_are_no_numbers(base: Path, refused, 
 
 
 def test_features_of_another_width_are_not_compared(base: Path, refused) -> None:
-    """Guards the comparison of widths in query.load_models."""
+    """Guards the comparison of widths in query.load_query_nets."""
     array("all_feat.npy", lambda x: x[:, :7].copy())(base)
     (base / "models/kmeans.m").unlink()
     err = refused("retrieval", "", "", *query(base), "--engine", "exact")
@@ -269,7 +269,7 @@ CHECKPOINTS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", CHECKPOINTS.values(), ids=CHECKPOINTS)
 def test_wrong_checkpoints_are_named(base: Path, refused, damage) -> None:
-    """Guards net.read_checkpoint (weights_only, _refuse_bomb), _is_plain, network_of, load_net."""
+    """Guards network.checkpoint, net.parse_architecture and net.load_net."""
     damage(base / MODEL)
     flags = ("--dumped-model", base / MODEL, *MACHINE)
     refused("feature_extractor", MODEL, "", *flags)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from network.backbones import WeightsError, build_backbone
+from network.device import autocast, to_device
 from utils import UserError
 
 
@@ -228,3 +229,31 @@ def test_no_code_in_downloaded_weights_is_run(monkeypatch, tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"squeezenet1_1-b8a52dc0\.pth is damaged"):
         build_backbone("squeezenet1_1", imagenet=True)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("alexnet", 64),
+        ("vgg11_bn", 64),
+        ("googlenet", 64),
+        ("mobilenet_v3_small", 64),
+        ("resnet18", 64),
+        ("densenet121", 64),
+        ("convnext_tiny", 64),
+        ("swin_t", 64),
+        ("vit_b_32", 224),
+        ("maxvit_t", 224),
+        ("timm/vit_little_patch16_reg4_gap_256", 256),
+        ("timm/swin_tiny_patch4_window7_224", 224),
+    ],
+)
+def test_backbones_run_on_cuda(name: str, side: int, fake_cuda: torch.device) -> None:
+    """One of each family, in bf16. Seen to fail with `_HalfNormalised.mean` as a plain tensor."""
+    if name.startswith("timm/"):
+        pytest.importorskip("timm", reason="timm is not installed")
+    backbone = to_device(build_backbone(name).eval(), fake_cuda)
+    with torch.inference_mode(), autocast(fake_cuda, torch.bfloat16):
+        conv_map = backbone(torch.zeros(2, 3, side, side, device=fake_cuda))
+    assert conv_map.device == fake_cuda
+    assert conv_map.dim() == 4

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from network.color import MEAN, STD, ColorFeature, Palette, lab_of_rgb
+from network.color import ColorFeature, Palette, lab_of_rgb
+from network.layers import MEAN, STD
 from pictures.decode import read_picture
 from tests.conftest import first_picture
 from utils import UserError

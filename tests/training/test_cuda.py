@@ -14,7 +14,7 @@ import torch
 
 import train
 from config import Config
-from net import Network, initial_net
+from net import Architecture, initial_net
 from network.distributed import Distributed
 from pictures.splits import read_splits
 from tests.fake_cuda import pictures
@@ -29,7 +29,7 @@ def trainer_on(device: torch.device, base: Path, amp: torch.dtype | None, **sett
     config = Config(DATASET_BASE=base, **TINY, **settings)
     splits = read_splits(base, 20, True, config.VAL_SHARE)
     names = splits.validation.category_names
-    network = Network("resnet18", 16, names, 40, 32, config.POOLING, config.NORMALIZE)
+    network = Architecture("resnet18", 16, names, 40, 32, config.POOLING, config.NORMALIZE)
     net = initial_net(network, "none").to(device)
     return train.build_trainer(config, splits, net, network, device, amp, Distributed())
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from net import Network, initial_net
+from net import Architecture, initial_net
 from training.losses import build_metric_loss
 from training.optimizer import MAX_NORM, Updater, build_optimizer, rate_factor
 
@@ -21,7 +21,7 @@ def test_the_learning_rate_warms_up_and_falls_to_0() -> None:
 
 
 def test_adamw_moves_proxies_a_hundred_times_faster() -> None:
-    network = Network("resnet18", 8, ["a", "b"], 40, 32, normalised=True)
+    network = Architecture("resnet18", 8, ["a", "b"], 40, 32, normalised=True)
     net = initial_net(network, "none")
     metric = build_metric_loss("proxy_anchor", 4, False, 5, 8)
     optimizer = build_optimizer("adamw", net, metric, 0.001, 0.9)
@@ -29,7 +29,7 @@ def test_adamw_moves_proxies_a_hundred_times_faster() -> None:
     assert len(rates) == len(list(net.parameters())) + 1
     assert rates[id(net.fc2.weight)] == rates[id(metric.loss.proxies)] == pytest.approx(0.1)
     assert rates[id(net.fc.weight)] == rates[id(net.backbone[0].weight)] == 0.001
-    plain = initial_net(Network("resnet18", 8, ["a", "b"], 40, 32), "none")
+    plain = initial_net(Architecture("resnet18", 8, ["a", "b"], 40, 32), "none")
     groups = build_optimizer("adamw", plain, metric, 0.001, 0.9).param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert rates[id(plain.fc2.weight)] == 0.001  # a linear classifier's rows are no proxies

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import normalize
 
-from net import EmbeddingNet, FeatureNet, Network, initial_net
+from net import Architecture, EmbeddingNet, FeatureNet, initial_net
 from network.color import Palette
 from network.distributed import Distributed
 from training.validation import (
@@ -70,7 +70,7 @@ def test_leave_one_out_is_a_loop(rng: np.random.Generator, by_item: bool) -> Non
 def predicted() -> tuple[EmbeddingNet, torch.Tensor, Predictions]:
     """A network, ten pictures, and what it predicts for them in batches of four."""
     torch.manual_seed(0)
-    net = initial_net(Network("resnet18", 8, ["a", "b"], 40, 32, normalised=True), "none")
+    net = initial_net(Architecture("resnet18", 8, ["a", "b"], 40, 32, normalised=True), "none")
     net.train()
     images = torch.randint(256, (10, 32, 32, 3), dtype=torch.uint8)
     categories, items = torch.tensor([0, 1] * 5), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, -1, -1])
@@ -78,7 +78,7 @@ def predicted() -> tuple[EmbeddingNet, torch.Tensor, Predictions]:
     predictions = predict(net, Palette(), loader, torch.device("cpu"), None)
     assert net.training, "the network is left as it was"
     net.eval()
-    return net, normalised(images), predictions
+    return net, images, predictions
 
 
 @pytest.mark.parametrize("by_item", [False, True])
@@ -87,9 +87,9 @@ def predicted() -> tuple[EmbeddingNet, torch.Tensor, Predictions]:
 def test_the_score_is_of_embedding_and_palette_together(
     predicted, weight: float, by_item: bool, count: int
 ) -> None:
-    net, x, predictions = predicted
+    net, images, predictions = predicted
     with torch.inference_mode():
-        embedding, palette = FeatureNet(net, [Palette()], False)(x[:count])
+        embedding, palette = FeatureNet(net, [Palette()], False)(images[:count])
     distances = torch.cdist(embedding, embedding) + weight * torch.cdist(palette, palette)
     labels = (predictions.items if by_item else predictions.categories)[:count].numpy()
     found = retrieval_score(predictions, count, weight, by_item, Distributed())
@@ -97,10 +97,10 @@ def test_the_score_is_of_embedding_and_palette_together(
 
 
 def test_loss_and_accuracy_are_of_every_picture_once(predicted) -> None:
-    net, x, predictions = predicted
+    net, images, predictions = predicted
     loss, accuracy = loss_and_accuracy(predictions, Distributed())
     with torch.inference_mode():
-        logits, categories = net(x)[0].numpy(), np.array([0, 1] * 5)
+        logits, categories = net(normalised(images))[0].numpy(), np.array([0, 1] * 5)
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert loss == pytest.approx(-np.log(chances[range(10), categories]).mean(), rel=1e-4)
     assert accuracy == pytest.approx((logits.argmax(1) == categories).mean())

@@ -21,16 +21,16 @@ from torch import nn
 
 from config import Config
 from data import make_loader
-from features.extraction import Model, Readable, dataset_of, load_models
+from features.extraction import LoadedModel, Readable, dataset_of, load_models
 from features.inference import CPU_BATCH, faster
 from net import extract_features
-from network.device import amp_type, autocast, network_input, pick_device
+from network.device import amp_type, autocast, pick_device
 from pictures.collection import read_collection
 from tools.benchmark.timing import ROOT, synchronize
 from training.loop import Trainer
 
 
-def _models(base: str, device: str) -> tuple[Model, Readable]:
+def _models(base: str, device: str) -> tuple[LoadedModel, Readable]:
     """The network of an extraction, and the pictures as it takes them."""
     config = Config(DATASET_BASE=Path(base))
     pictures = read_collection(config.DATASET_BASE, config.CATEGORIES, False, config.VAL_SHARE)
@@ -67,7 +67,7 @@ def extraction_parts(base: str, device: str, amp: str, batches: int) -> dict[str
     dtype = amp_type(where, amp)
     fast = faster(model.net, len(pictures), size, side, where, dtype)
     images = torch.randint(256, (size, side, side, 3), dtype=torch.uint8)
-    x = network_input(images, where)
+    x = images.to(where)
     with torch.inference_mode(), autocast(where, dtype):
         for count in (2, batches):  # the first ones warm up
             synchronize()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from features.database import CATEGORY, CLASSIFIER, COLOR, DEEP, INFO, ITEM, LIST
 from features.metadata import FeatureSettings, Metadata, ModelRecord
-from net import Network
+from net import Architecture
 from tools.benchmark.timing import run_script
 from tools.synthetic.collection import make_collection
 from utils import sha256_of
@@ -73,7 +73,7 @@ def make_database(base: Path, count: int) -> None:
     metadata = Metadata(
         models=[
             ModelRecord(
-                file="none", sha256="0" * 64, network=Network("none", DIM, ["all"], 224, 224)
+                file="none", sha256="0" * 64, network=Architecture("none", DIM, ["all"], 224, 224)
             )
         ],
         settings=FeatureSettings(
