@@ -41,20 +41,19 @@ DAY = 24 * 60 * 60  # s
 
 
 class UserError(Exception):
-    """Something a user can mend; the message says what is wrong, where, and what to do."""
+    """An error that the user can correct; the message says what is wrong, where, and what to do."""
 
-    status = 2  # that a script leaves with
+    status = 2  # exit status of the script
 
     def __str__(self) -> str:
-        # A DataLoader's worker process packs the whole traceback into the message.
         message = super().__str__()
-        if "\nOriginal Traceback" in message:
+        if "\nOriginal Traceback" in message:  # a DataLoader's worker puts all of it in the message
             message = message.rstrip().rpartition("\n")[2].partition("Error: ")[2]
         return message
 
 
 class AwayError(UserError):
-    """A server that does not answer, or not yet: the same may work later."""
+    """A server does not answer; the same command may work later."""
 
     status = 3
 
@@ -171,15 +170,14 @@ def _wrong_variable() -> str:
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:
-    """Run a script's `main` and leave with its exit status.
+    """Run a script's `main` and exit with its status.
 
-    A `UserError` becomes one line on standard error and its status: 2, or 3 where a server is away.
-    Ctrl-C ends the process as a kill does, which every file survives; a SIGINT that the caller
-    ignores, as `nohup` and a job in the background may, stays ignored.
+    A `UserError` becomes one line on standard error and status 2, or 3 where a server is away.
+    Ctrl-C ends the process without a traceback; files stay whole, see `atomic_write`.
     """
     end_by_ctrl_c()
     name = Path(sys.argv[0]).name
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that is no UTF-8 is to be shown, too
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main() or 0
@@ -187,23 +185,18 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         print(f"{name}: {one_line(str(error))}", file=sys.stderr)
         status = error.status
-    except BrokenPipeError:  # the reader of our output, say `head`, has had enough
+    except BrokenPipeError:  # `head`, for example, reads no more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except OSError as error:  # of the disk or of a name, not of the program
+    except OSError as error:  # of the disk or a file name, not a bug
         if isinstance(error, FileNotFoundError) or not (error.filename or error.errno in NO_SPACE):
             raise
         where = one_line(str(error.filename or "output"))
         print(f"{name}: {where}: {error.strerror}", file=sys.stderr)
         status = 2
-    except RuntimeError as error:  # torch has no type of its own for it
-        while True:  # it raises for each worker, and others may just have ended, too
-            try:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                break
-            except RuntimeError:
-                pass
-        reason = _of_workers(str(error))
+    except RuntimeError as error:  # torch has no type of its own for a lost worker
+        _stop_watching_workers()
+        reason = _reason_of_lost_worker(str(error))
         if not reason:
             raise
         print(f"{name}: {reason}. Run it again: it goes on where it was", file=sys.stderr)
@@ -217,8 +210,16 @@ def end_by_ctrl_c() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _of_workers(error: str) -> str:
-    """What befell the processes that read pictures; "" where an error is the program's own."""
+def _stop_watching_workers() -> None:
+    """Remove torch's signal handler, which raises an error for each worker that ends."""
+    while hasattr(signal, "SIGCHLD"):
+        with suppress(RuntimeError):  # another worker may end at this moment
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return
+
+
+def _reason_of_lost_worker(error: str) -> str:
+    """Why a process that reads pictures ended; "" where the error is another one."""
     last = error.rstrip().rpartition("\n")[2]
     if "DataLoader worker (pid" in error:
         return f"{last.split('. ')[0].rstrip('. ')}; if memory is short, set NUM_WORKERS lower"
@@ -229,14 +230,14 @@ def _of_workers(error: str) -> str:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; rename it over `path` when the block ends well, else remove it.
+    """Yield a path to write to; rename it to `path` if the block succeeds, else remove it.
 
-    A reader sees the old file or the whole new one, never a part, whatever kills the writer or the
-    machine. What a killed one left behind, the next writer of such a file removes.
+    Readers see the old file or the whole new one, even if the process is killed or the power fails.
+    The next writer of the file removes what a killed one left.
 
     Raises
     ------
-    UserError : it cannot be written: no space is left, say
+    UserError : the file cannot be written, for example because no space is left
     """
     part = path.with_name(f".{path.name}.{_where()}.{os.getpid()}.part")
     with writing(path):
@@ -255,8 +256,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make what was renamed and removed in a folder survive a power cut."""
-    with suppress(OSError):  # of a file system that cannot
+    """Make renamed and removed files of a folder survive a power cut."""
+    with suppress(OSError):  # not every file system can
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -266,7 +267,7 @@ def sync_folder(folder: Path) -> None:
 
 @cache
 def _where() -> str:
-    """Eight digits for this machine or container: process numbers mean nothing in another one."""
+    """Eight digits that identify this machine or container, in which process numbers are unique."""
     try:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:  # macOS
@@ -275,7 +276,7 @@ def _where() -> str:
 
 
 def _is_abandoned(part: Path) -> bool:
-    """Whether nobody writes to a part any more; elsewhere, whether nobody has done so for a day."""
+    """Whether its writer has ended; of another machine's writer, whether the part is a day old."""
     where, pid = part.name.split(".")[-3:-1]
     try:
         if where != _where():
@@ -284,13 +285,13 @@ def _is_abandoned(part: Path) -> bool:
     except (ProcessLookupError, FileNotFoundError):
         return True
     except (ValueError, OverflowError, PermissionError):
-        pass  # no number of ours, or somebody else's process
+        pass  # not a name of ours, or another user's process
     return False
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says of a file that cannot be written into a `UserError`."""
+    """Turn the system's error for a file that cannot be written into a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -312,12 +313,7 @@ def evenly_spaced(count: int, max_count: int) -> np.ndarray:
 
 
 def parsed_json(content: str | bytes) -> Any:
-    """What JSON text says.
-
-    Raises
-    ------
-    ValueError : it is no JSON, or nested too deeply
-    """
+    """The value of a JSON text; a `ValueError` where it is none or too deeply nested."""
     try:
         return json.loads(content)
     except RecursionError:
@@ -325,15 +321,12 @@ def parsed_json(content: str | bytes) -> Any:
 
 
 def one_line(text: str) -> str:
-    """A text without what would break the line or the terminal: it may quote anything."""
+    """A text with line breaks and control characters escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shown(path: Path | str) -> str:
-    """A path for a message: as it is, or by `ascii` where it would break the line or the terminal.
-
-    Newlines, control characters and lone surrogates (a name that is no UTF-8) are such.
-    """
+    """A path for a message, by `ascii` if it has line breaks, control characters or surrogates."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
 
@@ -346,7 +339,7 @@ class Stopwatch:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Time the block; the same name again adds to it."""
+        """Time the block; seconds of the same name are added."""
         start = time.perf_counter()
         try:
             yield
@@ -355,7 +348,7 @@ class Stopwatch:
 
 
 def progress_bar(total: int, title: str, unit: str, done: int = 0, shown: bool = True) -> tqdm:
-    """A progress bar with speed and time left; in a log file, a line now and then."""
+    """A progress bar with speed and time left; in a log file, a line every 30 s."""
     pause = 0.2 if sys.stderr.isatty() else 30.0
     return tqdm(
         total=total,

@@ -152,7 +152,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(error: Exception) -> None:
     ],
 )
 def test_a_lost_worker_is_one_line(run_main: Callable, error: str, said: str) -> None:
-    """Guards `_of_workers`."""
+    """Guards `_reason_of_lost_worker`."""
     status, err = run_main(raises(RuntimeError(error)))
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith(f"script.py: {said}")
