@@ -142,7 +142,7 @@ def count_relevant(queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray)
     return counts - np.isin(queries, gallery)
 
 
-def compare(
+def _compare(
     task: Task, block: slice, found: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Compare the answers to some queries of a task with the correct ones.
@@ -172,11 +172,6 @@ def compare(
     return answers, first_hit(hits), task.metrics(hits[:, :width], task.relevant[block])
 
 
-def blocks_of(task: Task) -> list[slice]:
-    """The places of a task's queries, a block at a time."""
-    return [slice(start, start + BLOCK) for start in range(0, len(task.queries), BLOCK)]
-
-
 def run_task(task: Task, engine: Engine, features: Sequence[np.ndarray]) -> Outcome:
     """Search with every query of a task and compare the answers with the correct ones.
 
@@ -188,9 +183,10 @@ def run_task(task: Task, engine: Engine, features: Sequence[np.ndarray]) -> Outc
     """
     compared = []
     with progress_bar(len(task.queries), f"searching, {task.name}", "query picture") as bar:
-        for block in blocks_of(task):
+        for start in range(0, len(task.queries), BLOCK):
+            block = slice(start, start + BLOCK)
             found = engine.search([feature[block] for feature in features], len(task.gallery))
-            compared.append(compare(task, block, [answer.rows for answer in found]))
+            compared.append(_compare(task, block, [answer.rows for answer in found]))
             bar.update(len(found))
     answers, first, values = zip(*compared, strict=True)
     others = len(task.gallery) - np.isin(task.queries, task.gallery)

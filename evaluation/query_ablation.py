@@ -14,24 +14,22 @@ from evaluation.metrics import summarise
 from evaluation.protocols import (
     Outcome,
     Task,
-    blocks_of,
-    compare,
+    gallery_engine,
     of_gallery,
     query_features,
     run_task,
 )
 from evaluation.table import Table
-from search.engine import Engine, ExactEngine
+from search.engine import Engine
 from search.rerank import CollapsedEngine, improved, join_queries
-from search.signals import Signal, weighted_sum
-from utils import evenly_spaced, progress_bar
+from search.signals import Signal
+from utils import evenly_spaced
 
 NEIGHBOURS = 5  # answers that expand a query
 MAX_QUERIES = 1000
 PERCENT, CHANGE, INTERVAL = "{:.2%}", "{:+.2%}", "{:+.2%} to {:+.2%}"
 
 Cells = tuple[object, ...]
-Weights = tuple[float, ...]
 
 
 def sample_queries(task: Task, max_queries: int) -> Task:
@@ -142,28 +140,26 @@ def signals_table(task: Task, signals: Sequence[Signal], unflipped: Sequence[np.
     unflipped : its deep features without mirror images, where they include them; else empty
     """
     sampled = sample_queries(task, MAX_QUERIES)
-    plain = [replace(s, features=f) for s, f in zip(signals, unflipped, strict=False)]
-    weights, zeros = [signal.weight for signal in signals], [0.0] * len(plain)
-    every: Weights = (*weights, *zeros)
-    # Of each row: its name, its own weights, and the weights that `every` is compared with.
-    trials: list[tuple[str, Weights, Weights | None]] = [("all", every, None)]
-    for i, signal in enumerate(signals):
-        alone = tuple(float(i == j) for j in range(len(every)))
-        without = tuple(0.0 if i == j else weight for j, weight in enumerate(every))
-        compared = without if signal.weight and any(without) else None
-        trials.append((f"{signal.name} alone (weight {signal.weight:g})", alone, compared))
-    if plain:
-        without = (*zeros, *weights[len(plain) :], *weights[: len(plain)])
-        trials.append(("without mirror images", without, without))
-    used = list(dict.fromkeys(w for _, *both in trials for w in both if w))
-    values = dict(zip(used, _values_of(sampled, [*signals, *plain], used), strict=True))
     main, *others = _metric_names(task)
-    rows = []
-    for name, own, compared in trials:
+
+    def values_of(chosen: Sequence[Signal]) -> dict[str, np.ndarray]:
+        engine = gallery_engine(chosen, task.gallery)
+        return run_task(sampled, engine, query_features(sampled, chosen)).values
+
+    every = values_of(signals)
+    rows: list[Cells] = [("all", *_means(every, task), None, None)]
+    for signal in signals:
+        alone = _means(values_of([replace(signal, weight=1.0)]), task)
+        rest = [other for other in signals if other is not signal and other.weight]
         adds: Cells = (None, None)
-        if compared:
-            adds = _difference(values[every][main] - values[compared][main], sampled.groups)
-        rows.append((name, *_means(values[own], task), *adds))
+        if signal.weight and rest:
+            adds = _difference(every[main] - values_of(rest)[main], sampled.groups)
+        rows.append((f"{signal.name} alone (weight {signal.weight:g})", *alone, *adds))
+    if unflipped:
+        plain = [replace(s, features=f) for s, f in zip(signals, unflipped, strict=False)]
+        values = values_of([*plain, *signals[len(plain) :]])
+        adds = _difference(every[main] - values[main], sampled.groups)
+        rows.append(("without mirror images", *_means(values, task), *adds))
     return Table(
         f"Signals, same {task.name}, ranked exactly",
         f"Adds: {main} of all signals minus that of all but this one, paired 95% interval."
@@ -172,21 +168,3 @@ def signals_table(task: Task, signals: Sequence[Signal], unflipped: Sequence[np.
         rows,
         ("{}", PERCENT, PERCENT, PERCENT, CHANGE, INTERVAL),
     )
-
-
-def _values_of(
-    task: Task, signals: Sequence[Signal], weightings: Sequence[Weights]
-) -> list[dict[str, np.ndarray]]:
-    """The values of each metric, ranked exactly with each of several weightings of S signals."""
-    engine = ExactEngine(of_gallery(signals, task.gallery))
-    features = query_features(task, signals)
-    found: list[list[dict[str, np.ndarray]]] = [[] for _ in weightings]
-    with progress_bar(len(task.queries), f"weighting, {task.name}", "query picture") as bar:
-        for block in blocks_of(task):
-            # Distances take most of the time: each is computed once for all weightings.
-            parts = engine.parts([feature[block] for feature in features])
-            for weights, values in zip(weightings, found, strict=True):
-                order = np.argsort(weighted_sum(parts, weights), axis=1, kind="stable")
-                values.append(compare(task, block, list(order))[2])
-            bar.update(parts.shape[1])
-    return [{n: np.concatenate([v[n] for v in values]) for n in values[0]} for values in found]

@@ -70,7 +70,8 @@ def _fact(value: object) -> str:
     if isinstance(value, list):
         return "; ".join(map(_fact, value))
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_fact(entry)}" for name, entry in value.items())
+        names = {name: "" if name in ("file", "sha256") else f"{name}: " for name in value}
+        return ", ".join(names[name] + _fact(entry) for name, entry in value.items())
     text = str(value)
     return f"SHA-256 {text[:16]}" if re.fullmatch("[0-9a-f]{64}", text) else text
 

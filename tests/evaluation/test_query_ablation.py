@@ -94,14 +94,3 @@ def test_tables_name_their_number_of_queries(rng, monkeypatch) -> None:
         assert "20 of the 80 queries, evenly spaced" in table.note
     name = "all pictures of an item as one query (10)"
     assert methods_table(task, engine, signals).rows[-1][0] == name
-
-
-def test_each_distance_is_computed_once_for_a_block_of_queries(rng, monkeypatch) -> None:
-    calls = []
-    plain = Signal.distances
-    monkeypatch.setattr(
-        Signal, "distances", lambda s, q, r: calls.append((s.name, len(q))) or plain(s, q, r)
-    )
-    task = task_of([2] * 40)
-    signals_table(task, signals_for(task, rng, [1.0, 0.1, 4.0]), [])
-    assert sorted(calls) == [(name, n) for name in ("color", "deep", "palette") for n in (16, 64)]

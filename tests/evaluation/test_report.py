@@ -110,7 +110,7 @@ def test_figures_are_the_values_of_the_outcome_in_percent(tmp_path: Path) -> Non
     assert mrr[:2] == ["MRR", "62.5%"]  # (1 + 1/2 + 1 + 1/4 + 1 + 0) / 6
     assert mrr[3] == ""  # chance was not measured
     assert texts(page, "dt") == ["engine", "models", "pictures"]
-    assert texts(page, "dd") == ["exact", "file: a.pth, sha256: SHA-256 0000000000000000", "6"]
+    assert texts(page, "dd") == ["exact", "a.pth, SHA-256 0000000000000000", "6"]
     assert "6 queries of 3 items, 6 pictures in the gallery" in text(page)
 
 
