@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from config import Config
@@ -169,16 +169,17 @@ def extract(
         return 0.0
     bar = progress_bar(len(rows), "extracting", "picture", shown=shown)
     with one_thread() as threads, bar, explain_out_of_memory("EXTRACT_BATCH_SIZE"):
-        fast = faster(net, len(dataset), batch_size, dataset.crop_size, device, amp)
         loader = make_loader(Subset(dataset, rows), workers, device, batch_size=batch_size)
+        waiting = iter(loader)  # its processes read while the network is compiled
+        fast = faster(net, len(dataset), batch_size, dataset.crop_size, device, amp)
         start = time.perf_counter()
         at_once = threads if device.type == "cpu" else 1
-        batches = features_in_order(fast, _batches(loader), device, amp, at_once)
+        batches = features_in_order(fast, _batches(waiting), device, amp, at_once)
         _fill(shards, batches, dataset, bar)
         return time.perf_counter() - start
 
 
-def _batches(loader: DataLoader) -> Iterator[tuple[Tensor, tuple[Sequence[str], np.ndarray]]]:
+def _batches(loader: Iterator) -> Iterator[tuple[Tensor, tuple[Sequence[str], np.ndarray]]]:
     """Batches of a `Readable`: pictures, and beside them the reasons and what they are made of."""
     for images, reasons, made_of in loader:
         yield images, (reasons, made_of.numpy())
@@ -194,7 +195,8 @@ def _fill(
     waiting, saved = list(shards), time.perf_counter()
     for features, (reasons, made_of) in batches:
         shard = waiting[0]
-        paths = dataset.dataset.pictures.paths[shard.rows.stop :][: len(reasons)]
+        place = shard.rows.stop
+        paths = dataset.dataset.pictures.paths[place : place + len(reasons)]
         sound = np.all([np.isfinite(feature).all(axis=1) for feature in features], axis=0)
         errors = [
             reason or ("" if ok else f"{path!a}: {INFINITE}")
