@@ -61,7 +61,7 @@ from pictures.collection import read_collection
 from pictures.table import Pictures
 from search import clustering, milvus_push
 from search.milvus_client import Place
-from search.quantised import open_codes
+from search.quantised import open_quantised
 from search.signals import signals_of
 from utils import UserError, parse_args, run_script
 
@@ -188,7 +188,7 @@ def run(config: Config, update: bool, distributed: Distributed, device: torch.de
         if not readable:
             raise UserError(f"{base}: no picture can be read: {errors[0]}")
         # So that no query has to make them.
-        open_codes(database, signals_of(database, **config.distance | {"model_weights": ()}))
+        open_quantised(database, signals_of(database, **config.distance | {"model_weights": ()}))
         clustering.follow(config, database)
 
     speed = fresh / seconds if seconds else 0.0

@@ -1,4 +1,4 @@
-"""Cluster the deep features, so that a query need not look at every picture.
+"""Cluster the deep features, so that a query searches a part of the collection only.
 
 Writes models/kmeans.m below DATASET_BASE, with the recall of a query that searches 1, 2 ...
 clusters, measured on pictures of the collection.
@@ -11,10 +11,8 @@ import numpy as np
 
 from config import DISTANCE
 from features.database import DEEP, open_database
-from search.clustering import QUERIES, cluster, measure_recall
-from search.clusters import Clusters, nprobe_of, save_clusters
-from search.exact import exact_engine
-from search.quantised import open_codes
+from search.clustering import QUERIES, cluster, save_measured
+from search.clusters import Clusters, nprobe_of
 from search.signals import describe_distance, signals_of
 from utils import evenly_spaced, parse_args, run_script
 
@@ -29,22 +27,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     start = time.perf_counter()
     features = database.deep[0]
-    asked = evenly_spaced(len(features), QUERIES)
-    centroids, labels = cluster(features, normalised, config.N_CLUSTERS, config.SEED, asked)
+    queries = evenly_spaced(len(features), QUERIES)
+    centroids, labels = cluster(features, normalised, config.N_CLUSTERS, config.SEED, queries)
     seconds = time.perf_counter() - start
 
-    fitted = {
-        "centroids": centroids,
-        "labels": labels,
-        "features": database.metadata.sha256[DEEP],
-        "normalised": normalised,
-        "distance": describe_distance(signals),
-    }
-    unmeasured = Clusters(**fitted, recall=np.zeros(0))
-    recall = measure_recall(signals, unmeasured, exact_engine(database, signals), asked)
-    clusters = Clusters(**fitted, recall=recall)
-    path = save_clusters(config.DATASET_BASE, clusters)
-    open_codes(database, signals, clusters.by_cluster)  # so that no query has to make them
+    unmeasured = Clusters(
+        centroids=centroids,
+        labels=labels,
+        features=database.metadata.sha256[DEEP],
+        normalised=normalised,
+        distance=describe_distance(signals),
+        recall=np.zeros(0),
+    )
+    clusters, path = save_measured(database, signals, unmeasured, queries)
 
     sizes = np.sort(np.bincount(labels, minlength=len(centroids)))
     print(f"{len(labels):,} pictures in {len(centroids)} clusters: {seconds:.2f} s")
@@ -52,13 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"pictures a cluster: {sizes[0]:,} to {sizes[-1]:,}, median {int(np.median(sizes)):,}\n"
         f"all sizes: {' '.join(map(str, sizes[::-1]))}"
     )
-    print(f"distance: {fitted['distance']}\n\nclusters searched  recall@10")
+    print(f"distance: {clusters.distance}\n\nclusters searched  recall@10")
     chosen = nprobe_of(clusters, config.NPROBE, config.TARGET_RECALL)
-    for nprobe in sorted(
-        {2**i for i in range(12) if 2**i < len(centroids)} | {chosen, len(centroids)}
-    ):
+    powers = {2**i for i in range(12) if 2**i < len(centroids)}
+    for nprobe in sorted(powers | {chosen, len(centroids)}):
         mark = "  <- a query searches these" if nprobe == chosen else ""
-        print(f"{nprobe:>17}  {recall[nprobe - 1]:9.3f}{mark}")
+        print(f"{nprobe:>17}  {clusters.recall[nprobe - 1]:9.3f}{mark}")
     print(f"\n{path}")
 
 

@@ -1,7 +1,8 @@
-"""Deep features -> clusters, and what a search of some of them misses."""
+"""Deep features -> clusters, and the recall of a search of some of them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,21 +12,21 @@ from features.database import DEEP, FeatureDatabase, unit_rows
 from search.clusters import CLUSTERS, Clusters, open_clusters, save_clusters
 from search.engine import Engine
 from search.exact import exact_engine
-from search.quantised import open_codes
+from search.quantised import open_quantised
 from search.recall import nearest_others
 from search.signals import Signal, describe_distance, signals_of
 from utils import UserError, evenly_spaced
 
 FITTED = 1000  # rows for each cluster: k-means gains next to nothing by more
-QUERIES = 200
+QUERIES = 200  # pictures that the recall is measured with
 BLOCK = 8192  # rows at once
-STALE = 0.2  # share of pictures that clusters were not made of, from which on they are made anew
+STALE = 0.2  # share of pictures assigned later, above which to cluster again
 
 
 def cluster(
-    features: np.ndarray, normalised: bool, n_clusters: int, seed: int, asked: np.ndarray
+    features: np.ndarray, normalised: bool, n_clusters: int, seed: int, queries: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """k-means, started by k-means++, on up to `FITTED` evenly spread rows for each cluster.
+    """k-means, started by k-means++, on up to `FITTED` evenly spaced rows for each cluster.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ def cluster(
     normalised : scale them to length 1 first
     n_clusters : K
     seed : of the start
-    asked : rows to measure with, which are not fitted to where there are enough others
+    queries : rows to measure the recall with; not fitted to where there are enough others
 
     Returns
     -------
@@ -43,7 +44,6 @@ def cluster(
     ------
     UserError : fewer rows than clusters, or a value that is no number
     """
-
     from sklearn.cluster import KMeans  # 2 s, which an extraction seldom needs
 
     def read(rows: np.ndarray) -> np.ndarray:
@@ -54,8 +54,8 @@ def cluster(
         raise UserError(f"N_CLUSTERS is {n_clusters}, but there are {count} pictures")
     if not all_finite(features):
         raise UserError(f"{DEEP}: holds NaN or infinity; extract the features again")
-    others = np.setdiff1d(np.arange(count), asked)
-    rows = others if len(others) >= max(n_clusters, len(asked)) else np.arange(count)
+    others = np.setdiff1d(np.arange(count), queries)
+    rows = others if len(others) >= max(n_clusters, len(queries)) else np.arange(count)
     places = evenly_spaced(len(rows), FITTED * n_clusters)
     fitted = KMeans(n_clusters, n_init="auto", random_state=seed).fit(read(rows[places]))
     centroids = fitted.cluster_centers_.astype(np.float32)
@@ -78,42 +78,64 @@ def measure_recall(
     signals: Sequence[Signal],
     clusters: Clusters,
     exact: Engine,
-    asked: np.ndarray,
+    queries: np.ndarray,
     k: int = 10,
 ) -> np.ndarray:
     """Recall@k of the k-means engine against the exact one, for every number of clusters.
 
-    Candidates are ranked exactly, so one of the true k nearest is found if, and only if, its
-    cluster is searched: one exact search tells the recall for all numbers at once.
+    Candidates are ranked exactly: one of the true k nearest is found if, and only if, its cluster
+    is searched. So one exact search gives the recall for all numbers of clusters.
 
     Parameters
     ----------
     signals : the terms of the distance
     clusters : of the first signal's features; their `recall` is not read
-    exact : ranks all of the collection by the same signals
-    asked : rows of the collection to ask with; each is left out of its answer
+    exact : ranks the whole collection by the same signals
+    queries : rows of the collection used as queries; each is excluded from its own answer
     k : answers to compare
 
     Returns
     -------
     K, float64: the share of the true answers found with 1, 2 ... K clusters searched.
     """
-    order = clusters.order(signals[0].features[asked])
+    order = clusters.order(signals[0].features[queries])
     rank = np.argsort(order, axis=1)  # of each cluster, in each query's order
     found = np.zeros(len(clusters.centroids))
     total = 0
-    for i, truth in enumerate(nearest_others(exact, signals, asked, k)):
+    for i, truth in enumerate(nearest_others(exact, signals, queries, k)):
         ranks = rank[i, clusters.labels[truth]]
         found += (ranks[:, None] <= np.arange(len(found))).sum(0)
         total += len(truth)
     return found / max(total, 1)
 
 
-def follow(config: Config, database: FeatureDatabase) -> None:
-    """Let the clusters follow an update of the database that they were made of, if there are any.
+def save_measured(
+    database: FeatureDatabase, signals: Sequence[Signal], clusters: Clusters, queries: np.ndarray
+) -> tuple[Clusters, Path]:
+    """Measure the recall of clusters, and save them and the quantised features in their order.
 
-    Every picture goes to its nearest centroid, and the recall is measured anew. A word says when
-    they should be made anew. Clusters of other features stay as they are: a query refuses them.
+    Parameters
+    ----------
+    database : that was clustered
+    signals : of it, as for `measure_recall`
+    clusters, queries : see `measure_recall`
+
+    Returns
+    -------
+    The clusters with their recall, and their file.
+    """
+    recall = measure_recall(signals, clusters, exact_engine(database, signals), queries)
+    clusters = replace(clusters, recall=recall)
+    path = save_clusters(database.base, clusters)
+    open_quantised(database, signals, clusters.by_cluster)  # so that no query has to make them
+    return clusters, path
+
+
+def follow(config: Config, database: FeatureDatabase) -> None:
+    """Update the clusters, if there are any, after the database that they belong to was updated.
+
+    Every picture is assigned to its nearest centroid, and the recall is measured again. A message
+    says when many pictures came later. Clusters of other features stay: a query refuses them.
 
     Parameters
     ----------
@@ -125,7 +147,7 @@ def follow(config: Config, database: FeatureDatabase) -> None:
         return
     try:
         old = open_clusters(database, before)
-    except UserError:  # they have followed already, or never belonged to it
+    except UserError:  # they have been updated already, or never belonged to it
         return
     signals = signals_of(database, **config.distance)
     labels = nearest_centroids(database.deep[0], old.centroids, old.normalised)
@@ -136,14 +158,10 @@ def follow(config: Config, database: FeatureDatabase) -> None:
         distance=describe_distance(signals),
         assigned=old.assigned + database.metadata.came,
     )
-    recall = measure_recall(
-        signals, moved, exact_engine(database, signals), evenly_spaced(len(labels), QUERIES)
-    )
-    path = save_clusters(database.base, replace(moved, recall=recall))
-    open_codes(database, signals, moved.by_cluster)
+    _, path = save_measured(database, signals, moved, evenly_spaced(len(labels), QUERIES))
     print(f"{path}: follows the update")
     if moved.assigned > STALE * len(labels):
         print(
             f"{moved.assigned:,} of {len(labels):,} pictures came after the clusters were made;"
-            f" make them anew: python kmeans.py --dataset-base {database.base}"
+            f" cluster again: python kmeans.py --dataset-base {database.base}"
         )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -13,7 +14,7 @@ from features.database import DEEP, FeatureDatabase, unit_rows
 from search.engine import Answer, ExactEngine
 from search.exact import ScanEngine
 from search.matrix import MIN_SHARE
-from search.quantised import Codes
+from search.quantised import Quantised
 from search.signals import Signal
 from utils import UserError, atomic_write
 
@@ -90,7 +91,8 @@ def open_clusters(database: FeatureDatabase, features: str = "") -> Clusters:
         raise UserError(f"{path}: no clusters; {again}")
     try:
         found = read_archive(path, FORMS)
-        clusters = Clusters(**{k: v if v.ndim else v.item() for k, v in found.items()})
+        values: dict[str, Any] = {k: v if v.ndim else v.item() for k, v in found.items()}
+        clusters = Clusters(**values)
     except ValueError as error:
         raise UserError(f"{path}: cannot be read ({error}); {again}") from None
     if clusters.features != (features or database.metadata.sha256[DEEP]):
@@ -120,8 +122,8 @@ class KMeansEngine:
     signals : the terms of the distance; the first is the clustered one
     clusters : of its features
     nprobe : clusters to search, see `nprobe_of`
-    codes : of the signals that have a weight, in the order `clusters.by_cluster`; None: there are
-        none
+    quantised : of the signals that have a weight, in the order `clusters.by_cluster`; None where
+        there are none
     """
 
     def __init__(
@@ -129,7 +131,7 @@ class KMeansEngine:
         signals: Sequence[Signal],
         clusters: Clusters,
         nprobe: int,
-        codes: Sequence[Codes] | None = None,
+        quantised: Sequence[Quantised] | None = None,
     ) -> None:
         self.exact = ExactEngine(signals)
         self.clusters = clusters
@@ -138,7 +140,7 @@ class KMeansEngine:
         sizes = np.bincount(clusters.labels, minlength=len(clusters.centroids))
         self.ends = np.cumsum(sizes)
         self.members = np.split(by_cluster, self.ends[:-1])
-        self.scan = ScanEngine(signals, codes, by_cluster) if codes else None
+        self.scan = ScanEngine(signals, quantised, by_cluster) if quantised else None
 
     def search(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None

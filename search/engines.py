@@ -11,7 +11,7 @@ from search.clusters import KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
 from search.exact import exact_engine
 from search.matrix import Copy
-from search.quantised import open_codes
+from search.quantised import open_quantised
 from search.signals import Signal, describe_distance
 
 ENGINES = {"exact": "exact", "kmeans": "k-means", "milvus": "Milvus"}
@@ -70,11 +70,12 @@ def open_engine(
         return NamedEngine(name, exact_engine(database, signals, device, copies), searched, 1.0)
     if name == "kmeans":
         clusters = open_clusters(database)
-        codes = open_codes(database, signals, clusters.by_cluster)
+        quantised = open_quantised(database, signals, clusters.by_cluster)
         nprobe = nprobe_of(clusters, nprobe, target_recall)
+        kmeans = KMeansEngine(signals, clusters, nprobe, quantised)
         searched = f"{nprobe} of {len(clusters.centroids)} clusters"
         recall = float(clusters.recall[nprobe - 1]) if clusters.distance == distance else None
-        return NamedEngine(name, KMeansEngine(signals, clusters, nprobe, codes), searched, recall)
+        return NamedEngine(name, kmeans, searched, recall)
     from search.milvus import open_milvus  # its library is an extra
     from search.milvus_client import Place
 

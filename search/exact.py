@@ -14,8 +14,8 @@ from torch import Tensor
 
 from features.database import FeatureDatabase
 from search.engine import Answer, Engine, ExactEngine
-from search.matrix import METRICS, MIN_SHARE, Copy, MatrixEngine
-from search.quantised import FAR, LEVELS, ROUNDING, Codes, open_codes
+from search.matrix import MIN_SHARE, Copy, MatrixEngine
+from search.quantised import LEVELS, MAX_VALUE, METRICS, ROUNDING, Quantised, open_quantised
 from search.signals import Signal
 
 BLOCK = 1 << 19  # distances computed at once, so that they stay in the processor's cache
@@ -33,30 +33,30 @@ class _Query:
     slack: float
 
 
-def _quantise(query: np.ndarray, codes: Codes) -> _Query:
+def _quantise(query: np.ndarray, quantised: Quantised) -> _Query:
     """A query, 1 x D, without NaN, infinity or (cosine) zero length."""
     q = np.asarray(query[0], np.float64)
-    if codes.metric == "cosine":
+    if quantised.metric == "cosine":
         q = q / np.linalg.norm(q)
     step = float(np.float32(max(np.abs(q).max(), 1e-15) / LEVELS))
     whole = np.rint(q / step).clip(-LEVELS, LEVELS)
     decoded = whole * step
     norm = float((decoded**2).sum())
     lost = float(np.linalg.norm(q - decoded))
-    both = codes.most + norm
-    if codes.metric == "cosine":
+    both = quantised.max_norm + norm
+    if quantised.metric == "cosine":
         # |x q - x' q'| <= |x - x'| |q| + |x'| |q - q'|, and x' may be longer than 1
-        slack = lost * max(1.0, codes.most**0.5) * (1 + 1e-6) + 16 * ROUNDING * both
+        slack = lost * max(1.0, quantised.max_norm**0.5) * (1 + 1e-6) + 16 * ROUNDING * both
     else:  # the error of a square root is at most the square root of the error
         slack = lost + (16 * ROUNDING * both) ** 0.5 + 8 * ROUNDING * both**0.5
     return _Query(torch.from_numpy(whole.astype(np.int8))[:, None], step, norm, slack)
 
 
-Places = Sequence[slice] | Tensor  # of pictures among the codes: stretches, or one by one
+Places = Sequence[slice] | Tensor  # of the quantised features: ranges, or one by one
 
 
 def _take(tensor: Tensor, places: Places) -> Tensor:
-    """Rows of a tensor; a view where they are one stretch."""
+    """Rows of a tensor; a view where they are one range."""
     if isinstance(places, Tensor):
         return tensor[places]
     parts = [tensor[place] for place in places]
@@ -76,23 +76,23 @@ def _chunks(places: Places, size: int) -> list[Places]:
     ]
 
 
-def _distances(codes: Codes, query: _Query, places: Places) -> Tensor:
+def _distances(quantised: Quantised, query: _Query, places: Places) -> Tensor:
     """Distances of quantised pictures to a quantised query: n, float32."""
     if isinstance(places, Tensor):
-        products = torch._int_mm(codes.values[places], query.column)
-    else:  # stretch by stretch: a copy of the features would cost as much as their scan
-        parts = [torch._int_mm(codes.values[place], query.column) for place in places]
+        products = torch._int_mm(quantised.values[places], query.column)
+    else:  # range by range: a copy of the features would cost as much as their scan
+        parts = [torch._int_mm(quantised.values[place], query.column) for place in places]
         products = parts[0] if len(parts) == 1 else torch.cat(parts)
-    dot = products[:, 0].float().mul_(_take(codes.scale, places))
-    if codes.metric == "cosine":
+    dot = products[:, 0].float().mul_(_take(quantised.scale, places))
+    if quantised.metric == "cosine":
         return dot.mul_(-query.step).add_(1)
-    norm = _take(codes.norm, places)
+    norm = _take(quantised.norm, places)
     return dot.mul_(-2 * query.step).add_(norm).add_(query.norm).relu_().sqrt_()
 
 
-def _all_distances(codes: Codes, query: _Query, places: Places) -> Tensor:
+def _all_distances(quantised: Quantised, query: _Query, places: Places) -> Tensor:
     """As `_distances`, in blocks."""
-    parts = [_distances(codes, query, chunk) for chunk in _chunks(places, BLOCK)]
+    parts = [_distances(quantised, query, chunk) for chunk in _chunks(places, BLOCK)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -102,27 +102,27 @@ class ScanEngine:
     Parameters
     ----------
     signals : the terms of the distance
-    codes : of each signal that has a weight, in their order
-    order : see `open_codes`
+    quantised : of each signal that has a weight, in their order
+    order : see `open_quantised`
     copies : see `MatrixEngine`, which answers many queries at once
     """
 
     def __init__(
         self,
         signals: Sequence[Signal],
-        codes: Sequence[Codes],
+        quantised: Sequence[Quantised],
         order: np.ndarray | None = None,
         copies: dict[str, Copy] | None = None,
     ) -> None:
         self.exact = ExactEngine(signals)
         self.matrix = MatrixEngine(signals, copies=copies)
-        self.codes = codes
+        self.quantised = quantised
         self.order = order
         self.used = [i for i, signal in enumerate(signals) if signal.weight]
         self.weights = [signals[i].weight for i in self.used]
         self.radius = torch.zeros(len(signals[0].features))
-        for code, weight in zip(codes, self.weights, strict=True):
-            self.radius.add_(code.error, alpha=weight * (1 + 4 * ROUNDING))
+        for own, weight in zip(quantised, self.weights, strict=True):
+            self.radius.add_(own.error, alpha=weight * (1 + 4 * ROUNDING))
         self.gaps = bool(self.radius.isinf().any())
 
     def search(
@@ -140,21 +140,20 @@ class ScanEngine:
         return [self.search_places([q[i : i + 1] for q in queries], k, places) for i in each]
 
     def search_places(self, query: Sequence[np.ndarray], k: int, places: Places) -> Answer:
-        """The nearest of one query among the pictures at some places of the codes."""
-        asked = [query[i] for i in self.used]
-        pairs = list(zip(asked, self.codes, strict=True))
-        if all(_scannable(q, codes.metric) for q, codes in pairs):
-            quantised = [_quantise(q, codes) for q, codes in pairs]
-            left = self._by_first(query, quantised[0], k, places)
-            if len(self.codes) > 1 and len(left) > MIN_SHARE * k:
-                left = self._by_all(quantised, k, left)
+        """The nearest of one query among the pictures at some places of the quantised features."""
+        pairs = [(query[i], own) for i, own in zip(self.used, self.quantised, strict=True)]
+        if all(_scannable(features, own.metric) for features, own in pairs):
+            queries = [_quantise(features, own) for features, own in pairs]
+            left = self._by_first(query, queries[0], k, places)
+            if len(queries) > 1 and len(left) > MIN_SHARE * k:
+                left = self._by_all(queries, k, left)
         else:
             left = _take(torch.arange(len(self.radius)), places)
         (answer,) = self.exact.search(query, k, np.sort(self._rows(left)))
         return answer
 
     def _rows(self, places: Tensor) -> np.ndarray:
-        """Rows of the collection at places of the codes."""
+        """Rows of the collection at places of the quantised features."""
         return places.numpy() if self.order is None else self.order[places.numpy()]
 
     def _by_first(
@@ -165,8 +164,8 @@ class ScanEngine:
         The other signals add to the distance. The k nearest by the first one bound the k-th
         distance by that of all signals.
         """
-        codes, weight = self.codes[0], self.weights[0]
-        near = _all_distances(codes, first, places)
+        quantised, weight = self.quantised[0], self.weights[0]
+        near = _all_distances(quantised, first, places)
         size = max(1, min(32, len(near) // (4 * k)))
         known = near
         if self.gaps:  # a picture without a distance bounds nothing
@@ -178,7 +177,7 @@ class ScanEngine:
         most = np.where(np.isnan(total), np.inf, total).max()  # NaN comes after all others
         most += 1e-9 * (sum(self.weights) + abs(most))  # the rounding of `cdist`
         limit = (most / weight + first.slack) * (1 + 4 * ROUNDING)
-        lower = near.sub_(_take(codes.error, places), alpha=1 + 4 * ROUNDING)
+        lower = near.sub_(_take(quantised.error, places), alpha=1 + 4 * ROUNDING)
         return _place(places, torch.nonzero(lower <= limit)[:, 0])
 
     def _by_all(self, queries: Sequence[_Query], k: int, places: Tensor) -> Tensor:
@@ -188,8 +187,8 @@ class ScanEngine:
         a picture is out if k others have an upper bound below its lower bound.
         """
         total = torch.zeros(len(places))
-        for codes, weight, query in zip(self.codes, self.weights, queries, strict=True):
-            total.add_(_all_distances(codes, query, places), alpha=weight)
+        for quantised, weight, query in zip(self.quantised, self.weights, queries, strict=True):
+            total.add_(_all_distances(quantised, query, places), alpha=weight)
         slack = sum(w * query.slack for w, query in zip(self.weights, queries, strict=True))
         radius = self.radius[places]
         limit = (total + radius).topk(k, largest=False).values[-1]
@@ -213,12 +212,12 @@ def exact_engine(
     """
     if device and device.type == "cuda" and all(signal.metric in METRICS for signal in signals):
         return MatrixEngine(signals, device, copies)
-    codes = open_codes(database, signals)
-    return ScanEngine(signals, codes, copies=copies) if codes else ExactEngine(signals)
+    quantised = open_quantised(database, signals)
+    return ScanEngine(signals, quantised, copies=copies) if quantised else ExactEngine(signals)
 
 
 def _place(chunk: Places, near: Tensor) -> Tensor:
-    """Places among the codes of pictures that are numbered within a chunk."""
+    """Places of pictures that are numbered within a chunk."""
     if isinstance(chunk, Tensor):
         return chunk[near]
     if len(chunk) == 1:
@@ -231,4 +230,4 @@ def _place(chunk: Places, near: Tensor) -> Tensor:
 def _scannable(query: np.ndarray, metric: str) -> bool:
     """Whether a scan can bound a query's distances."""
     most = np.abs(query).max()
-    return bool(most < FAR and (most > 0 or metric != "cosine"))
+    return bool(most < MAX_VALUE and (most > 0 or metric != "cosine"))

@@ -23,10 +23,9 @@ from torch import Tensor
 from network.device import cpu_has_bf16
 from search.engine import Answer, ExactEngine
 from search.gallery import GalleryOrder
+from search.quantised import MAX_VALUE, METRICS
 from search.signals import Signal, weighted_sum
 
-METRICS = ("euclidean", "cosine")
-MAX_VALUE = 1e15  # of features; float32 cannot hold the squares of greater ones
 MAX_QUERIES = {"cpu": 256, "cuda": 1024}  # at once
 MAX_PRODUCTS = {"cpu": 1 << 27, "cuda": 1 << 29}  # elements held at once
 POOLS = (128, 1024)  # lowest bounds looked at beside the k nearest: first try, second try
@@ -276,7 +275,8 @@ class MatrixEngine:
             block = slice(start, min(start + step, count))
             at = block if places is None else places[block]
             lower, found, rest = self._best_of_block(columns, lost, at, size)
-            parts.append((lower, found + start if places is None else at[found], rest))
+            found = found + start
+            parts.append((lower, found if places is None else places[found], rest))
         lower, found, rest = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
         lower, found, rest = _lowest(lower, found, rest.amin(dim=1, keepdim=True), size)
         lower, order = lower.sort(dim=1)

@@ -1,7 +1,6 @@
-"""8-bit copies of features, with the error of each row; kept beside the features they are of.
+"""Features quantised to 8 bits, with the error of each row; stored beside the feature database.
 
-Features x are stored as x' = scale * codes, and the length of x - x' with them, so that whoever
-reads the copy knows how far off it is.
+Features x are stored as x' = scale * values, with the length of x - x': the error of any distance.
 """
 
 import hashlib
@@ -21,24 +20,24 @@ from search.signals import Signal
 from utils import UserError, atomic_write, evenly_spaced, progress_bar
 
 METRICS = ("euclidean", "cosine")
-LEVELS = 127  # of a code, either way
+LEVELS = 127  # values are -127 to 127
 ROUNDING = 2.0**-24  # relative, of float32
-ENCODED = 8192  # rows at once
-FAR = 1e15  # values whose squares float32 cannot hold are left to `cdist`
-TRIED = 8  # rows encoded anew, to see whether codes are those of the features
-SHOWN = 1_000_000  # rows from which on a bar shows how far the encoding is
+BLOCK = 8192  # rows at once
+MAX_VALUE = 1e15  # float32 cannot hold the squares of greater ones
+CHECKED = 8  # rows quantised again, to check that a file belongs to the features
+MIN_BAR = 1_000_000  # rows, from which on a progress bar is shown
 
 
 @dataclass(frozen=True)
-class Codes:
-    """The 8-bit copy of a signal's features.
+class Quantised:
+    """A signal's features in 8 bits.
 
     Attributes
     ----------
     values : N x D, int8
     scale : N, float32; x' = scale * values
     norm : N, float32; the squared length of x'
-    error : N, float32; the length of x - x', rounded up; infinite where x has no distance at all
+    error : N, float32; the length of x - x', rounded up; infinite where x has no distance
     metric : euclidean, or cosine: then x is scaled to length 1 first
     """
 
@@ -49,19 +48,20 @@ class Codes:
     metric: str
 
     @cached_property
-    def most(self) -> float:
+    def max_norm(self) -> float:
         """The greatest `norm`."""
         return float(self.norm.max())
 
-    def ordered(self, order: np.ndarray) -> "Codes":
+    def ordered(self, order: np.ndarray) -> "Quantised":
         """The same rows in another order."""
         parts = (self.values, self.scale, self.norm, self.error)
         rows = torch.from_numpy(order)
-        return Codes(*(part[rows] for part in parts), metric=self.metric)
+        values, scale, norm, error = (part[rows] for part in parts)
+        return Quantised(values, scale, norm, error, self.metric)
 
 
-def encode(features: np.ndarray, metric: str) -> Codes:
-    """Make the 8-bit copy of features.
+def quantise(features: np.ndarray, metric: str) -> Quantised:
+    """Quantise features to 8 bits.
 
     Parameters
     ----------
@@ -72,16 +72,16 @@ def encode(features: np.ndarray, metric: str) -> Codes:
     values = np.zeros((count, dim), np.int8)
     scale, norm = np.ones(count, np.float32), np.zeros(count, np.float32)
     error = np.full(count, np.inf, np.float32)
-    bar = progress_bar(count, "encoding for the scan", "picture", shown=count >= SHOWN)
-    for start in range(0, count, ENCODED):
-        block = slice(start, min(start + ENCODED, count))
+    bar = progress_bar(count, "quantising", "picture", shown=count >= MIN_BAR)
+    for start in range(0, count, BLOCK):
+        block = slice(start, min(start + BLOCK, count))
         x = np.asarray(features[block], np.float64)
         if metric == "cosine":
             length = np.linalg.norm(x, axis=1, keepdims=True)
             usable = (length > 0) & (length < np.inf)  # not NaN either
             x = np.divide(x, length, out=np.full_like(x, np.nan), where=usable)
         most = np.abs(x).max(axis=1)
-        kept = np.flatnonzero(most < FAR)  # others keep their infinite error: never left out
+        kept = np.flatnonzero(most < MAX_VALUE)  # others keep their infinite error: always ranked
         step = np.where(most[kept] > 0, most[kept] / LEVELS, 1).astype(np.float32)
         step = np.maximum(step, np.float32(1e-15))
         codes = np.rint(x[kept] / step[:, None].astype(np.float64)).clip(-LEVELS, LEVELS)
@@ -92,28 +92,34 @@ def encode(features: np.ndarray, metric: str) -> Codes:
         error[rows] = np.linalg.norm(x[kept] - decoded, axis=1) * (1 + 4 * ROUNDING)
         bar.update(len(x))
     bar.close()
-    tensors = (torch.from_numpy(array) for array in (values, scale, norm, error))
-    return Codes(*tensors, metric=metric)
+    return _from_numpy(values, scale, norm, error, metric)
 
 
-def open_codes(
+def _from_numpy(
+    values: np.ndarray, scale: np.ndarray, norm: np.ndarray, error: np.ndarray, metric: str
+) -> Quantised:
+    tensor = torch.from_numpy
+    return Quantised(tensor(values), tensor(scale), tensor(norm), tensor(error), metric)
+
+
+def open_quantised(
     database: FeatureDatabase, signals: Sequence[Signal], order: np.ndarray | None = None
-) -> list[Codes] | None:
-    """The codes of the signals that have a weight, made and kept where there are none yet.
+) -> list[Quantised] | None:
+    """Open the quantised features of the signals that have a weight; make and save missing ones.
 
-    They lie beside the features, under names that hold the features' SHA-256, so that they are
-    never taken for those of others.
+    Their files lie beside the feature database. The names hold the SHA-256 of the features, so
+    that those of other features are never taken.
 
     Parameters
     ----------
     database : names its files
     signals : of the database
-    order : N, the rows in the order in which the codes are to hold them; None: as they are
+    order : N, the order of the rows; None: as in the database
 
     Returns
     -------
-    None where a metric is not among `METRICS`, or where the codes cannot be kept: making them takes
-    longer than they save one query.
+    None where a metric is not among `METRICS`, or where the files cannot be written: quantising
+    takes longer than it saves one query.
     """
     used = [signal for signal in signals if signal.weight]
     if not used or any(signal.metric not in METRICS for signal in used):
@@ -125,7 +131,7 @@ def open_codes(
         return None
 
 
-def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None = None) -> Codes:
+def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None = None) -> Quantised:
     kind, _, number = signal.name.partition("_")
     file = {"color": COLOR, "palette": PALETTE}.get(kind) or deep_file(int(number or 1) - 1)
     key = database.metadata.sha256[file][:16]
@@ -142,25 +148,25 @@ def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None = 
     except ValueError:  # none yet, or damaged
         whole = False
     if whole:
-        found = Codes(*map(torch.from_numpy, (values, *bounds)), metric=signal.metric)
+        found = _from_numpy(values, bounds[0], bounds[1], bounds[2], signal.metric)
         if _fits(found, signal, order):
             return found
-    codes = encode(signal.features, signal.metric) if order is None else _open(database, signal)
-    codes = codes.ordered(order) if order is not None else codes
-    bounds = torch.stack([codes.scale, codes.norm, codes.error]).numpy()
+    made = quantise(signal.features, signal.metric) if order is None else _open(database, signal)
+    made = made.ordered(order) if order is not None else made
+    bounds = torch.stack([made.scale, made.norm, made.error]).numpy()
     for old in database.base.glob(f"{stem}.[0-9a-f]*.npy"):
         old.unlink(missing_ok=True)  # of other features or another order
-    for place, array in zip(places, (codes.values.numpy(), bounds), strict=True):
+    for place, array in zip(places, (made.values.numpy(), bounds), strict=True):
         with atomic_write(place) as part, open(part, "wb") as target:
             np.save(target, array)
-    return codes
+    return made
 
 
-def _fits(codes: Codes, signal: Signal, order: np.ndarray | None) -> bool:
-    """Whether codes are those of a signal's features, by a few rows that are encoded anew."""
-    places = evenly_spaced(len(codes.values), TRIED)
-    fresh = encode(signal.features[places if order is None else order[places]], signal.metric)
+def _fits(stored: Quantised, signal: Signal, order: np.ndarray | None) -> bool:
+    """Whether quantised features are those of a signal, by a few rows."""
+    places = evenly_spaced(len(stored.values), CHECKED)
+    fresh = quantise(signal.features[places if order is None else order[places]], signal.metric)
     return all(
-        torch.equal(getattr(fresh, name), getattr(codes, name)[torch.from_numpy(places)])
+        torch.equal(getattr(fresh, name), getattr(stored, name)[torch.from_numpy(places)])
         for name in ("values", "scale", "norm", "error")
     )

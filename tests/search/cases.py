@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from search.engine import Engine
-from search.quantised import FAR
+from search.quantised import MAX_VALUE
 from search.signals import Signal
 
 Features = list[np.ndarray]
@@ -24,7 +24,7 @@ CASES: dict[str, Make] = {
     ),
     "tiny": lambda rng, n, dim: rng.normal(size=(n, dim)) * 1e-18,
     "subnormal": lambda rng, n, dim: rng.normal(size=(n, dim)) * 1e-42,
-    "far": lambda rng, n, dim: rng.normal(size=(n, dim)) * FAR,
+    "far": lambda rng, n, dim: rng.normal(size=(n, dim)) * MAX_VALUE,
     "copies": lambda rng, n, dim: rng.normal(size=(30, dim))[rng.integers(0, 30, n)],
     "the same": lambda rng, n, dim: np.repeat(rng.normal(size=(1, dim)), n, axis=0),
     "whole": lambda rng, n, dim: rng.integers(-3, 4, (n, dim)),

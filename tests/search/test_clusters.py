@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 from features.database import FeatureDatabase
 from search.clusters import Clusters, KMeansEngine, nprobe_of, open_clusters, save_clusters
 from search.engine import ExactEngine
-from search.quantised import encode
+from search.quantised import quantise
 from search.signals import Signal
 from utils import UserError
 
@@ -83,7 +83,7 @@ def test_codes_change_nothing_but_the_time(
     assert (np.diff(clusters.labels[order]) >= 0).all()
     signals = [Signal("deep", features[0], metric, 1.0), Signal("color", features[1], metric, 0.3)]
     coded = KMeansEngine(
-        signals, clusters, nprobe, [encode(f, metric).ordered(order) for f in features]
+        signals, clusters, nprobe, [quantise(f, metric).ordered(order) for f in features]
     )
     plain = KMeansEngine(signals, clusters, nprobe)
     queries = [f[[3, 7, 400]] + np.float32(0.02) for f in features]

@@ -10,7 +10,7 @@ from search import exact as scan
 from search.engine import ExactEngine
 from search.exact import ScanEngine
 from search.matrix import MIN_SHARE
-from search.quantised import encode
+from search.quantised import quantise
 from search.signals import Signal
 from tests.search.cases import CASES, Features, check, random_features, signals
 
@@ -21,7 +21,7 @@ METRICS = ("euclidean", "cosine")
 
 
 def scanned(terms: list[Signal], order: np.ndarray | None = None) -> ScanEngine:
-    codes = [encode(term.features, term.metric) for term in terms if term.weight]
+    codes = [quantise(term.features, term.metric) for term in terms if term.weight]
     return ScanEngine(terms, codes if order is None else [c.ordered(order) for c in codes], order)
 
 
@@ -129,7 +129,7 @@ def test_a_quantised_distance_is_off_by_no_more_than_its_bound(rng, metric: str)
     """Of 40 values each, of lengths spread wide: also where the query is far longer."""
     features = (rng.normal(size=(300, 40)) * 10.0 ** rng.uniform(-3, 3, (300, 1))).astype("f4")
     queries = (rng.normal(size=(30, 40)) * 10.0 ** rng.uniform(-3, 3, (30, 1))).astype("f4")
-    codes = encode(features, metric)
+    codes = quantise(features, metric)
     for i in range(30):
         query = scan._quantise(queries[i : i + 1], codes)
         found = scan._distances(codes, query, [slice(0, 300)]).numpy().astype(np.float64)

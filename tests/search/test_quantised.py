@@ -9,7 +9,7 @@ import pytest
 
 from features import database as database_module
 from features.database import FeatureDatabase, open_database
-from search.quantised import encode, open_codes
+from search.quantised import open_quantised, quantise
 from search.signals import signals_of
 
 
@@ -19,7 +19,7 @@ def opened(base: Path) -> FeatureDatabase:
 
 def codes_of(database: FeatureDatabase, metric: str = "euclidean", weight: float = 2.0) -> list:
     signals = signals_of(database, (metric, metric), (), 0.1, weight)
-    return open_codes(database, signals)
+    return open_quantised(database, signals)
 
 
 def files(base: Path) -> set[str]:
@@ -39,7 +39,7 @@ def test_they_are_made_once_and_mapped_from_then_on(measured: Path) -> None:
     for first, second, features in zip(
         made, again, (database.deep[0], database.color, database.palette), strict=True
     ):
-        expected = encode(features, "euclidean")
+        expected = quantise(features, "euclidean")
         for name in ("values", "scale", "norm", "error"):
             array = getattr(expected, name).numpy()
             np.testing.assert_array_equal(getattr(first, name).numpy(), array)
@@ -53,7 +53,7 @@ def test_those_of_other_features_are_replaced(measured: Path) -> None:
     checksums = {**database.metadata.sha256, database_module.DEEP: "f" * 64}
     metadata = database.metadata.model_copy(update={"sha256": checksums})
     other = replace(database, deep=(features,), metadata=metadata)
-    expected = encode(features, "euclidean").values.numpy()
+    expected = quantise(features, "euclidean").values.numpy()
     np.testing.assert_array_equal(codes_of(other)[0].values.numpy(), expected)
     (left,) = measured.glob("all_feat.euclidean.*.codes.npy")
     assert "ffff" in left.name
@@ -90,7 +90,7 @@ def test_an_order_has_codes_of_its_own(measured: Path) -> None:
     database = opened(measured)
     order = np.random.default_rng(0).permutation(len(database.paths))
     signals = signals_of(database, ("euclidean", "euclidean"), (), 0.1, 2.0)
-    plain, ordered = open_codes(database, signals), open_codes(database, signals, order)
+    plain, ordered = open_quantised(database, signals), open_quantised(database, signals, order)
     for first, second in zip(plain, ordered, strict=True):
         np.testing.assert_array_equal(first.values.numpy()[order], second.values.numpy())
         np.testing.assert_array_equal(first.error.numpy()[order], second.error.numpy())

@@ -43,7 +43,7 @@ def searcher(base: Path) -> Searcher:
 def test_matches_are_those_that_retrieval_prints(base, searcher, capsys, flags) -> None:
     name = open_database(base).paths[10]
     capsys.readouterr()
-    argv = [name, "--dataset-base", str(base), "--top-n", "4", "--json", *MACHINE]
+    argv = [name, "--dataset-base", str(base), "--top-n", "4", "--json", "--device", "cpu"]
     retrieval.main([*argv, *(word for k, v in flags.items() for word in (f"--{k}", v))])
     printed = json.loads(capsys.readouterr().out)[0]["results"]
     found = searcher.search(name, count=4, **flags)
