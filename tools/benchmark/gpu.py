@@ -78,11 +78,6 @@ def extraction(folder: Path, sizes: Sizes, device: str) -> Iterator[Row]:
     yield Row(f"{what}: whole script", f"{seconds:.1f} s")
 
 
-def steps(folder: Path, sizes: Sizes, device: str) -> Iterator[Row]:
-    """Training steps from real pictures, beside random ones on the device."""
-    yield from training(folder, sizes, device)
-
-
 def search(_: Path, sizes: Sizes, device: str) -> Iterator[Row]:
     """Exact search by embedding, colour feature and palette."""
     deep, color = random_matrices(sizes.rows, device)
@@ -107,7 +102,7 @@ PARTS: dict[str, Callable[[Path, Sizes, str], Iterator[Row]]] = {
     "search": search,
     "large": large_search,
     "extraction": extraction,
-    "training": steps,
+    "training": training,
 }
 
 
