@@ -18,7 +18,7 @@ from config import Config
 from server.batcher import BusyError
 from server.collection import LiveCollection
 from server.guard import Guard, problem
-from server.query import QueryError, UnknownError, require_pictures
+from server.query import UnknownError, require_pictures
 from server.schemas import (
     CollectionMap,
     CollectionState,
@@ -38,7 +38,6 @@ PAGE = Path(__file__).parent / "page"
 
 STATUS: dict[type[UserError], int] = {
     UnknownError: 404,
-    QueryError: 422,
     BusyError: 503,
     AwayError: 503,
     UserError: 409,
@@ -55,10 +54,7 @@ SEARCH_BODY = {"requestBody": {"content": {"multipart/form-data": {"encoding": E
 
 def _errors(*statuses: int) -> Responses:
     """The description of the errors of a route."""
-    return {
-        status: {"description": HTTPStatus(status).phrase, "content": PROBLEM}
-        for status in statuses
-    }
+    return {s: {"description": HTTPStatus(s).phrase, "content": PROBLEM} for s in statuses}
 
 
 async def _service(request: Request) -> Service:

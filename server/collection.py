@@ -65,8 +65,6 @@ class Collection:
                 if number >= 0
             },
             engines=[self._engine_state(name) for name in ENGINES],
-            weights={signal.name: signal.weight for signal in self.searcher.signals},
-            distance=self.searcher.engine().searched.split(", ", 1)[1],
         )
 
     def _engine_state(self, name: str) -> EngineState:

@@ -12,15 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from net import FeatureNet
-from network.color import CHROMA, PALETTE_BINS, Palette
-from network.device import autocast, query_type
+from network.color import Palette
+from network.device import autocast, query_type, to_device
 from pictures.decode import read_picture
 from pictures.folder import picture_file
 from search.engine import ExactEngine
 from search.signals import Signal
 from server.collection import Collection
-from server.query import Features, QueryMemory, query_features
-from server.ranking import finite, scope_of
+from server.query import Features, QueryMemory, palette_colors, query_features
+from server.ranking import finite, signals_for
 from server.schemas import Cell, Explanation, Part, SearchOptions, Shade, View
 
 MAX_SHADES, MIN_SHARE = 8, 0.01  # of a palette
@@ -48,7 +48,7 @@ def explain(
     parts: list[Part] = []
     distance, query_image = None, None
     if query is not None:
-        parts, distance = _parts(scope_of(collection, options, query).signals, query, row)
+        parts, distance = _parts(signals_for(collection, options, query), query, row)
         query_image = _query_image(collection, memory, options, query)
     images = [image for image in (query_image, _image_of(collection, row)) if image is not None]
     searcher, settings = collection.searcher, collection.database.metadata.settings
@@ -123,7 +123,7 @@ def inspect(
     x = net.net.normalize(images.to(device))
     with autocast(device, query_type(amp, device)):
         maps = net.net(x)[2].float()
-    return maps, Palette().to(device)(x, maps)
+    return maps, to_device(Palette(), device)(x, maps)
 
 
 def _similarities(maps: Tensor) -> list[list[float]]:
@@ -156,9 +156,8 @@ def _view(image: Tensor, conv_map: Tensor, palette: Tensor, cell_count: int) -> 
 def _shades(shares: np.ndarray) -> list[Shade]:
     """The largest bins of a palette; `shares` of all its bins, which add up to 1."""
     largest = np.argsort(-shares, kind="stable")[:MAX_SHADES]
-    bins = np.stack(np.unravel_index(largest, [PALETTE_BINS] * 3), axis=1) + 0.5
-    lab = bins / PALETTE_BINS * [100, 2 * CHROMA, 2 * CHROMA] - [0, CHROMA, CHROMA]
-    rgb = cv2.cvtColor(lab.astype(np.float32)[None], cv2.COLOR_LAB2RGB)[0].clip(0, 1)
+    lab = palette_colors()[largest].astype(np.float32)
+    rgb = cv2.cvtColor(lab[None], cv2.COLOR_LAB2RGB)[0].clip(0, 1)
     return [
         Shade(color="#" + "".join(f"{round(255 * value):02x}" for value in color), share=share)
         for color, share in zip(rgb.tolist(), shares[largest].tolist(), strict=True)

@@ -30,10 +30,6 @@ LAB_SPREAD = (12.0, 8.0, 8.0)  # standard deviation of L, a and b around a garme
 Features = list[np.ndarray]  # of each signal 1 x D
 
 
-class QueryError(UserError):
-    """A search that is not possible."""
-
-
 class UnknownError(UserError):
     """The collection has no such picture or category, or the query is not kept any more."""
 
@@ -171,18 +167,17 @@ def color_features(signals: Sequence[Signal], color: str) -> dict[str, np.ndarra
     color : #rrggbb
     """
     rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)], np.float64) / 255
-    lab = lab_of_rgb(torch.tensor(rgb)[None])[0].numpy()
-    widths = np.array([100, 2 * CHROMA, 2 * CHROMA]) / PALETTE_BINS
-    shares = []
-    for value, spread, width, low in zip(
-        lab, LAB_SPREAD, widths, (0, -CHROMA, -CHROMA), strict=True
-    ):
-        centres = low + (np.arange(PALETTE_BINS) + 0.5) * width
-        value = np.clip(value, centres[0], centres[-1])
-        share = np.exp(-0.5 * ((centres - value) / spread) ** 2)
-        shares.append(share / share.sum())
-    palette = np.sqrt(np.einsum("l,a,b->lab", *shares)).astype(np.float32).reshape(1, -1)
+    lab, centres = lab_of_rgb(torch.tensor(rgb)[None])[0].numpy(), palette_colors()
+    lab = lab.clip(centres.min(axis=0), centres.max(axis=0))
+    shares = np.exp(-0.5 * (((centres - lab) / LAB_SPREAD) ** 2).sum(axis=1))
+    palette = np.sqrt(shares / shares.sum()).astype(np.float32)
     cells = next(s.features.shape[1] for s in signals if s.name == "color") // 3
     normalised = ((rgb - MEAN) / STD).astype(np.float32)
-    features = {"palette": palette, "color": np.repeat(normalised, cells)[None]}
+    features = {"palette": palette[None], "color": np.repeat(normalised, cells)[None]}
     return {signal.name: features[signal.name] for signal in signals if signal.name in features}
+
+
+def palette_colors() -> np.ndarray:
+    """The CIELAB colour in the middle of each bin of the palette: 512 x 3."""
+    bins = np.indices([PALETTE_BINS] * 3).reshape(3, -1).T + 0.5
+    return bins / PALETTE_BINS * [100, 2 * CHROMA, 2 * CHROMA] - [0, CHROMA, CHROMA]

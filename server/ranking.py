@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,27 +17,6 @@ from utils import Stopwatch, UserError, evenly_spaced
 
 CATEGORY_NEIGHBOURS = 20  # nearest pictures that decide the category of a query
 CUT_NEIGHBOURS = 200  # nearest pictures in cut that are ranked by how far their colour is
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What a search compares.
-
-    Attributes
-    ----------
-    signals : with the weights of the search
-    category : search it alone; "" for all
-    rows : of the category; None for all
-    """
-
-    signals: list[Signal]
-    category: str
-    rows: np.ndarray | None
-
-    @property
-    def weights(self) -> list[float]:
-        """Of the signals."""
-        return [signal.weight for signal in self.signals]
 
 
 def is_deep(signal: Signal) -> bool:
@@ -56,36 +35,44 @@ def balanced(signals: Sequence[Signal], balance: float) -> list[Signal]:
     return scale(signals, min(1.0, 2 * (1 - balance)), min(1.0, 2 * balance))
 
 
-def scope_of(collection: Collection, options: SearchOptions, query: Features) -> Scope:
-    """The signals and the pictures that a search compares.
+def signals_for(collection: Collection, options: SearchOptions, query: Features) -> list[Signal]:
+    """The signals with the weights of a search.
 
     Raises
     ------
     UserError : no signal has a weight
     """
-    all_signals = collection.searcher.signals
-    signals = balanced(all_signals, options.balance)
-    pairs = zip(all_signals, query, strict=True)
-    if not any(features.any() for signal, features in pairs if is_deep(signal)):
-        signals = scale(all_signals, 0, 1)  # by a colour alone
+    signals = collection.searcher.signals
+    pairs = zip(signals, query, strict=True)
+    if any(features.any() for signal, features in pairs if is_deep(signal)):
+        signals = balanced(signals, options.balance)
+    else:  # by a colour alone
+        signals = scale(signals, 0, 1)
     if not any(signal.weight for signal in signals):
         raise UserError("no signal has a weight; move the balance, or see the server's settings")
-    category = options.category or ""
-    if options.other_color and not category:
-        category = _category_of(collection, options, query)
-    rows = collection.database.rows_of(category) if category else None
-    return Scope(signals, category, rows)
+    return signals
 
 
-def _category_of(collection: Collection, options: SearchOptions, query: Features) -> str:
-    """The category of a query: its own, or the most frequent one among its nearest pictures."""
-    database, searcher = collection.database, collection.searcher
+def _category_for(collection: Collection, options: SearchOptions, query: Features) -> str:
+    """The category to search, "" for all.
+
+    That of the options; for other colours that of the query, else the most frequent one among its
+    nearest pictures.
+    """
+    if options.category or not options.other_color:
+        return options.category or ""
+    database = collection.database
     if options.pictures and database.category(options.pictures[0]):
         return database.category(options.pictures[0])
-    weights = [signal.weight for signal in scale(searcher.signals, 1, 0)]
-    answer = searcher.engine("exact", weights).engine.search(query, CATEGORY_NEIGHBOURS)[0]
+    answer = _cut_engine(collection).engine.search(query, CATEGORY_NEIGHBOURS)[0]
     names = Counter(database.category(row) for row in answer.rows.tolist())
     return names.most_common(1)[0][0]
+
+
+def _cut_engine(collection: Collection) -> NamedEngine:
+    """The exact engine by the deep signals only."""
+    signals = scale(collection.searcher.signals, 1, 0)
+    return collection.searcher.engine("exact", [signal.weight for signal in signals])
 
 
 def search(
@@ -114,23 +101,26 @@ def search(
         query = query_features(collection, memory, options, name)
         if query is None:
             return _browse(collection, options, watch)
-        scope = scope_of(collection, options, query)
+        signals = signals_for(collection, options, query)
+        weights = {signal.name: signal.weight for signal in signals}
+        category = _category_for(collection, options, query)
+        rows = collection.database.rows_of(category) if category else None
         if options.other_color:
-            named, answer = _other_color(collection, scope, query, options)
+            named, answer = _other_color(collection, signals, rows, query, options)
         else:
-            named = collection.searcher.engine(options.engine, scope.weights)
+            named = collection.searcher.engine(options.engine, list(weights.values()))
             engine = _without_query(collection, named, options)
-            answer = engine.search(query, options.count, scope.rows)[0]
-        answers = _found(collection, scope.signals, answer)
-    is_measured = named.name == "exact" or scope.rows is None
+            answer = engine.search(query, options.count, rows)[0]
+        answers = _found(collection, signals, answer)
+    is_measured = named.name == "exact" or rows is None
     return SearchAnswer(
         query=name,
         answers=answers,
         engine=named.name,
         searched=named.searched,
         recall=named.recall if is_measured and not options.other_color else None,
-        category=scope.category,
-        weights={signal.name: signal.weight for signal in scope.signals},
+        category=category,
+        weights=weights,
         seconds=dict(watch.seconds),
         collection=collection.version,
     )
@@ -158,21 +148,24 @@ def _browse(collection: Collection, options: SearchOptions, watch: Stopwatch) ->
 
 
 def _other_color(
-    collection: Collection, scope: Scope, query: Features, options: SearchOptions
+    collection: Collection,
+    signals: Sequence[Signal],
+    rows: np.ndarray | None,
+    query: Features,
+    options: SearchOptions,
 ) -> tuple[NamedEngine, Answer]:
     """The nearest in cut, different colours first: the weights of colour become negative.
 
-    Only the `CUT_NEIGHBOURS` nearest by the deep signals are ranked: far in colour is most of the
-    collection.
+    Only the `CUT_NEIGHBOURS` nearest by the deep signals are ranked: most of the collection has
+    another colour.
     """
-    weights = [signal.weight for signal in scale(collection.searcher.signals, 1, 0)]
-    named = collection.searcher.engine("exact", weights)
-    count = max(CUT_NEIGHBOURS, 2 * options.count)
+    named = _cut_engine(collection)
     engine = _without_query(collection, named, options)
-    near = np.sort(engine.search(query, count, scope.rows)[0].rows)
-    reverse = ExactEngine(scale(scope.signals, 1, -1))
+    count = max(CUT_NEIGHBOURS, 2 * options.count)
+    near = np.sort(engine.search(query, count, rows)[0].rows)
+    answer = ExactEngine(scale(signals, 1, -1)).search(query, options.count, near)[0]
     searched = f"different colours first among the {len(near):,} nearest in cut"
-    return replace(named, searched=searched), reverse.search(query, options.count, near)[0]
+    return replace(named, searched=searched), answer
 
 
 def _without_query(collection: Collection, named: NamedEngine, options: SearchOptions) -> Engine:

@@ -139,8 +139,6 @@ class CollectionState(BaseModel):
     items: int = Field(description="number of garments with an id")
     categories: dict[str, int] = Field(description="number of pictures of each")
     engines: list[EngineState]
-    weights: dict[str, float]
-    distance: str
 
 
 class ExplainOptions(BaseModel):

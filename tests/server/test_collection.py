@@ -1,4 +1,4 @@
-"""web_collection.py: what is kept, and a collection that is replaced under the server."""
+"""The collection of the server, and its replacement."""
 
 import os
 import shutil
@@ -35,39 +35,39 @@ def replace_them(base: Path) -> np.ndarray:
     return features
 
 
-def look(live: LiveCollection) -> Collection:
-    """The collection, looked at again."""
+def refreshed(live: LiveCollection) -> Collection:
+    """The collection after a check of its files."""
     live.checked = time.monotonic() - CHECK_SECONDS
     return live.current()
 
 
-def test_a_new_extraction_is_seen_and_the_older_one_still_answers(live: LiveCollection) -> None:
-    first = look(live)
-    assert look(live) is first
+def test_a_new_extraction_is_opened_and_the_older_one_still_answers(live: LiveCollection) -> None:
+    first = refreshed(live)
+    assert refreshed(live) is first
     before = np.array(first.searcher.signals[0].features[:5])
     features = replace_them(live.config.DATASET_BASE)
-    assert live.current() is first  # not looked at so soon
-    second = look(live)
+    assert live.current() is first  # not checked so soon
+    second = refreshed(live)
     assert second is not first
     assert second.version != first.version
     assert np.array_equal(second.searcher.signals[0].features, features)
     assert np.array_equal(first.searcher.signals[0].features[:5], before)  # a request that goes on
-    assert look(live) is second
+    assert refreshed(live) is second
 
 
-def test_a_broken_one_leaves_the_older_and_says_so(live: LiveCollection, capsys) -> None:
-    """Until it is mended."""
-    first = look(live)
+def test_a_broken_one_leaves_the_older(live: LiveCollection, capsys) -> None:
+    """With a message, until the files are whole."""
+    first = refreshed(live)
     base = live.config.DATASET_BASE
     features = replace_them(base)
     info = (base / "all_feat.json").read_bytes()
     (base / "all_feat.json").write_bytes(info[:-30])
-    assert look(live) is first
+    assert refreshed(live) is first
     assert "the older collection stays: " in capsys.readouterr().out
     (base / "all_feat.json").unlink()
-    assert look(live) is first
+    assert refreshed(live) is first
     (base / "all_feat.json").write_bytes(info)
-    assert np.array_equal(look(live).searcher.signals[0].features, features)
+    assert np.array_equal(refreshed(live).searcher.signals[0].features, features)
 
 
 def test_the_slider_moves_weights(collection: Collection) -> None:
@@ -83,16 +83,16 @@ def test_the_slider_moves_weights(collection: Collection) -> None:
     assert weights(0.75) == {"deep": 0.5, "color": 0.1, "palette": 4}
 
 
-def test_an_engine_that_lacks_its_file_is_told_as_not_ready(live: LiveCollection) -> None:
-    """Guards Collection.state: the reason names what makes it, not where the collection lies."""
+def test_an_engine_without_its_file_is_not_ready(live: LiveCollection) -> None:
+    """The reason names the command, not the path of the collection."""
     base = live.config.DATASET_BASE
     (base / "models/kmeans.m").unlink()
-    (kmeans,) = (one for one in look(live).state().engines if one.name == "kmeans")
+    (kmeans,) = (one for one in refreshed(live).state().engines if one.name == "kmeans")
     assert not kmeans.ready
     assert "run: python kmeans.py" in kmeans.reason
     assert str(base) not in kmeans.reason
 
 
-def test_the_place_of_the_collection_is_hidden(collection: Collection) -> None:
+def test_the_path_of_the_collection_is_hidden(collection: Collection) -> None:
     base = collection.searcher.base
     assert collection.hide(f"{base}/all_feat.npy: damaged") == "DATASET_BASE/all_feat.npy: damaged"

@@ -1,18 +1,22 @@
-"""web_explain.py: the parts of a distance, and what the network sees."""
+"""The parts of a distance, and what the network sees."""
 
 import base64
 import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from network.color import MEAN, STD
+from net import Architecture, FeatureNet, initial_net
+from network.color import MEAN, PALETTE_BINS, STD
+from network.device import to_device
 from server.collection import Collection
-from server.explain import explain, thumbnail
+from server.explain import explain, inspect, thumbnail
 from server.query import QueryMemory
 from server.ranking import search
 from server.schemas import Explanation, SearchOptions
+from tests.fake_cuda import pictures
 from utils import Stopwatch
 
 pytest_plugins = ("tests.server.web_base",)
@@ -23,9 +27,9 @@ def explained(collection: Collection):
     """Search, and explain an answer by its place."""
 
     def run(place: int, **options: object) -> tuple[Explanation, object]:
-        asked = SearchOptions(**options)
-        found = search(collection, QueryMemory(), asked, None, Stopwatch()).answers[place]
-        return explain(collection, QueryMemory(), asked, found.id), found
+        query = SearchOptions(**options)
+        found = search(collection, QueryMemory(), query, None, Stopwatch()).answers[place]
+        return explain(collection, QueryMemory(), query, found.id), found
 
     return run
 
@@ -105,3 +109,15 @@ def test_a_thumbnail_is_no_larger_than_wanted(collection: Collection, side: int)
         assert picture.format == "JPEG"
         assert max(picture.size) == min(side, 300)
         assert not picture.getexif()
+
+
+@pytest.mark.parametrize("amp", ["float32", "float16", "bfloat16"])
+def test_a_picture_is_inspected_on_cuda(fake_cuda: torch.device, amp: str) -> None:
+    """Seen to fail with the pictures or the palette's table left on the CPU in `inspect`."""
+    architecture = Architecture("resnet18", 16, ["Tee", "Blouse"], 72, 64)
+    net = to_device(FeatureNet(initial_net(architecture, "none"), [], flip=False).eval(), fake_cuda)
+    maps, palettes = inspect(net, pictures(2), fake_cuda, amp)
+    assert maps.shape == (2, 512, 2, 2)
+    assert palettes.shape == (2, PALETTE_BINS**3)
+    assert maps.dtype == palettes.dtype == torch.float32
+    assert maps.device == palettes.device == fake_cuda

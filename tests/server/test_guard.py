@@ -52,7 +52,7 @@ def member(guest: httpx.Client) -> httpx.Client:
 
 
 def test_with_a_token_there_is_no_warning(guarded: Server) -> None:
-    assert guarded.said == ""
+    assert guarded.errors == ""
     assert guarded.address.startswith("http://0.0.0.0:")
 
 

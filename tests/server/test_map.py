@@ -1,4 +1,4 @@
-"""web_map.py: the collection in two dimensions, and its clusters."""
+"""The collection in two dimensions, and its clusters."""
 
 import os
 import shutil
@@ -20,14 +20,14 @@ pytest_plugins = ("tests.server.web_base",)
 
 @pytest.fixture
 def own(served: Path, tmp_path: Path) -> Collection:
-    """A copy of the collection without a map."""
+    """A copy of the collection."""
     base = tmp_path / "own"
     shutil.copytree(served, base, copy_function=os.link)
     return open_collection(Config(DATASET_BASE=base, DEVICE="cpu", _env_file=None))
 
 
 def finished(maps: Maps, collection: Collection) -> CollectionMap:
-    """Ask again until the better places are there."""
+    """The map when t-SNE has finished."""
     end = time.monotonic() + 120
     while (found := maps.get(collection)).state == "pca":
         assert time.monotonic() < end
@@ -35,7 +35,7 @@ def finished(maps: Maps, collection: Collection) -> CollectionMap:
     return found
 
 
-def test_it_is_there_at_once_and_better_later_and_kept(own: Collection) -> None:
+def test_it_is_there_at_once_and_by_tsne_later(own: Collection) -> None:
     maps = Maps()
     first = maps.get(own)
     assert first.state == "pca"
@@ -47,7 +47,7 @@ def test_it_is_there_at_once_and_better_later_and_kept(own: Collection) -> None:
     assert np.ptp(places, axis=0).max() == pytest.approx(1, abs=1e-4)
 
 
-def test_neighbours_on_the_map_are_alike() -> None:
+def test_neighbours_on_the_map_are_similar() -> None:
     """Three groups of points in 50 dimensions stay together."""
     random = np.random.default_rng(0)
     group = np.repeat(np.arange(3), 40)
@@ -64,13 +64,13 @@ def test_very_few_pictures_have_places_too(count: int) -> None:
     assert np.isfinite(places).all()
 
 
-def test_clusters_are_told_with_their_typical_pictures(collection: Collection) -> None:
+def test_clusters_have_typical_pictures(collection: Collection) -> None:
     clusters = open_clusters(collection.database)
-    told = clusters_of(collection)
-    sizes = [cluster.size for cluster in told]
+    found = clusters_of(collection)
+    sizes = [cluster.size for cluster in found]
     assert sizes == sorted(sizes, reverse=True)
     assert sum(sizes) == len(collection)
-    for cluster in told:
+    for cluster in found:
         members = np.flatnonzero(clusters.labels == cluster.number)
         assert cluster.size == len(members)
         categories = [collection.database.category(row) for row in members.tolist()]
@@ -80,7 +80,7 @@ def test_clusters_are_told_with_their_typical_pictures(collection: Collection) -
         assert {item.id for item in cluster.typical} <= set(members.tolist())
 
 
-def test_missing_clusters_are_said(own: Collection) -> None:
+def test_missing_clusters_have_a_reason(own: Collection) -> None:
     (own.database.base / "models" / "kmeans.m").unlink()
     found = Maps().get(own)
     assert found.clusters == []

@@ -1,4 +1,4 @@
-"""POST /api/search of a real server: what it answers is what the scripts answer."""
+"""POST /api/search of a real server: its answers are those of the scripts."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from server.query import LIKE_WEIGHT, UNLIKE_WEIGHT, color_features
 from tests.server.web_base import RECALL, Server, paths_of, png_of, post, query_file
 
 pytest_plugins = ("tests.server.web_base",)
-Ask = Callable[..., dict]
+Search = Callable[..., dict]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def bomb() -> bytes:
 
 
 def by_retrieval(*arguments: object) -> list[dict]:
-    """What retrieval.py answers."""
+    """The answers of retrieval.py."""
     with redirect_stdout(io.StringIO()) as out:
         retrieval.main([str(argument) for argument in arguments])
     return json.loads(out.getvalue())
@@ -66,12 +66,12 @@ def same_as_script(answers: list[dict], results: list[dict]) -> None:
             assert value == pytest.approx(other[signal], abs=1e-4)
 
 
-def test_the_answers_are_those_of_the_script(ask: Ask, served: Path, photo: Path) -> None:
+def test_the_answers_are_those_of_the_script(search: Search, served: Path, photo: Path) -> None:
     """Both engines, then those of a category and of items; a box equals cropping beforehand."""
     flags = ("--dataset-base", served, "--device", "cpu", *RECALL, "--top-n", "15", "--json")
     by_script = {one["engine"]: one for one in by_retrieval(photo, *flags)}
     for engine in ("exact", "kmeans"):
-        answer = ask(photo, engine=engine, count=15)
+        answer = search(photo, engine=engine, count=15)
         assert answer["engine"] == engine
         same_as_script(answer["answers"], by_script[engine]["results"])
     assert answer["searched"] == "4 of 6 clusters"
@@ -79,19 +79,19 @@ def test_the_answers_are_those_of_the_script(ask: Ask, served: Path, photo: Path
     narrow = ("--category", "Blouse", "--per-item", "--engine", "exact", "--bbox", 30, 20, 190, 200)
     (found,) = by_retrieval(photo, *flags, *narrow)
     options = {"category": "Blouse", "per_item": True, "count": 15}
-    answer = ask(photo, box=[30, 20, 190, 200], **options)
+    answer = search(photo, box=[30, 20, 190, 200], **options)
     same_as_script(answer["answers"], found["results"])
     assert answer["category"] == "Blouse"
     cropped = io.BytesIO()
     Image.open(photo).crop((30, 20, 190, 200)).save(cropped, "PNG")
-    again = ask(cropped.getvalue(), **options)
+    again = search(cropped.getvalue(), **options)
     assert again["answers"] == answer["answers"]
 
 
 def test_a_picture_of_the_collection_finds_its_neighbours_without_itself(
-    ask: Ask, collection: Collection
+    search: Search, collection: Collection
 ) -> None:
-    answer = ask(pictures=[7], count=200)
+    answer = search(pictures=[7], count=200)
     assert [one["rank"] for one in answer["answers"]] == list(range(1, 201))
     assert 7 not in {one["id"] for one in answer["answers"]}
     assert answer["query"] is None
@@ -113,35 +113,37 @@ def weighted_distances(collection: Collection, rows: list[int]) -> dict[str, np.
 
 
 def test_the_slider_ranks_again_without_the_network(
-    ask: Ask, collection: Collection, photo: Path
+    search: Search, collection: Collection, photo: Path
 ) -> None:
     """Guards that a `query` needs no picture and no extraction; the ends are one kind alone."""
-    first = ask(photo, count=30)
+    first = search(photo, count=30)
     assert "network" in first["seconds"]
-    again = ask(query=first["query"], count=30)
+    again = search(query=first["query"], count=30)
     assert again["answers"] == first["answers"]
     assert list(again["seconds"]) == ["ranking"]
     row = 30
     parts = weighted_distances(collection, [row])
     kinds = {0: parts["deep"], 1: parts["color"] + parts["palette"]}
     for balance, by_hand in kinds.items():
-        found = ask(pictures=[row], balance=balance, count=30)["answers"]
+        found = search(pictures=[row], balance=balance, count=30)["answers"]
         order = [i for i in np.argsort(by_hand, kind="stable") if i != row][:30]
         assert [one["distance"] for one in found] == pytest.approx(by_hand[order], abs=1e-4)
         assert [one["id"] for one in found][:5] == order[:5]
         assert set(found[0]["parts"]) == ({"color", "palette"} if balance else {"deep"})
 
 
-def test_more_and_less_like_move_the_query_by_rocchio(ask: Ask, collection: Collection) -> None:
-    asked, liked, unliked = [3], [20, 21], [40]
-    found = ask(pictures=asked, like=liked, unlike=unliked, count=20)["answers"]
-    assert not {one["id"] for one in found} & {*asked, *liked, *unliked}
+def test_more_and_less_like_move_the_query_by_rocchio(
+    search: Search, collection: Collection
+) -> None:
+    queries, liked, unliked = [3], [20, 21], [40]
+    found = search(pictures=queries, like=liked, unlike=unliked, count=20)["answers"]
+    assert not {one["id"] for one in found} & {*queries, *liked, *unliked}
     total = np.zeros(len(collection))
     for signal in collection.searcher.signals:
         features = np.asarray(signal.features, np.float64)
-        moved = features[asked].mean(0) + LIKE_WEIGHT * features[liked].mean(0)
+        moved = features[queries].mean(0) + LIKE_WEIGHT * features[liked].mean(0)
         moved = moved - UNLIKE_WEIGHT * features[unliked].mean(0)
-        lengths = np.linalg.norm(features[asked + liked + unliked], axis=1)
+        lengths = np.linalg.norm(features[queries + liked + unliked], axis=1)
         if signal.name == "color":  # raw values, of no common length
             moved /= 1 + LIKE_WEIGHT - UNLIKE_WEIGHT
         else:
@@ -149,18 +151,18 @@ def test_more_and_less_like_move_the_query_by_rocchio(ask: Ask, collection: Coll
         total += signal.weight * cdist(moved[None], features, signal.metric)[0]
     for one in found:
         assert one["distance"] == pytest.approx(total[one["id"]], abs=1e-3)
-    assert found[0]["distance"] <= np.delete(total, asked + liked + unliked).min() + 1e-3
+    assert found[0]["distance"] <= np.delete(total, queries + liked + unliked).min() + 1e-3
 
 
-def test_likes_alone_are_searched_by(ask: Ask) -> None:
-    liked, asked = (ask(**{key: [5]}, count=5) for key in ("like", "pictures"))
-    assert liked["answers"] == asked["answers"]
+def test_likes_alone_are_searched_by(search: Search) -> None:
+    liked, queries = (search(**{key: [5]}, count=5) for key in ("like", "pictures"))
+    assert liked["answers"] == queries["answers"]
 
 
-def test_same_cut_other_colour_stays_in_the_category_and_goes_far_in_colour(ask: Ask) -> None:
+def test_same_cut_other_colour_stays_in_the_category_and_goes_far_in_colour(search: Search) -> None:
     for row in (0, 50):
-        plain = ask(pictures=[row], count=5)
-        other = ask(pictures=[row], other_color=True, count=5)
+        plain = search(pictures=[row], count=5)
+        other = search(pictures=[row], other_color=True, count=5)
         assert {one["category"] for one in other["answers"]} == {other["category"]} != {""}
         near, far = (
             np.mean([one["parts"]["palette"] for one in found["answers"]])
@@ -170,9 +172,9 @@ def test_same_cut_other_colour_stays_in_the_category_and_goes_far_in_colour(ask:
 
 
 def test_a_colour_beside_a_picture_takes_the_place_of_its_colour(
-    ask: Ask, collection: Collection
+    search: Search, collection: Collection
 ) -> None:
-    found = ask(pictures=[9], color="#b3202c", count=10)["answers"]
+    found = search(pictures=[9], color="#b3202c", count=10)["answers"]
     parts = weighted_distances(collection, [9])
     colors = color_features(collection.searcher.signals, "#b3202c")
     for signal in collection.searcher.signals:
@@ -184,9 +186,9 @@ def test_a_colour_beside_a_picture_takes_the_place_of_its_colour(
         assert one["distance"] == pytest.approx(total[one["id"]], abs=1e-3)
 
 
-def test_one_answer_per_item_and_of_one_category(ask: Ask) -> None:
-    every = ask(pictures=[200], count=100)["answers"]
-    items = ask(pictures=[200], count=30, per_item=True)["answers"]
+def test_one_answer_per_item_and_of_one_category(search: Search) -> None:
+    every = search(pictures=[200], count=100)["answers"]
+    items = search(pictures=[200], count=30, per_item=True)["answers"]
     named = [one["item"] for one in items if one["item"]]
     assert len(named) == len(set(named)) > 5
     seen: set[str] = set()
@@ -197,15 +199,15 @@ def test_one_answer_per_item_and_of_one_category(ask: Ask) -> None:
         seen.add(one["item"])
     assert [one["id"] for one in items][:20] == first[:20]
     assert items[0]["id"] == every[0]["id"] == 201  # another picture of the query's own item
-    only = ask(pictures=[200], count=200, category="blouse")
+    only = search(pictures=[200], count=200, category="blouse")
     assert {one["category"] for one in only["answers"]} == {"Blouse"}
 
 
-def test_several_files_are_one_query(ask: Ask, served: Path, collection: Collection) -> None:
+def test_several_files_are_one_query(search: Search, served: Path, collection: Collection) -> None:
     """As `retrieval.py --together` joins them."""
     rows = [1, 12, 40]
     files = [served / collection.database.paths[row] for row in rows]
-    answer = ask(*files, count=10)
+    answer = search(*files, count=10)
     flags = ("--dataset-base", served, "--device", "cpu", "--top-n", "10", "--together", "--json")
     copies = []
     for i, file in enumerate(files):
@@ -213,23 +215,23 @@ def test_several_files_are_one_query(ask: Ask, served: Path, collection: Collect
         copies[-1].write_bytes(file.read_bytes())
     (found,) = by_retrieval(*copies, *flags, "--engine", "exact")
     same_as_script(answer["answers"], found["results"])
-    joined = ask(pictures=rows, count=10)["answers"]
+    joined = search(pictures=rows, count=10)["answers"]
     total = sum(weighted_distances(collection, rows).values())
     for one in joined:
         assert one["distance"] == pytest.approx(total[one["id"]], abs=1e-3)
 
 
-def test_two_uploads_have_two_names_and_each_keeps_its_own(ask: Ask, served: Path) -> None:
+def test_two_uploads_have_two_names_and_each_keeps_its_own(search: Search, served: Path) -> None:
     files = sorted((served / "img").glob("*/*.jpg"))[:2]
-    one, other = (ask(file, count=5) for file in files)
+    one, other = (search(file, count=5) for file in files)
     assert one["query"] != other["query"]
     assert one["answers"] != other["answers"]
     for first in (one, other):
-        assert ask(query=first["query"], count=5)["answers"] == first["answers"]
+        assert search(query=first["query"], count=5)["answers"] == first["answers"]
 
 
 @pytest.mark.parametrize(
-    ("status", "options", "said"),
+    ("status", "options", "message"),
     [
         (404, {"query": "0" * 32}, "send its pictures again"),
         (404, {"pictures": [263]}, "there are 263"),
@@ -248,17 +250,17 @@ def test_two_uploads_have_two_names_and_each_keeps_its_own(ask: Ask, served: Pat
         (422, {"pictures": [1] * 17}, "pictures"),
     ],
 )
-def test_what_cannot_be_searched_is_said(
-    ask: Ask, served: Path, status: int, options: dict, said: str
+def test_impossible_searches_are_explained(
+    search: Search, served: Path, status: int, options: dict, message: str
 ) -> None:
-    problem = ask(status=status, **options)
-    assert said in problem["detail"]
+    problem = search(status=status, **options)
+    assert message in problem["detail"]
     assert problem["status"] == status
     assert str(served.parent) not in problem["detail"]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"no picture", "cannot be read as a picture"),
         (b"", "cannot be read as a picture"),
@@ -267,26 +269,26 @@ def test_what_cannot_be_searched_is_said(
         (png_of("red")[:90], "cannot be read as a picture"),
     ],
 )
-def test_a_file_that_is_no_picture_is_refused(ask: Ask, content: bytes, said: str) -> None:
-    problem = ask(content, status=409)
-    assert said in problem["detail"]
+def test_a_file_that_is_no_picture_is_refused(search: Search, content: bytes, message: str) -> None:
+    problem = search(content, status=409)
+    assert message in problem["detail"]
     assert problem["detail"].startswith("the picture: ")
 
 
-def test_a_box_outside_the_picture_is_refused(ask: Ask) -> None:
-    assert "leaves nothing" in ask(png_of("red"), box=[500, 0, 600, 90], status=409)["detail"]
+def test_a_box_outside_the_picture_is_refused(search: Search) -> None:
+    assert "leaves nothing" in search(png_of("red"), box=[500, 0, 600, 90], status=409)["detail"]
 
 
-def test_a_bomb_is_refused_before_it_is_decoded(ask: Ask, server: Server) -> None:
+def test_a_bomb_is_refused_before_it_is_decoded(search: Search, server: Server) -> None:
     """Guards the memory: decoded, its pixels would take 400 MB, as RGB 1.2 GB."""
     before = peak_memory(server)
-    problem = ask(bomb(), status=409)
+    problem = search(bomb(), status=409)
     assert "million pixels" in problem["detail"]
     assert peak_memory(server) - before < 100e6
 
 
 def peak_memory(server: Server) -> int:
-    """The most memory that the server has held until now, in bytes."""
+    """The peak memory of the server, in bytes."""
     status = Path(f"/proc/{server.process.pid}/status")
     if not status.exists():
         pytest.skip("peak memory is read from /proc")
@@ -303,7 +305,7 @@ def test_seventeen_files_are_too_many(client: httpx.Client) -> None:
 
 
 def test_uploads_leave_no_file_behind(
-    ask: Ask, client: httpx.Client, server: Server, served: Path
+    search: Search, client: httpx.Client, server: Server, served: Path
 ) -> None:
     """Large ones too, which are spooled to a nameless file while they are read."""
     before = {path for path in served.rglob("*")}
@@ -313,7 +315,7 @@ def test_uploads_leave_no_file_behind(
     assert len(data.getvalue()) > 2e6
     form = [("file", ("../../my photo.png", data.getvalue()))]
     assert client.post("/api/search", files=form).status_code == 200
-    ask(b"no picture", status=409)
+    search(b"no picture", status=409)
     left = {path for path in served.rglob("*")} - before
     assert left <= {served / "models" / "map.npz"}
     assert list((server.folder / "tmp").rglob("*")) == []
@@ -321,11 +323,11 @@ def test_uploads_leave_no_file_behind(
     assert not list(Path.cwd().iterdir())
 
 
-def test_browsing_without_a_query_shows_pictures_evenly_spread(ask: Ask) -> None:
-    answer = ask(count=10)
+def test_browsing_without_a_query_shows_pictures_evenly_spread(search: Search) -> None:
+    answer = search(count=10)
     ids = [one["id"] for one in answer["answers"]]
     assert ids[0] == 0
     assert ids[-1] == 262
     assert len(ids) == 10
     assert answer["query"] is None
-    assert {one["category"] for one in ask(category="Blouse")["answers"]} == {"Blouse"}
+    assert {one["category"] for one in search(category="Blouse")["answers"]} == {"Blouse"}

@@ -49,8 +49,8 @@ class Server:
     folder: Path
 
     @property
-    def said(self) -> str:
-        """What it has written on standard error."""
+    def errors(self) -> str:
+        """Its standard error."""
         return (self.folder / "err").read_text()
 
 
@@ -117,15 +117,15 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def ask(client: httpx.Client) -> Callable[..., dict[str, Any]]:
+def search(client: httpx.Client) -> Callable[..., dict[str, Any]]:
     """Search by files and options; the answer as JSON, whose status must be `status`."""
 
-    def search(*files: Path | bytes, status: int = 200, **options: object) -> dict[str, Any]:
+    def run(*files: Path | bytes, status: int = 200, **options: object) -> dict[str, Any]:
         response = post(client, *files, **options)
         assert response.status_code == status, response.text
         return response.json()
 
-    return search
+    return run
 
 
 def post(client: httpx.Client, *files: Path | bytes, **options: object) -> httpx.Response:
