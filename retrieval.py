@@ -123,7 +123,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=0,
         metavar="N",
-        help="alpha query expansion: ask again with the mean of the query and its first N answers",
+        help="alpha query expansion: search again by the mean of the query and its first N answers",
     )
     add("--rerank", action="store_true", help="re-rank the first 100 by k-reciprocal neighbours")
     add("--json", action="store_true", help="print JSON and nothing else")

@@ -1,4 +1,4 @@
-"""What every engine is, and the one that ranks all pictures by `cdist`."""
+"""The interface of an engine, and the engine that ranks all pictures by `cdist`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def smallest(distances: np.ndarray, k: int) -> np.ndarray:
     if k < len(distances):
         limit = np.partition(distances, k - 1)[k - 1]
         if not np.isnan(limit):
-            # Every value equal to the limit stays in, or a tie would be cut in any order.
+            # All values equal to the limit, of which the first ones are taken.
             places = np.flatnonzero(distances <= limit)
             return places[np.argsort(distances[places], kind="stable")][:k]
     return np.argsort(distances, kind="stable")[:k]

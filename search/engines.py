@@ -15,19 +15,19 @@ from search.quantised import open_quantised
 from search.signals import Signal, describe_distance
 
 ENGINES = {"exact": "exact", "kmeans": "k-means", "milvus": "Milvus"}
-# What makes that which an engine needs.
+# The scripts that make what an engine needs.
 SCRIPTS = {"kmeans": "kmeans.py", "milvus": "milvus_push.py"}
 
 
 @dataclass(frozen=True)
 class NamedEngine:
-    """An engine, and what to tell of it.
+    """An engine with its description.
 
     Attributes
     ----------
     name : one of `ENGINES`
     engine : ranks the collection
-    searched : in words, what of it
+    searched : what it searches, as text
     recall : expected recall@10 against the exact engine; None where it was not measured with this
         distance
     """

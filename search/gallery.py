@@ -58,10 +58,10 @@ class GalleryOrder:
         for signal, features, (gallery, norm) in zip(
             self.exact.signals, queries, self.gallery, strict=True
         ):
-            asked, own = self._prepared(features, signal.metric)
+            q, own = self._prepared(features, signal.metric)
             if not torch.isfinite(own).all():
                 return self.exact.search(queries, len(gallery))
-            square = torch.addmm(norm[None], asked, gallery.T, alpha=-2).add_(own[:, None])
+            square = torch.addmm(norm[None], q, gallery.T, alpha=-2).add_(own[:, None])
             length = float(torch.cat([norm, own]).max()) ** 0.5
             close = square < (MIN_DISTANCE * length) ** 2
             cosine = signal.metric == "cosine"

@@ -1,8 +1,8 @@
-"""What makes answers better at the price of time: expansion, re-ranking, several pictures as one.
+"""Better answers in more time: query expansion, re-ranking, several pictures as one query.
 
-Each engine here wraps another and is asked like it, so that they can be put together. Expansion
-and re-ranking trust the first answers: they pay where a query has many right pictures (its
-category), and may cost where it has one or two (its item); `evaluate.py` tells which.
+Each engine here wraps another one, so that they can be combined. Expansion and re-ranking rely on
+the first answers: they improve queries with many correct pictures (a category) and may harm those
+with one or two (an item). `evaluate.py --query-ablation` measures both.
 """
 
 from collections.abc import Sequence
@@ -18,21 +18,21 @@ SAME = 0.01  # relative: features whose lengths differ by less are normalised, i
 
 
 class ExpandedEngine:
-    """Asks again with the mean of the query and its first answers: alpha query expansion.
+    """Searches again by the mean of the query and its first answers: alpha query expansion.
 
     The query weighs 1 in the mean, an answer its cosine similarity to the query (0 where that is
     negative) to the power of `alpha`: Radenović, Tolias and Chum, Fine-tuning CNN Image Retrieval
     with No Human Annotation (TPAMI 2019). The similarity is that of the first signal; all signals
-    are expanded with the same weights. The sum of the weights divides the mean, so features keep
-    their scale; it gets the length that the query's and the answers' features all have where they
-    are normalised. The distances and parts of the answers are those to the expanded query.
+    are expanded with the same weights, which are divided by their sum. Where the features of the
+    query and its answers are normalised, the mean is scaled to their length. The distances and
+    parts of the answers are those to the expanded query.
 
     Parameters
     ----------
-    inner : is asked twice
+    inner : the engine that is searched twice
     signals : of its collection; the first is a deep one
-    n : answers to expand with; a query that lies in the collection is one of them
-    alpha : 0 weighs all answers alike, a greater one the more similar ones more
+    n : number of answers to expand with; a query of the collection is one of them
+    alpha : 0 weights all answers alike, greater values the more similar ones more
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ExpandedEngine:
         """The features of one query, a vector of each signal, expanded with its answer."""
         deep = unit_rows(np.vstack([query[0], self.signals[0].features[answer.rows]]))
         similarity = (deep[1:] @ deep[0]).astype(np.float64)
-        # Dropped, not weighed 0: a feature that is not a number would spoil the mean all the same.
+        # Dropped, not weighted 0: the mean would be NaN where a feature is.
         near = (similarity > 0) & np.isfinite(answer.distances)
         weights = np.concatenate([[1.0], similarity[near] ** self.alpha])
         rows = answer.rows[near]
@@ -96,8 +96,8 @@ def k_reciprocal_distances(
     Parameters
     ----------
     distances : M x M, symmetric, no NaN; the first rows are the queries, the others the gallery
-    queries : Q, at least 1. Queries are each other's neighbours, too: ask one at a time where an
-        answer must not depend on what else is asked
+    queries : Q, at least 1. Queries are each other's neighbours, too: pass one at a time where
+        answers must not depend on other queries
     k1 : neighbours of a picture, besides itself, that may be reciprocal
     k2 : pictures, itself among them, whose encodings are averaged; 1 for none but its own
     weight_of_original : lambda, 0 to 1; 1 gives the order of `distances`
@@ -113,7 +113,7 @@ def k_reciprocal_distances(
     count = len(distances)
     if distances.shape != (count, count) or not 1 <= queries <= count:
         raise ValueError(f"{queries} queries in distances of shape {distances.shape}")
-    # exp(-d) and the sum with Jaccard's 0 to 1 ask for one scale, and a sum of any metrics has
+    # exp(-d) and the sum with Jaccard's 0 to 1 need one scale, and a sum of any metrics has
     # none, so each row is divided by its greatest, as the authors do; they square Euclidean
     # distances first, which other metrics give no reason for (measured: no difference).
     greatest = distances.max(axis=1, keepdims=True)
@@ -159,17 +159,16 @@ def _jaccard_distances(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 
 
 class RerankedEngine:
-    """Puts the first answers of another engine in the order of `k_reciprocal_distances`.
+    """Sorts the first answers of another engine by `k_reciprocal_distances`.
 
-    Only the order changes. `distances` and `parts` of the answers stay those that the inner engine
-    found, so they mean what they meant, but do not ascend. What follows the shortlist stays as it
-    is. Each query is ranked for itself, whatever else is asked.
+    Only the order changes: `distances` and `parts` stay those of the inner engine, so that they no
+    longer ascend. Answers after the shortlist stay in place. Other queries have no influence.
 
     Parameters
     ----------
     inner : what finds the answers
     signals : of its collection, with the weights that it ranks with
-    shortlist : answers to put in order
+    shortlist : number of answers to sort
     k1, k2, weight_of_original : see `k_reciprocal_distances`
     """
 
@@ -197,11 +196,11 @@ class RerankedEngine:
     def _order(self, answer: Answer) -> np.ndarray:
         """Places of the answer in their new order."""
         order = np.arange(len(answer.rows))
-        # Pictures without a distance are last in any order, and near to nothing.
+        # Pictures without a distance stay last.
         count = np.count_nonzero(np.isfinite(answer.distances[: self.shortlist]))
         if count > 1:
             pairs = np.zeros((count + 1, count + 1))
-            # The inner engine knows best what the query is: an expanded one stays expanded.
+            # Distances to the query as the inner engine has it: expanded, perhaps.
             pairs[0, 1:] = pairs[1:, 0] = answer.distances[:count]
             pairs[1:, 1:] = _distances_among(self.signals, answer.rows[:count])
             mended = k_reciprocal_distances(pairs, 1, *self.settings)[0]
@@ -245,21 +244,21 @@ class CollapsedEngine:
             answers = [collapse(answer, self.items) for answer in found]
             short = [len(answer.rows) < k for answer in answers]
             more = [len(answer.rows) == wanted for answer in found]
-            # Items of many pictures take up ranks: ask for more until there are enough items.
+            # Items of many pictures take many ranks: search for more until there are enough.
             if wanted >= len(self.items) or not np.any(np.logical_and(short, more)):
                 return [_take(answer, slice(k)) for answer in answers]
             wanted *= 4
 
 
 def improved(engine: Engine, signals: Sequence[Signal], expand: int, rerank: bool) -> Engine:
-    """The engine with what is asked for around it.
+    """An engine with expansion and re-ranking around it.
 
     Parameters
     ----------
     engine : what finds the answers
     signals : of its collection
     expand : answers to expand a query with, see `ExpandedEngine`; 0 for none
-    rerank : put the first answers in order by their neighbours, see `RerankedEngine`
+    rerank : re-rank the first answers by their neighbours, see `RerankedEngine`
     """
     if expand > 0:
         engine = ExpandedEngine(engine, signals, expand)
@@ -267,7 +266,7 @@ def improved(engine: Engine, signals: Sequence[Signal], expand: int, rerank: boo
 
 
 def collapse(answer: Answer, items: np.ndarray) -> Answer:
-    """Keep the first picture of each item, in the answer's order; fewer answers may be left.
+    """Keep the first picture of each item; the answer may get shorter.
 
     Parameters
     ----------
@@ -288,8 +287,9 @@ def _take(answer: Answer, places: np.ndarray | slice) -> Answer:
 def join_queries(features: Sequence[np.ndarray], groups: np.ndarray) -> list[np.ndarray]:
     """Make one query of the pictures of each group: the mean of their features.
 
-    The mean and not the least distance over the pictures: it asks once however many there are, and
-    what only one of them shows does not decide. It is normalised where all of its features are.
+    The mean needs one search for any number of pictures, and a detail of one picture does not
+    decide, as it would with the minimum of their distances. Where all features of a group are
+    normalised, so is their mean.
 
     Parameters
     ----------

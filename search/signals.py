@@ -81,7 +81,7 @@ def signals_of(
 
 
 def weighted_sum(parts: np.ndarray, weights: Sequence[float] | np.ndarray) -> np.ndarray:
-    """S x Q x N values of the signals -> Q x N; a signal of weight 0 takes no part, be it NaN."""
+    """S x Q x N values of the signals -> Q x N; signals of weight 0 are ignored, NaN included."""
     total = np.zeros(parts.shape[1:])
     for part, weight in zip(parts, weights, strict=True):
         if weight:
@@ -90,7 +90,7 @@ def weighted_sum(parts: np.ndarray, weights: Sequence[float] | np.ndarray) -> np
 
 
 def describe_distance(signals: Sequence[Signal]) -> str:
-    """The distance in words, as in "deep euclidean + 0.1 color euclidean"."""
+    """The distance as text, as in "deep euclidean + 0.1 color euclidean"."""
     return " + ".join(
         f"{'' if s.weight == 1 else f'{s.weight:g} '}{s.name} {s.metric}" for s in signals
     )

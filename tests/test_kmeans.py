@@ -46,9 +46,9 @@ def test_what_cannot_be_clustered_is_said(points, count: int, said: str) -> None
 def test_pictures_that_measure_are_not_fitted_to() -> None:
     """Rows 0, 3, 6 ... lie far away: as they are not fitted to, no centroid is there."""
     points, _ = blobs((300, 300, 300))
-    asked = np.arange(0, 900, 3)
-    points[asked] += 1000
-    centroids, labels = cluster(points, False, 3, 0, asked)
+    queries = np.arange(0, 900, 3)
+    points[queries] += 1000
+    centroids, labels = cluster(points, False, 3, 0, queries)
     assert centroids.max() < 20
     nearest = np.linalg.norm(points[:, None] - centroids[None], axis=2).argmin(1)
     np.testing.assert_array_equal(labels, nearest)
@@ -65,7 +65,7 @@ def test_normalised_features_are_clustered_by_direction() -> None:
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("queries", [7, 500])
 def test_recall_is_what_searches_find_for_every_number_of_clusters(metric: str, queries) -> None:
-    """Each asked picture is left out of its answers; there are duplicates among them."""
+    """Each query is excluded from its own answer; there are duplicates among them."""
     rng = np.random.default_rng(3)
     deep, color = rng.normal(size=(120, 4)), rng.normal(size=(120, 6))
     deep[60:72], color[60:72] = deep[60], color[60]
@@ -74,12 +74,12 @@ def test_recall_is_what_searches_find_for_every_number_of_clusters(metric: str, 
     centroids, labels = cluster(signals[0].features, False, 8, 0, np.arange(5))
     clusters = Clusters(centroids, labels, "", metric == "cosine", "", np.zeros(0))
 
-    asked = evenly_spaced(120, queries)
-    assert asked.tolist() == sorted({int(row) for row in np.linspace(0, 119, min(queries, 120))})
+    rows = evenly_spaced(120, queries)
+    assert rows.tolist() == sorted({int(row) for row in np.linspace(0, 119, min(queries, 120))})
     expected = []
     for nprobe in range(1, 9):
         hits = total = 0
-        for row in asked:
+        for row in rows:
             query = [signal.features[row : row + 1] for signal in signals]
             others = np.delete(np.arange(120), row)
             truth = set(ExactEngine(signals).search(query, 10, others)[0].rows.tolist())
@@ -90,7 +90,7 @@ def test_recall_is_what_searches_find_for_every_number_of_clusters(metric: str, 
     assert expected[0] < 0.9  # or the comparison would say nothing
     assert expected[-1] == 1
     np.testing.assert_allclose(
-        measure_recall(signals, clusters, ExactEngine(signals), asked), expected
+        measure_recall(signals, clusters, ExactEngine(signals), rows), expected
     )
 
 

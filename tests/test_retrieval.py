@@ -66,29 +66,29 @@ def base(shared: Path, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def ask(base: Path, capsys):
+def run(base: Path, capsys):
     """Run the script as from the command line; its exit status, output and errors."""
 
-    def run(*argv: object, at: Path = base) -> tuple[int, str, str]:
+    def call(*argv: object, at: Path = base) -> tuple[int, str, str]:
         capsys.readouterr()
         flags = ["--dataset-base", str(at), "--device", "cpu"]
         with pytest.raises(SystemExit) as left:
             run_script(lambda: retrieval.main([*map(str, argv), *flags]))
         return left.value.code, *capsys.readouterr()
 
-    return run
+    return call
 
 
 @pytest.fixture
-def answers(ask):
+def answers(run):
     """The JSON answer to some queries, which is all that is printed."""
 
-    def run(*argv: object, at: Path | None = None) -> list[dict]:
-        status, out, err = ask(*argv, "--json", **({"at": at} if at else {}))
+    def call(*argv: object, at: Path | None = None) -> list[dict]:
+        status, out, err = run(*argv, "--json", **({"at": at} if at else {}))
         assert status == 0, err
         return json.loads(out)
 
-    return run
+    return call
 
 
 def rows_of(base: Path) -> list[str]:
@@ -141,8 +141,8 @@ def test_json_says_what_the_schema_says_and_distances_add_up(base: Path, answers
     found = answers(
         *queries, "--top-n", "7", "--color-weight", "0.6", "--palette-weight", "2", "--nprobe", "4"
     )
-    asked = [(one["query"], one["engine"]) for one in found]
-    assert asked == [(query, engine) for query in queries for engine in ("exact", "kmeans")]
+    pairs = [(one["query"], one["engine"]) for one in found]
+    assert pairs == [(query, engine) for query in queries for engine in ("exact", "kmeans")]
     deep = np.load(base / "all_feat.npy").astype(float)
     color = np.load(base / "all_color_feat.npy").astype(float)
     palette = np.load(base / "all_palette_feat.npy").astype(float)
@@ -165,13 +165,13 @@ def test_json_says_what_the_schema_says_and_distances_add_up(base: Path, answers
     assert found[0]["results"] == found[1]["results"]  # all four clusters searched
 
 
-def test_a_category_narrows_the_answers(base: Path, answers, ask) -> None:
+def test_a_category_narrows_the_answers(base: Path, answers, run) -> None:
     for one in answers("img/Some_Dress/img_00000000.jpg", "--category", "sun hat", "--top-n", 24):
         assert {result["category"] for result in one["results"]} <= {"Sun Hat"}
         if one["engine"] == "exact":
             paths = {result["path"] for result in one["results"]}
             assert paths == {path for path in rows_of(base) if "Some_Hat" in path}
-    status, out, err = ask("img/Some_Dress/img_00000000.jpg", "--category", "Kimono")
+    status, out, err = run("img/Some_Dress/img_00000000.jpg", "--category", "Kimono")
     assert (status, out) == (2, "")
     assert "there are Dress, Polos, Shirt, Sun Hat" in err
 
@@ -185,9 +185,9 @@ def test_a_box_is_the_same_as_cropping_the_file_first(base: Path, answers, tmp_p
     assert one != answers(name, "--engine", "exact")[0]["results"]
 
 
-def test_the_table_says_what_json_says_and_the_time_of_each_step(ask, answers) -> None:
+def test_the_table_says_what_json_says_and_the_time_of_each_step(run, answers) -> None:
     query = ("img/Some_Hat/img_00000004.jpg", "--top-n", "3")
-    status, out, _ = ask(*query)
+    status, out, _ = run(*query)
     assert status == 0
     for one in answers(*query):
         for result in one["results"]:
@@ -207,12 +207,12 @@ def unclustered(base: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def test_missing_clusters_are_an_error_only_where_they_are_asked_for(ask, unclustered) -> None:
+def test_missing_clusters_are_an_error_only_where_they_are_named(run, unclustered) -> None:
     name = "img/Some_Hat/img_00000004.jpg"
-    status, out, err = ask(name, "--engine", "kmeans", at=unclustered)
+    status, out, err = run(name, "--engine", "kmeans", at=unclustered)
     assert (status, out) == (2, "")
     assert "run: python kmeans.py" in err
-    status, out, err = ask(name, "--json", at=unclustered)
+    status, out, err = run(name, "--json", at=unclustered)
     assert status == 0
     assert [one["engine"] for one in json.loads(out)] == ["exact"]
     assert "kmeans.py" in err
@@ -225,10 +225,10 @@ def other_model(base: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [(), ("--models", "model_best.pth.tar,gone.pth")])
-def test_another_model_than_that_of_the_database_is_refused(ask, unclustered: Path, flags) -> None:
+def test_another_model_than_that_of_the_database_is_refused(run, unclustered: Path, flags) -> None:
     other_model(unclustered)
     query = ("img/Some_Hat/img_00000004.jpg", "--engine", "exact")
-    status, out, err = ask(*query, *flags, at=unclustered)
+    status, out, err = run(*query, *flags, at=unclustered)
     assert (status, out) == (2, "")
     assert "made by model_best.pth.tar, now missing or changed" in err
     assert "run: python feature_extractor.py" in err
@@ -237,20 +237,20 @@ def test_another_model_than_that_of_the_database_is_refused(ask, unclustered: Pa
 
 
 def test_a_model_that_was_moved_is_taken_where_the_settings_say(
-    base: Path, ask, answers, unclustered: Path
+    base: Path, run, answers, unclustered: Path
 ) -> None:
     query = ("img/Some_Hat/img_00000004.jpg", "--engine", "exact")
     (unclustered / "models/model_best.pth.tar").rename(unclustered / "models/moved.pth")
     other_model(unclustered)
-    assert ask(*query, at=unclustered)[0] == 2
-    status, out, err = ask(*query, "--json", "--dumped-model", "moved.pth", at=unclustered)
+    assert run(*query, at=unclustered)[0] == 2
+    status, out, err = run(*query, "--json", "--dumped-model", "moved.pth", at=unclustered)
     assert (status, err) == (0, "")
     assert json.loads(out)[0]["results"] == answers(*query)[0]["results"]
 
 
 @pytest.mark.parametrize("flags", [(), ("--dumped-model", "gone.pth")])
 def test_the_models_that_all_feat_json_names_are_taken_and_named(
-    ask, unclustered: Path, flags
+    run, unclustered: Path, flags
 ) -> None:
     """Of one name that is not the settings', then of two; one of them changed, none is taken."""
     shutil.copyfile(unclustered / "models/model_best.pth.tar", unclustered / "models/mine.pth")
@@ -259,7 +259,7 @@ def test_the_models_that_all_feat_json_names_are_taken_and_named(
     query = ("img/Some_Hat/img_00000004.jpg", "--engine", "exact", "--json", *flags)
     for files in ("mine.pth", "mine.pth,model_best.pth.tar"):
         assert feature_extractor.main([*extract, "--color-top-n", "3", "--models", files]) == 0
-        status, out, err = ask(*query, at=unclustered)
+        status, out, err = run(*query, at=unclustered)
         assert status == 0
         first, second = json.loads(out)[0]["results"][:2]
         assert first["path"] == query[0]
@@ -268,7 +268,7 @@ def test_the_models_that_all_feat_json_names_are_taken_and_named(
         named = flags[1] if flags else "model_best.pth.tar"
         assert f"{files.replace(',', ', ')}, which made the feature database, not {named}\n" in err
     (unclustered / "models/mine.pth").write_bytes(b"")
-    status, out, err = ask(*query, at=unclustered)
+    status, out, err = run(*query, at=unclustered)
     assert (status, out) == (2, "")
     assert f"made by mine.pth, model_best.pth.tar, now missing or changed, and {named}" in err
 
@@ -296,9 +296,9 @@ def _huge(path: Path) -> None:
         (_huge, "million pixels"),
     ],
 )
-def test_a_query_that_is_no_picture_is_one_line(ask, tmp_path: Path, write, said: str) -> None:
+def test_a_query_that_is_no_picture_is_one_line(run, tmp_path: Path, write, said: str) -> None:
     write(tmp_path / "query.png")
-    status, out, err = ask("img/Some_Hat/img_00000004.jpg", tmp_path / "query.png")
+    status, out, err = run("img/Some_Hat/img_00000004.jpg", tmp_path / "query.png")
     assert (status, out) == (2, "")
     assert "query.png" in err
     assert said in err
@@ -330,10 +330,10 @@ def test_bad_flags_are_one_line_and_status_2(base: Path, capsys, flags, said: st
     assert out == ""
 
 
-def test_output_is_a_picture_of_query_and_answers(ask, tmp_path: Path) -> None:
+def test_output_is_a_picture_of_query_and_answers(run, tmp_path: Path) -> None:
     target = tmp_path / "new" / "results.jpg"
     query = ("img/Some_Hat/img_00000004.jpg", "--top-n", "4", "--output", target)
-    status, out, err = ask(*query, "--json")
+    status, out, err = run(*query, "--json")
     assert status == 0
     assert len(json.loads(out)) == 2
     assert str(target) in err
@@ -342,14 +342,14 @@ def test_output_is_a_picture_of_query_and_answers(ask, tmp_path: Path) -> None:
         assert 5 * 100 < picture.width < 5 * 300  # the query and four answers
         assert 2 * 150 < picture.height < 2 * 400  # two engines
         assert np.asarray(picture).std() > 20
-    assert ask(*query[:-1], target.with_suffix(".png"))[0] == 0
+    assert run(*query[:-1], target.with_suffix(".png"))[0] == 0
     assert Image.open(target.with_suffix(".png")).format == "PNG"
 
 
-def test_show_without_a_display_says_what_to_do_instead(ask, monkeypatch) -> None:
+def test_show_without_a_display_says_what_to_do_instead(run, monkeypatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    status, out, err = ask("img/Some_Hat/img_00000004.jpg", "--show")
+    status, out, err = run("img/Some_Hat/img_00000004.jpg", "--show")
     assert status == 0
     assert "exact" in out
     assert "no display" in err

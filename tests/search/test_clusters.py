@@ -23,8 +23,8 @@ N = 4000
 def clusters_of(deep, labels: np.ndarray, normalised: bool = False, **other) -> Clusters:
     count = labels.max() + 1
     centroids = np.stack([deep[labels == c].mean(0) for c in range(count)])
-    told = {"features": "", "distance": "", "recall": np.ones(count)} | other
-    return Clusters(centroids.astype(np.float32), labels, normalised=normalised, **told)
+    given = {"features": "", "distance": "", "recall": np.ones(count)} | other
+    return Clusters(centroids.astype(np.float32), labels, normalised=normalised, **given)
 
 
 @pytest.mark.parametrize("rows", [None, np.arange(100, 3000, 3)])
@@ -41,8 +41,8 @@ def test_kmeans_ranks_what_lies_in_the_nearest_clusters_and_all_of_it(
                Signal("color", features[1], "cityblock", 0.3)]  # fmt: skip
     queries = [f[[3, 7, 400]] + np.float32(0.02) for f in features]
     exact = ExactEngine(signals).search(queries, 30, rows)
-    for asked in (5, 99):
-        engine = KMeansEngine(signals, clusters, nprobe_of(clusters, asked, 1.0))
+    for wanted in (5, 99):
+        engine = KMeansEngine(signals, clusters, nprobe_of(clusters, wanted, 1.0))
         for found, expected in zip(engine.search(queries, 30, rows), exact, strict=True):
             np.testing.assert_array_equal(found.rows, expected.rows)
             np.testing.assert_array_equal(found.distances, expected.distances)
@@ -72,7 +72,7 @@ def test_as_many_clusters_as_the_recall_takes(nprobe: int, target: float, search
 
 @pytest.mark.parametrize("nprobe", [1, 2, 5])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_codes_change_nothing_but_the_time(
+def test_quantised_features_change_nothing_but_the_time(
     rng: np.random.Generator, metric: str, nprobe: int
 ) -> None:
     features = [rng.random((N, 6), np.float32), rng.random((N, 9), np.float32)]
@@ -109,7 +109,7 @@ def test_clusters_of_normalised_features_are_found_by_direction() -> None:
 
 
 def database_at(base: Path) -> FeatureDatabase:
-    """A database of 12 pictures, as far as clusters ask for it."""
+    """A database of 12 pictures, as far as clusters need it."""
     deep = np.zeros((12, 6), np.float32)
     metadata = SimpleNamespace(sha256={"all_feat.npy": SHA256})
     return FeatureDatabase(base, (deep,), deep, None, (), [], deep[:, 0], [], deep[:, 0], metadata)
@@ -161,7 +161,7 @@ def test_clusters_of_other_features_or_no_clusters_are_refused(
 
 
 def test_kmeans_within_rows_goes_on_until_it_has_enough() -> None:
-    """Rows that lie in far clusters alone are found, however few clusters are asked for."""
+    """Rows that lie in far clusters alone are found, however few clusters are searched."""
     features = np.arange(40, dtype=np.float32)[:, None]
     labels = np.repeat(np.arange(8, dtype=np.int32), 5)
     centroids = features.reshape(8, 5).mean(1, keepdims=True)

@@ -39,7 +39,7 @@ def test_random_features_of_three_signals(rng: np.random.Generator, metric: str,
     queries = random_features(rng, 3)
     check_scan(terms, queries, k)
     check_scan(terms, queries, k, np.sort(rng.choice(N, MIN_SHARE * k + 100, replace=False)))
-    check_scan(terms, queries, k, np.arange(3))  # fewer than are asked for
+    check_scan(terms, queries, k, np.arange(3))  # fewer than k
 
 
 def test_the_scan_leaves_little_to_rank(
@@ -121,7 +121,7 @@ def test_what_has_no_distance_comes_last(rng: np.random.Generator, metric: str) 
     queries[1][2] = np.nan
     queries[2][3, 1] = np.inf
     check_scan(signals(features, metric, (1.0, 0.1, 4.0)), queries, 5)
-    check_scan(signals(features, metric, (1.0, 0.1, 0.0)), queries, 5)  # without weight: not asked
+    check_scan(signals(features, metric, (1.0, 0.1, 0.0)), queries, 5)  # NaN without a weight
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -151,8 +151,8 @@ def test_the_first_signal_alone_excludes_most(rng, monkeypatch, metric: str) -> 
 @pytest.mark.parametrize(("metric", "case"), list(product(METRICS, CASES)))
 def test_unlikely_features(rng: np.random.Generator, metric: str, case: str) -> None:
     """As the first signal and as the second; the queries: other ones, and from the collection."""
-    count, asked = 64 * 5 + 3000, 40
-    unlikely, usual = CASES[case](rng, count + asked, 12), rng.normal(size=(count + asked, 3))
+    count, other = 64 * 5 + 3000, 40
+    unlikely, usual = CASES[case](rng, count + other, 12), rng.normal(size=(count + other, 3))
     both = [unlikely.astype(np.float32), usual.astype(np.float32)]
     features, queries = [f[:count] for f in both], [f[count:] for f in both]
     for q, f in zip(queries, features, strict=True):
@@ -176,7 +176,7 @@ def test_few_values_and_many(rng: np.random.Generator, metric: str, dim: int) ->
 def test_any_weights(rng: np.random.Generator, metric: str, weights: tuple[float, ...]) -> None:
     features, queries = random_features(rng, N), random_features(rng, 35)
     check_scan(signals(features, metric, weights), queries, 5)
-    features[1:] = [np.repeat(f[:1], N, axis=0) for f in features[1:]]  # the first tells alone
+    features[1:] = [np.repeat(f[:1], N, axis=0) for f in features[1:]]  # only the first one differs
     check_scan(signals(features, metric, weights), queries, N // MIN_SHARE)
 
 

@@ -1,4 +1,4 @@
-"""The codes lie beside the features they are of, and are never taken for those of others."""
+"""Quantised features lie beside the features that they belong to, and never serve others."""
 
 import os
 from dataclasses import replace
@@ -17,7 +17,7 @@ def opened(base: Path) -> FeatureDatabase:
     return open_database(base)
 
 
-def codes_of(database: FeatureDatabase, metric: str = "euclidean", weight: float = 2.0) -> list:
+def quantised_of(database: FeatureDatabase, metric: str = "euclidean", weight: float = 2.0) -> list:
     signals = signals_of(database, (metric, metric), (), 0.1, weight)
     return open_quantised(database, signals)
 
@@ -28,13 +28,13 @@ def files(base: Path) -> set[str]:
 
 def test_they_are_made_once_and_mapped_from_then_on(measured: Path) -> None:
     database = opened(measured)
-    made = codes_of(database)
+    made = quantised_of(database)
     stems = ("all_feat", "all_color_feat", "all_palette_feat")
     assert files(measured) == {
         f"{stem}.euclidean.KEY.{part}.npy" for stem in stems for part in ("codes", "bounds")
     }
     times = {path: path.stat().st_mtime_ns for path in measured.glob("*.codes.npy")}
-    again = codes_of(opened(measured))
+    again = quantised_of(opened(measured))
     assert {path: path.stat().st_mtime_ns for path in times} == times
     for first, second, features in zip(
         made, again, (database.deep[0], database.color, database.palette), strict=True
@@ -48,45 +48,45 @@ def test_they_are_made_once_and_mapped_from_then_on(measured: Path) -> None:
 
 def test_those_of_other_features_are_replaced(measured: Path) -> None:
     database = opened(measured)
-    codes_of(database)
+    quantised_of(database)
     features = np.asarray(database.deep[0])[::-1].copy()
     checksums = {**database.metadata.sha256, database_module.DEEP: "f" * 64}
     metadata = database.metadata.model_copy(update={"sha256": checksums})
     other = replace(database, deep=(features,), metadata=metadata)
     expected = quantise(features, "euclidean").values.numpy()
-    np.testing.assert_array_equal(codes_of(other)[0].values.numpy(), expected)
+    np.testing.assert_array_equal(quantised_of(other)[0].values.numpy(), expected)
     (left,) = measured.glob("all_feat.euclidean.*.codes.npy")
     assert "ffff" in left.name
 
 
-def test_damaged_ones_are_made_anew(measured: Path) -> None:
+def test_damaged_files_are_made_again(measured: Path) -> None:
     database = opened(measured)
-    expected = codes_of(database)[0].values.numpy().copy()
+    expected = quantised_of(database)[0].values.numpy().copy()
     for path in measured.glob("all_feat.*.codes.npy"):
         path.write_bytes(path.read_bytes()[:-10])
-    np.testing.assert_array_equal(codes_of(database)[0].values.numpy(), expected)
+    np.testing.assert_array_equal(quantised_of(database)[0].values.numpy(), expected)
 
 
-def test_those_of_other_features_under_their_name_are_made_anew(measured: Path) -> None:
+def test_files_of_other_features_with_the_right_name_are_made_again(measured: Path) -> None:
     """Guards `_fits`: two matrices of one shape, whose files were swapped."""
     database = opened(measured)
-    expected = codes_of(database)[0]
+    expected = quantised_of(database)[0]
     for part in ("codes", "bounds"):
         (path,) = measured.glob(f"all_feat.euclidean.*.{part}.npy")
         np.save(path, np.load(path)[..., ::-1] if part == "bounds" else np.load(path)[::-1])
-    found = codes_of(database)[0]
+    found = quantised_of(database)[0]
     np.testing.assert_array_equal(found.values.numpy(), expected.values.numpy())
     np.testing.assert_array_equal(found.norm.numpy(), expected.norm.numpy())
 
 
-def test_metrics_without_codes_and_signals_without_weight(measured: Path) -> None:
+def test_other_metrics_and_signals_without_weight(measured: Path) -> None:
     database = opened(measured)
-    assert codes_of(database, "cityblock") is None
+    assert quantised_of(database, "cityblock") is None
     assert not files(measured)
-    assert len(codes_of(database, "cosine", weight=0.0)) == 2
+    assert len(quantised_of(database, "cosine", weight=0.0)) == 2
 
 
-def test_an_order_has_codes_of_its_own(measured: Path) -> None:
+def test_an_order_has_files_of_its_own(measured: Path) -> None:
     database = opened(measured)
     order = np.random.default_rng(0).permutation(len(database.paths))
     signals = signals_of(database, ("euclidean", "euclidean"), (), 0.1, 2.0)
@@ -103,7 +103,7 @@ def test_a_read_only_folder_is_searched_without_them(
 ) -> None:
     measured.chmod(0o500)
     try:
-        assert codes_of(opened(measured)) is None
+        assert quantised_of(opened(measured)) is None
     finally:
         measured.chmod(0o700)
     assert "queries will be slower" in capsys.readouterr().err

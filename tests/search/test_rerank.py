@@ -126,14 +126,14 @@ def unit(*degrees: float) -> np.ndarray:
 
 
 class Recorder:
-    """An engine that notes what it is asked."""
+    """An engine that records its queries."""
 
     def __init__(self, inner) -> None:
         self.inner = inner
-        self.asked: list[tuple] = []
+        self.calls: list[tuple] = []
 
     def search(self, queries, k, rows=None) -> list[Answer]:
-        self.asked.append((queries, k, rows))
+        self.calls.append((queries, k, rows))
         return self.inner.search(queries, k, rows)
 
 
@@ -146,7 +146,7 @@ def test_expansion_by_hand() -> None:
     query = [np.float32([[3, 0]]), np.float32([[9]])]
     rows = np.arange(4)
     found = ExpandedEngine(recorder, engine.signals, n=3, alpha=2).search(query, 4, rows)
-    (first, n, in_rows), (expanded, k, again_in_rows) = recorder.asked
+    (first, n, in_rows), (expanded, k, again_in_rows) = recorder.calls
     assert first is query
     assert (n, k) == (3, 4)
     assert in_rows is rows
@@ -166,7 +166,7 @@ def test_expansion_takes_the_similarity_of_the_first_signal_and_its_defaults() -
     recorder = Recorder(engine := exact(deep, color, weights=(1.0, 0.0)))
     ExpandedEngine(recorder, engine.signals).search([deep[:1], color[:1]], 1)
     weights = np.cos(np.deg2rad([0, 0, 10, 20, 30, 40])) ** 3
-    for features, found in zip((deep, color), recorder.asked[1][0], strict=True):
+    for features, found in zip((deep, color), recorder.calls[1][0], strict=True):
         expected = np.average(features[[0, 0, 1, 2, 3, 4]], axis=0, weights=weights)
         if features is deep:  # all of length 2, so the mean is, too
             expected *= 2 / np.linalg.norm(expected)
@@ -180,7 +180,7 @@ def test_an_expanded_query_is_normalised_where_its_features_are(longest, normali
     recorder = Recorder(engine := exact(deep, color))
     query = [np.float32([[1, 0]]), np.float32([[10, 6]])]
     ExpandedEngine(recorder, engine.signals, 1, alpha=1).search(query, 1)
-    found, colors = recorder.asked[1][0]
+    found, colors = recorder.calls[1][0]
     mean = (np.array([1, 0]) + 0.6 * longest * np.array([0.6, 0.8])) / 1.6
     expected = mean / np.linalg.norm(mean) if normalised else mean
     np.testing.assert_allclose(found, expected[None], rtol=1e-6)
@@ -319,7 +319,7 @@ def test_an_expanded_query_stays_expanded_when_it_is_re_ranked(rng) -> None:
         (4, True, [RerankedEngine, ExpandedEngine]),
     ],
 )
-def test_improved_puts_what_is_asked_for_around_an_engine(expand, rerank, names) -> None:
+def test_improved_wraps_an_engine(expand, rerank, names) -> None:
     engine = exact(unit(0, 10))
     found, kinds = improved(engine, engine.signals, expand, rerank), []
     while found is not engine:
@@ -424,7 +424,7 @@ def test_collapse_by_hand() -> None:
 
 @given(st.lists(st.sampled_from(["", "a", "b", "c"]), min_size=1), st.integers(1, 5))
 def test_items_are_the_first_of_all_pictures_collapsed(names: list[str], k: int) -> None:
-    """However many pictures the nearest item has, and if there are fewer items than asked for."""
+    """However many pictures the nearest item has, and if there are fewer items than k."""
     items = np.array(names)
     engine = exact(np.arange(len(items), dtype=np.float32)[:, None], weights=(1.0,))
     queries = [np.float32([[-1], [99]])]
@@ -439,20 +439,20 @@ def test_items_are_the_first_of_all_pictures_collapsed(names: list[str], k: int)
         assert len(answer.distances) == len(answer.parts) == len(answer.rows)
 
 
-def test_items_ask_again_only_where_there_is_more_to_find() -> None:
+def test_items_search_again_only_where_there_is_more_to_find() -> None:
     engine = exact(np.arange(40, dtype=np.float32)[:, None], weights=(1.0,))
     query = [np.float32([[0]])]
-    for items, k, asked in (
+    for items, k, sizes in (
         (np.array(["a"] * 9 + ["b"] * 31), 2, [2, 8, 32]),
         (np.array([str(i) for i in range(40)]), 5, [5]),
         (np.array(["a"] * 40), 40, [40]),
     ):
         recorder = Recorder(engine)
         CollapsedEngine(recorder, items).search(query, k)
-        assert [k for _, k, _ in recorder.asked] == asked
+        assert [k for _, k, _ in recorder.calls] == sizes
     recorder = Recorder(engine)
     CollapsedEngine(recorder, np.array(["a"] * 40)).search(query, 2, np.arange(5))
-    assert [k for _, k, _ in recorder.asked] == [2, 8]
+    assert [k for _, k, _ in recorder.calls] == [2, 8]
 
 
 @pytest.mark.parametrize("groups", [["b", "a", "b", "c"], [7, -2, 7, 0]])
