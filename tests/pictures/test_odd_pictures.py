@@ -275,7 +275,7 @@ def error_of(base: Path, name: str) -> str:
     """What reading this path of a table says."""
     pictures = replace(read_folder(base, 0.1).select(np.array([0])), paths=[name])
     with pytest.raises(PictureError) as error, alarm(60):
-        PictureDataset(base, pictures, pixels_of, crop=False, least=200)[0]
+        PictureDataset(base, pictures, pixels_of, crop=False, min_side=200)[0]
     return str(error.value)
 
 
@@ -348,7 +348,7 @@ def test_the_networks_input_is_that_of_the_upright_rgb_picture(made: tuple, tmp_
         path = base / "hat" / f"large_{orientation}.jpg"
         Image.fromarray(stored(pixels)).save(path, exif=exif, quality=95)
     table = read_folder(base, 0.1)
-    dataset = PictureDataset(base, table, transform, crop=False, least=3 * 48)
+    dataset = PictureDataset(base, table, transform, crop=False, min_side=3 * 48)
     expected = dataset[table.paths.index("hat/upright.png")][0].float()
     for orientation in STORED:
         found = dataset[table.paths.index(f"hat/large_{orientation}.jpg")][0].float()
