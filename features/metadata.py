@@ -3,10 +3,12 @@
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from net import Architecture, SplitRecord
+from utils import parsed_json
 
+_Architecture = Annotated[Architecture, BeforeValidator(TypeAdapter(Architecture).validate_python)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -30,7 +32,7 @@ class ModelRecord(_Record):
 
     file: str
     sha256: Sha256
-    network: Architecture
+    network: _Architecture
     held_out: SplitRecord | str | None = "unknown"
 
 
@@ -90,7 +92,8 @@ class Metadata(_Record):
         ValueError : a field is missing or of another type; one line
         """
         try:
-            return cls.model_validate_json(content)
+            # Not by model_validate_json: names that are not UTF-8 have surrogates.
+            return cls.model_validate(parsed_json(content))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"]))
