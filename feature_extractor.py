@@ -12,19 +12,21 @@ exit status 1 says that pictures were skipped.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from config import DISTANCE, MILVUS, Config
+from config import DISTANCE, MILVUS
 from features.database import DEEP, FeatureDatabase, open_database
 from features.extraction import (
     STAMPS,
     LoadedModel,
+    Readable,
     choose_arithmetic,
     columns_of,
     dataset_of,
@@ -34,9 +36,7 @@ from features.extraction import (
     settings_of,
 )
 from features.incremental import (
-    STAMP,
     Changes,
-    all_new,
     database_to_update,
     find_changes,
     is_same,
@@ -59,8 +59,9 @@ from features.writer import Stacked, finish_writing, write_database
 from network.distributed import Distributed, init_distributed, per_process
 from pictures.collection import read_collection
 from pictures.table import Pictures
-from search import clustering, milvus_push
+from search import clustering
 from search.milvus_client import Place
+from search.milvus_push import push_update
 from search.quantised import open_quantised
 from search.signals import signals_of
 from utils import UserError, parse_args, run_script
@@ -89,172 +90,245 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
+    base, update, status = config.DATASET_BASE, args.update or args.watch, 0
     with init_distributed(config.DEVICE) as (distributed, device):
-        if not args.watch:
-            return run(config, args.update, distributed, device)
-        if distributed.world_size > 1:
+        if args.watch and distributed.world_size > 1:
             raise UserError("--watch takes one process; --update may have several")
-        for _ in changes_below(config.DATASET_BASE):
+        for _ in changes_below(base) if args.watch else [None]:
             try:
-                run(config, True, distributed, device)
+                pictures = read_collection(
+                    base, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE
+                )
+                models = load_models(config, pictures.category_names, device)
+                status = run(
+                    base,
+                    pictures,
+                    models,
+                    settings_of(config, device),
+                    config.AMP,
+                    config.NUM_WORKERS,
+                    config.distance,
+                    update,
+                    distributed,
+                    device,
+                )
+                if update and distributed.is_main:
+                    milvus = Place(**config.milvus)
+                    push_update(open_database(base), config.distance, milvus, config.TARGET_RECALL)
             except UserError as error:  # a list that is just being written, say
+                if not args.watch:
+                    raise
                 print(f"{error}; waiting for the next change", file=sys.stderr)
-    return 0
+    return status
 
 
-def run(config: Config, update: bool, distributed: Distributed, device: torch.device) -> int:
+def run(
+    base: Path,
+    pictures: Pictures,
+    models: Sequence[LoadedModel],
+    settings: dict[str, Any],
+    amp: str,
+    workers: int,
+    distance: Mapping[str, Any],
+    update: bool,
+    distributed: Distributed,
+    device: torch.device,
+) -> int:
     """Extract all pictures, or those only that have changed; returns the exit status.
 
     Parameters
     ----------
-    config : the settings
+    base : DATASET_BASE
+    pictures : the table
+    models : of which each makes features
+    settings : see `FeatureSettings`, without AMP
+    amp : the setting AMP
+    workers : processes of this machine that read pictures
+    distance : the arguments of `signals_of`
     update : keep the features of what has not changed
-    distributed : the processes that extract together; the first one writes the database
-    device : of this one
+    distributed : the processes that extract together; the main one writes the database
+    device : of this process
 
     Raises
     ------
     UserError : pictures, models or the disk do not allow it, or another process extracts
     """
-    base, crop = config.DATASET_BASE, config.CROP_TO_BBOX
-    pictures = read_collection(
-        base, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE
-    )
-    _agree(distributed, len(pictures), base)
-    models = load_models(config, pictures.category_names, device)
-    settings = settings_of(config, device)
+    _require_same(distributed, len(pictures), base)
     with locked(base, "an extraction") if distributed.is_main else nullcontext():
         old = None
         if update and distributed.is_main:
             finish_writing(base)
-            old = database_to_update(base, [model.record for model in models], settings, config.AMP)
-        changes = find_changes(old, pictures, crop) if old else all_new(len(pictures))
-        job = distributed.broadcast(np.flatnonzero(changes.origin < 0))
+            old = database_to_update(base, [model.record for model in models], settings, amp)
+        crop = settings["CROP_TO_BBOX"]
+        changes = find_changes(old, pictures, crop)
+        rows = distributed.broadcast(np.flatnonzero(changes.origin < 0))
         if old:
-            print(f"{len(pictures):,} pictures, {len(job):,} of them new or changed")
-            clustering.follow(config, old)  # the last update may have been killed before
-        datasets = [dataset_of(base, pictures.select(job), crop, model) for model in models]
-        chosen: tuple[torch.dtype | None, str] = (None, "")
+            print(f"{len(pictures):,} pictures, {len(rows):,} of them new or changed")
+            clustering.follow(distance, old)  # the last update may have been killed before
+        datasets = [dataset_of(base, pictures.select(rows), crop, model) for model in models]
+        kind: torch.dtype | None = None
         if distributed.is_main:
-            before = old.metadata.settings.AMP if old else ""
-            chosen = choose_arithmetic(config.AMP, before, models, datasets, device)
-        amp, settings["AMP"] = distributed.broadcast(chosen)
-        columns = [columns_of(number, model, settings) for number, model in enumerate(models)]
-
-        shards, seconds, fresh = [], 0.0, 0
-        for number, (model, dataset) in enumerate(zip(models, datasets, strict=True)):
-            key = key_of({**settings, **model.record.model_dump()}, dataset.dataset.pictures)
-            _agree(distributed, key, base)
-            folder = base / f".extract_{number + 1}"
-            read = partial(read_shards, folder, key, columns[number], len(job))
-            gaps = distributed.broadcast(
-                missing_rows(read(), len(job)) if distributed.is_main else []
-            )
-            left = sum(map(len, gaps))
-            resumed = f", going on from {len(job) - left:,}" if left < len(job) else ""
-            if len(job):
-                print(f"{len(job):,} pictures, {model.file} on {device}{resumed}", flush=True)
-            size = config.EXTRACT_BATCH_SIZE
-            size = min(size, CPU_BATCH) if device.type == "cpu" else size
-            own = split_rows(gaps, distributed.world_size, size, len(job))[distributed.rank]
-            empty = [Shard(folder / shard_name(r.start), key, r, columns[number]) for r in own]
-            workers = per_process(config.NUM_WORKERS)
-            seconds += extract(
-                model.net, dataset, empty, device, amp, workers, size, distributed.is_main
-            )
-            fresh += left
-            distributed.barrier()
-            shards.append(read() if distributed.is_main else [])
+            stored = old.metadata.settings.AMP if old else ""
+            kind, settings["AMP"] = choose_arithmetic(amp, stored, models, datasets, device)
+        kind, settings = distributed.broadcast((kind, settings))
+        features = [
+            _extract(base, number, model, dataset, settings, kind, workers, distributed, device)
+            for number, (model, dataset) in enumerate(zip(models, datasets, strict=True))
+        ]
         if not distributed.is_main:
             return 0
-
-        errors: dict[int, str] = {}  # what one model could not read is left out of all
-        for shard in (shard for own in shards for shard in own):
-            errors |= shard.errors
-        places = changes.origin.copy()
-        places[job] = np.arange(len(job)) + (len(old.categories) if old else 0)
-        places[job[sorted(errors)]] = -1
-        readable = bool((places >= 0).any())
-        if readable:
-            _write(
-                pictures, places, shards, columns, models, FeatureSettings(**settings), base, old
-            )
-            stamps = changes.stamps
-            stamps[job] = _stamps_of(shards[0], len(job))
-            database = open_database(base)
-            save_stamps(database, stamps[places >= 0])
-        for folder in base.glob(".extract_*"):  # also of models that are no longer extracted
-            remove_shards(folder)
-        if not readable:
-            raise UserError(f"{base}: no picture can be read: {errors[0]}")
+        database, errors = _write(base, pictures, changes, rows, features, models, settings, old)
         # So that no query has to make them.
-        open_quantised(database, signals_of(database, **config.distance | {"model_weights": ()}))
-        clustering.follow(config, database)
-
-    speed = fresh / seconds if seconds else 0.0
-    count = len(database.categories)
-    print(f"{count:,} pictures in {base / DEEP}: {seconds:.1f} s, {speed:.1f} pictures/s")
+        open_quantised(database, signals_of(database, **{**distance, "model_weights": ()}))
+        clustering.follow(distance, database)
+    _report(database, features, errors)
     if old:
-        _tell_of_update(old, changes, len(job))
-    if errors:
-        print(f"{len(errors):,} pictures were skipped:", file=sys.stderr)
-    for _, reason in sorted(errors.items()):
-        print(f"  {reason}", file=sys.stderr)
-    if update:
-        place = Place(**config.milvus)
-        milvus_push.push_update(database, config.distance, place, config.TARGET_RECALL)
+        dropped = len(np.setdiff1d(np.arange(len(old.categories)), changes.origin))
+        kept = len(pictures) - len(rows)
+        print(f"{kept:,} kept, {len(rows):,} extracted, {dropped:,} dropped")
     return 1 if errors else 0
 
 
-def _agree(distributed: Distributed, value: object, base: Path) -> None:
-    """See to it that all processes have the same value."""
+def _require_same(distributed: Distributed, value: object, base: Path) -> None:
+    """Raise a UserError where a process has another value than the main one."""
     if value != distributed.broadcast(value):
         raise UserError(f"{base}: rank {distributed.rank} finds other pictures or models there")
 
 
-def _stamps_of(shards: Sequence[Shard], count: int) -> np.ndarray:
-    """The stamps of all pictures of an extraction, count x 7, int64."""
-    if not count:
-        return np.empty((0, STAMP), np.int64)
-    stacked = Stacked([shard.matrix(STAMPS) for shard in shards])
-    return stacked.take(np.arange(count)).view(np.int64)
+@dataclass(frozen=True)
+class ModelFeatures:
+    """The features that one model makes of the pictures of an extraction.
+
+    Attributes
+    ----------
+    columns : its matrices
+    shards : which hold them; of the main process only
+    count : pictures that this run has extracted
+    seconds : that it took
+    """
+
+    columns: Columns
+    shards: Sequence[Shard]
+    count: int
+    seconds: float
+
+    def parts(self, name: str) -> list[np.ndarray]:
+        """A matrix, in the order of the pictures."""
+        return [shard.matrix(name) for shard in self.shards]
+
+
+def _extract(
+    base: Path,
+    number: int,
+    model: LoadedModel,
+    dataset: Readable,
+    settings: dict[str, Any],
+    kind: torch.dtype | None,
+    workers: int,
+    distributed: Distributed,
+    device: torch.device,
+) -> ModelFeatures:
+    """Extract what earlier runs have not: this process its part of it, the others theirs.
+
+    Parameters
+    ----------
+    base, settings, workers, distributed, device : see `run`
+    number : of the model, from 0
+    model, dataset : what extracts, and from what
+    kind : the 16-bit type of the arithmetic; None: float32
+    """
+    total, is_main = len(dataset), distributed.is_main
+    columns = columns_of(number, model, settings)
+    key = key_of({**settings, **model.record.model_dump()}, dataset.dataset.pictures)
+    _require_same(distributed, key, base)
+    folder = base / f".extract_{number + 1}"
+    saved = read_shards(folder, key, columns, total) if is_main else []
+    rest = distributed.broadcast(missing_rows(saved, total))
+    count = sum(map(len, rest))
+    if total:
+        resumed = f", going on from {total - count:,}" if count < total else ""
+        print(f"{total:,} pictures, {model.file} on {device}{resumed}", flush=True)
+    size = settings["EXTRACT_BATCH_SIZE"]
+    size = min(size, CPU_BATCH) if device.type == "cpu" else size
+    own = split_rows(rest, distributed.world_size, size, total)[distributed.rank]
+    shards = [Shard(folder / shard_name(rows.start), key, rows, columns) for rows in own]
+    workers = per_process(workers)
+    seconds = extract(model.net, dataset, shards, device, kind, workers, size, is_main)
+    distributed.barrier()
+    whole = read_shards(folder, key, columns, total) if is_main else []
+    return ModelFeatures(columns, whole, count, seconds)
 
 
 def _write(
-    pictures: Pictures,
-    places: np.ndarray,
-    shards: Sequence[Sequence[Shard]],
-    columns: Sequence[Columns],
-    models: Sequence[LoadedModel],
-    settings: FeatureSettings,
     base: Path,
+    pictures: Pictures,
+    changes: Changes,
+    rows: np.ndarray,
+    features: Sequence[ModelFeatures],
+    models: Sequence[LoadedModel],
+    settings: dict[str, Any],
     old: FeatureDatabase | None,
-) -> None:
-    """Write the database, where it is another one than there is."""
-    if old and is_same(old, pictures, places):
-        return
-    weight, bias = (tensor.cpu().numpy() for tensor in models[0].net.net.classifier())
-    matrices = _stacked(base if old else None, shards, columns)
-    records = [model.record for model in models]
-    write_database(base, pictures, matrices, places, (weight, bias), records, settings, old)
+) -> tuple[FeatureDatabase, dict[int, str]]:
+    """Write the database if it changes.
+
+    Parameters
+    ----------
+    base, pictures, models, settings : see `run`
+    changes : from the old database
+    rows : of the pictures that were extracted
+    features : of these, for each model
+    old : the database that is updated
+
+    Returns
+    -------
+    The new database, and why pictures could not be read, by their numbers in the extraction.
+    """
+    # What one model could not read is missing in all matrices.
+    errors = {row: why for each in features for s in each.shards for row, why in s.errors.items()}
+    places = changes.origin.copy()
+    places[rows] = np.arange(len(rows)) + (len(old.categories) if old else 0)
+    places[rows[sorted(errors)]] = -1
+    readable = bool((places >= 0).any())
+    if readable:
+        if not (old and is_same(old, pictures, places)):
+            weight, bias = (tensor.cpu().numpy() for tensor in models[0].net.net.classifier())
+            matrices = _matrices(base if old else None, features)
+            records, made_with = [model.record for model in models], FeatureSettings(**settings)
+            classifier = (weight, bias)
+            write_database(base, pictures, matrices, places, classifier, records, made_with, old)
+        if len(rows):
+            stamps = np.concatenate(features[0].parts(STAMPS))
+            changes.stamps[rows] = stamps.view(np.int64)
+        database = open_database(base)
+        save_stamps(database, changes.stamps[places >= 0])
+    for folder in base.glob(".extract_*"):  # also of models that are no longer extracted
+        remove_shards(folder)
+    if not readable:
+        raise UserError(f"{base}: no picture can be read: {errors[min(errors)]}")
+    return database, errors
 
 
-def _stacked(
-    old: Path | None, shards: Sequence[Sequence[Shard]], columns: Sequence[Columns]
-) -> dict[str, Stacked]:
+def _matrices(old: Path | None, features: Sequence[ModelFeatures]) -> dict[str, Stacked]:
     """The matrices of a new database: the rows of the old one, then those of the shards."""
-    stacked = {}
-    for own, names in zip(shards, columns, strict=True):
-        for name in (name for name in names if name != STAMPS):
-            kept = [np.load(old / name, mmap_mode="r")] if old else []
-            stacked[name] = Stacked([*kept, *(shard.matrix(name) for shard in own)])
-    return stacked
+    return {
+        name: Stacked([*([np.load(old / name, mmap_mode="r")] if old else []), *each.parts(name)])
+        for each in features
+        for name in each.columns
+        if name != STAMPS
+    }
 
 
-def _tell_of_update(old: FeatureDatabase, changes: Changes, extracted: int) -> None:
-    kept = int((changes.origin >= 0).sum())
-    gone = len(np.setdiff1d(np.arange(len(old.categories)), changes.origin))
-    print(f"{kept:,} kept, {extracted:,} extracted, {gone:,} dropped")
+def _report(
+    database: FeatureDatabase, features: Sequence[ModelFeatures], errors: dict[int, str]
+) -> None:
+    seconds = sum(each.seconds for each in features)
+    speed = sum(each.count for each in features) / seconds if seconds else 0.0
+    where = f"{len(database.categories):,} pictures in {database.base / DEEP}"
+    print(f"{where}: {seconds:.1f} s, {speed:.1f} pictures/s")
+    if errors:
+        print(f"{len(errors):,} pictures were skipped:", file=sys.stderr)
+    for _, reason in sorted(errors.items()):
+        print(f"  {reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

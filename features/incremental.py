@@ -1,13 +1,13 @@
-"""What has changed since the features of a collection were made, by the content of its pictures.
+"""Which pictures of a collection have changed since its features were made.
 
-Whether a picture was touched at all, the system tells without reading it: so the stamps of all are
-kept beside the database. They are no part of it: without them each picture is read once more.
+Pictures are compared by the SHA-256 of their content. To read those only that were touched, the
+stamps of all are saved beside the database: without them, each picture is read once more.
 """
 
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,21 +23,18 @@ from pictures.folder import picture_file
 from pictures.table import Pictures, align
 from utils import UserError, atomic_write, progress_bar
 
-KNOWN = ".all_content.npz"
+STAMPS_FILE = ".all_content.npz"
 STAMP = 3 + 4  # size, inode, time of the last change, and the box
-DIGEST = 32
-SAME = ("COLOR_TOP_N", "PALETTE", "FLIP", "CROP_TO_BBOX")  # settings that features depend on
-STAMP_BYTES = 8 * STAMP
+STAMP_BYTES, DIGEST = 8 * STAMP, 32
+SAME = ("COLOR_TOP_N", "PALETTE", "FLIP", "CROP_TO_BBOX")  # settings that an update must share
 
 
 def look(base: Path, path: str, box: np.ndarray, crop: bool) -> np.ndarray:
-    """What a picture is made of: its stamp and the SHA-256 of its content.
-
-    To be called before it is read: what is written to it later will have another stamp.
+    """The stamp of a picture and the SHA-256 of its content.
 
     Parameters
     ----------
-    base, path : see `collection.picture_file`
+    base, path : see `folder.picture_file`
     box : x1, y1, x2, y2, int32
     crop : whether its features are those of the box, which then is part of the content
 
@@ -51,14 +48,17 @@ def look(base: Path, path: str, box: np.ndarray, crop: bool) -> np.ndarray:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a regular file for reading; to open a pipe would wait for its writer."""
+    """Open a regular file for reading; opening a pipe would wait for its writer."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise FileNotFoundError(path)
     return open(path, "rb")
 
 
 def fingerprint(content: BinaryIO, box: np.ndarray, crop: bool) -> np.ndarray:
-    """What `look` gives, of an open file, which is read and then at its beginning again."""
+    """As `look`, of an open file, which is then at its beginning again.
+
+    The stamp is taken first: what is written to the file later gives it another one.
+    """
     stamp = _stamp_of(content.fileno(), box)
     digest = hashlib.sha256(box.tobytes() if crop else b"")
     while block := content.read(1 << 20):
@@ -77,12 +77,12 @@ def _stamp_of(file: str | int, box: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Changes:
-    """How a collection differs from its database.
+    """How a collection of N pictures differs from its database.
 
     Attributes
     ----------
-    origin : of each picture the row of the database that has its features, N, int64; -1: none has
-    stamps : of each picture, N x 7, int64; zeros where `origin` is -1
+    origin : N, int64; the row of the database that has a picture's features, -1 where none has
+    stamps : N x 7, int64; zeros where `origin` is -1
     """
 
     origin: np.ndarray
@@ -90,15 +90,15 @@ class Changes:
 
 
 def database_to_update(
-    base: Path, records: Sequence[ModelRecord], settings: dict[str, Any], amp: str
+    base: Path, models: Sequence[ModelRecord], settings: Mapping[str, Any], amp: str
 ) -> FeatureDatabase | None:
-    """The database of a data set, None, with a word, where its features cannot be kept.
+    """The database of a data set; None, with a message, where its features cannot be kept.
 
     Parameters
     ----------
     base : DATASET_BASE
-    records : what all_feat.json is to say of the models
-    settings : those that the features depend on, but for AMP
+    models : that extract now
+    settings : of the extraction, see `FeatureSettings`
     amp : the setting AMP: `auto` keeps features of any arithmetic, the others also float32
     """
     if not (base / INFO).exists():
@@ -106,7 +106,7 @@ def database_to_update(
     database = open_database(base)
     metadata, reason = database.metadata, ""
     kinds = {"float32", {"bf16": "bfloat16", "fp16": "float16"}.get(amp, "float32")}
-    if [model.sha256 for model in metadata.models] != [record.sha256 for record in records]:
+    if [model.sha256 for model in metadata.models] != [model.sha256 for model in models]:
         reason = "it was made by another model"
     elif any(getattr(metadata.settings, name) != settings[name] for name in SAME):
         reason = "it was made with other settings"
@@ -115,45 +115,39 @@ def database_to_update(
     elif database.content is None:
         reason = "it is of an older version, which did not look at what pictures hold"
     if reason:
-        print(f"{base / INFO}: {reason}; all pictures are extracted anew")
+        print(f"{base / INFO}: {reason}; all pictures are extracted again")
     return None if reason else database
 
 
-def all_new(count: int) -> Changes:
-    """Those of a collection that has no database."""
-    return Changes(np.full(count, -1), np.zeros((count, STAMP), np.int64))
-
-
-def find_changes(database: FeatureDatabase, pictures: Pictures, crop: bool) -> Changes:
+def find_changes(database: FeatureDatabase | None, pictures: Pictures, crop: bool) -> Changes:
     """Compare the pictures of a collection with those that a database was made of.
 
-    A picture that was moved or copied has the features of what it was.
+    A picture that was moved or copied keeps its features.
 
     Parameters
     ----------
-    database : with `content`
-    pictures : the collection as it is now
+    database : with `content`; None: there is none, and all pictures are new
+    pictures : the table of the N pictures as they are now
     crop : see `look`
     """
-    base, paths, boxes = database.base, pictures.paths, pictures.boxes
-    now = np.zeros((len(paths), STAMP), np.int64)
+    paths, boxes = pictures.paths, pictures.boxes
+    now, origin = np.zeros((len(paths), STAMP), np.int64), np.full(len(paths), -1)
+    if database is None or database.content is None:
+        return Changes(origin, now)
     for row, path in enumerate(paths):
         with suppress(OSError, ValueError):
-            now[row] = _stamp_of(f"{base}/{path}", boxes[row])
+            now[row] = _stamp_of(f"{database.base}/{path}", boxes[row])
     old = align(paths, list(database.paths))
-    known = _read_stamps(database)
-    untouched = (old >= 0) & (now == known[old]).all(1) & now.any(1)
-    origin = np.where(untouched, old, -1)
+    untouched = (old >= 0) & (now == _read_stamps(database)[old]).all(1) & now.any(1)
+    origin[untouched] = old[untouched]
     rest = np.flatnonzero(~untouched)
-    if not len(rest):
-        return Changes(origin, now)
     row_of = {digest.tobytes(): row for row, digest in enumerate(database.content)}
-    with progress_bar(len(rest), "comparing", "picture") as bar:
+    with progress_bar(len(rest), "comparing", "picture", shown=len(rest) > 0) as bar:
         for row in rest.tolist():
-            seen = look(base, paths[row], boxes[row], crop)
-            now[row] = seen[:STAMP_BYTES].view(np.int64)
-            if seen.any():  # else it cannot be read
-                origin[row] = row_of.get(seen[STAMP_BYTES:].tobytes(), -1)
+            found = look(database.base, paths[row], boxes[row], crop)
+            now[row] = found[:STAMP_BYTES].view(np.int64)
+            if found.any():  # else it cannot be read
+                origin[row] = row_of.get(found[STAMP_BYTES:].tobytes(), -1)
             bar.update()
     now[origin < 0] = 0
     return Changes(origin, now)
@@ -163,20 +157,20 @@ def _read_stamps(database: FeatureDatabase) -> np.ndarray:
     """The stamps of the pictures of a database, N x 7; zeros where they are not known."""
     count = len(database.categories)
     with suppress(ValueError):
-        known = read_archive(database.base / KNOWN, {"stamps": ("i", 2), "made_of": ("U", 0)})
-        if known["made_of"] == _made_of(database) and known["stamps"].shape == (count, STAMP):
-            return known["stamps"]
+        file = read_archive(database.base / STAMPS_FILE, {"stamps": ("i", 2), "made_of": ("U", 0)})
+        if file["made_of"] == _pictures_of(database) and file["stamps"].shape == (count, STAMP):
+            return file["stamps"]
     return np.zeros((count, STAMP), np.int64)
 
 
 def save_stamps(database: FeatureDatabase, stamps: np.ndarray) -> None:
-    """Keep the stamps of the pictures of a database, N x 7, int64."""
-    with suppress(UserError), atomic_write(database.base / KNOWN) as part:
-        part.write_bytes(archive(stamps=stamps, made_of=_made_of(database)))
+    """Save the stamps of the pictures of a database, N x 7, int64."""
+    with suppress(UserError), atomic_write(database.base / STAMPS_FILE) as part:
+        part.write_bytes(archive(stamps=stamps, made_of=_pictures_of(database)))
 
 
-def _made_of(database: FeatureDatabase) -> str:
-    """The pictures of a database by name and content."""
+def _pictures_of(database: FeatureDatabase) -> str:
+    """The checksums of the pictures of a database, by name and by content."""
     others = database.metadata.sha256_others
     return f"{others[LIST]} {others[CONTENT]}"
 
@@ -186,20 +180,18 @@ def is_same(database: FeatureDatabase, pictures: Pictures, places: np.ndarray) -
 
     Parameters
     ----------
-    database : the one there is
-    pictures : the collection
-    places : of each picture, the row of the database that has its features, or else what is no row;
-        -1: it is left out
+    database : the existing one, of M pictures
+    pictures : the table of the N pictures as they are now
+    places : N, int64; the row of the database that has a picture's features, M or more where it is
+        new, -1 where it is unreadable
     """
-    kept = np.flatnonzero(places >= 0)
-    count = len(database.categories)
-    names: Sequence[str] = [pictures.paths[row] for row in kept]
+    rows = np.flatnonzero(places >= 0)
+    skipped = np.flatnonzero(places < 0)
     return (
-        len(kept) == count
-        and np.array_equal(places[kept], np.arange(count))
-        and names == list(database.paths)
+        np.array_equal(places[rows], np.arange(len(database.categories)))
+        and [pictures.paths[row] for row in rows] == list(database.paths)
+        and [pictures.paths[row] for row in skipped] == database.metadata.skipped
         and pictures.category_names == database.category_names
-        and np.array_equal(pictures.categories[kept], database.categories)
-        and np.array_equal(pictures.items[kept].astype(str), database.items)
-        and database.metadata.skipped == [pictures.paths[r] for r in np.flatnonzero(places < 0)]
+        and np.array_equal(pictures.categories[rows], database.categories)
+        and np.array_equal(pictures.items[rows].astype(str), database.items)
     )

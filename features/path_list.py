@@ -27,7 +27,7 @@ class PathList(Sequence[str]):
 
     def __init__(self, path: Path, count: int, remedy: str) -> None:
         self.path = path
-        self.count = count
+        self.lines = count
         self.remedy = remedy
         if not path.is_file():  # opening a pipe would wait for its writer
             raise ValueError("no such file")
@@ -36,19 +36,19 @@ class PathList(Sequence[str]):
     @cached_property
     def _ends(self) -> np.ndarray:
         ends = np.flatnonzero(self._bytes == ord("\n"))
-        if len(ends) != self.count:
-            raise UserError(f"{self.path}: has {len(ends)} rows, not {self.count}; {self.remedy}")
+        if len(ends) != self.lines:
+            raise UserError(f"{self.path}: has {len(ends)} rows, not {self.lines}; {self.remedy}")
         return ends
 
     def __len__(self) -> int:
-        return self.count
+        return self.lines
 
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(self.count))]
-        if not -self.count <= row < self.count:
+            return [self[i] for i in range(*row.indices(self.lines))]
+        if not -self.lines <= row < self.lines:
             raise IndexError(row)
-        row %= self.count
+        row %= self.lines
         start = self._ends[row - 1] + 1 if row else 0
         return self._bytes[start : self._ends[row]].tobytes().decode("utf-8")
 

@@ -36,8 +36,14 @@ def changes_below(base: Path) -> Iterator[None]:
 
     # It yields an empty set as soon as it listens: nothing is missed from then on.
     started = False
-    wait = {"step": int(1000 * QUIET), "debounce": int(1000 * MAX_WAIT), "rust_timeout": 500}
-    for changes in watch(top, watch_filter=concerns_pictures, yield_on_timeout=True, **wait):
+    for changes in watch(
+        top,
+        watch_filter=concerns_pictures,
+        yield_on_timeout=True,
+        step=int(1000 * QUIET),
+        debounce=int(1000 * MAX_WAIT),
+        rust_timeout=500,
+    ):
         if changes or not started:
             started = True
             yield

@@ -1,12 +1,12 @@
 """Deep features -> clusters, and the recall of a search of some of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from config import Config
 from features.arrays import all_finite
 from features.database import DEEP, FeatureDatabase, unit_rows
 from search.clusters import CLUSTERS, Clusters, open_clusters, save_clusters
@@ -131,7 +131,7 @@ def save_measured(
     return clusters, path
 
 
-def follow(config: Config, database: FeatureDatabase) -> None:
+def follow(distance: Mapping[str, Any], database: FeatureDatabase) -> None:
     """Update the clusters, if there are any, after the database that they belong to was updated.
 
     Every picture is assigned to its nearest centroid, and the recall is measured again. A message
@@ -139,7 +139,7 @@ def follow(config: Config, database: FeatureDatabase) -> None:
 
     Parameters
     ----------
-    config : the distance
+    distance : the arguments of `signals_of`
     database : the updated one
     """
     before = database.metadata.follows
@@ -149,7 +149,7 @@ def follow(config: Config, database: FeatureDatabase) -> None:
         old = open_clusters(database, before)
     except UserError:  # they have been updated already, or never belonged to it
         return
-    signals = signals_of(database, **config.distance)
+    signals = signals_of(database, **distance)
     labels = nearest_centroids(database.deep[0], old.centroids, old.normalised)
     moved = replace(
         old,

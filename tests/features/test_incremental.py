@@ -15,7 +15,7 @@ import torch
 
 import feature_extractor
 import kmeans
-from features import incremental as changes
+from features import incremental
 from features.database import CONTENT, DEEP, INFO, open_database
 from search.clusters import CLUSTERS, open_clusters
 from tests.conftest import BY_CTRL_C, ROOT, Killed
@@ -119,14 +119,14 @@ def test_what_was_not_touched_is_not_read(
     """Guards the stamps: without them each update would read the whole collection."""
     assert extract(living, "--update") == 0  # the copies have stamps of their own
     read = []
-    look = changes.look
-    monkeypatch.setattr(changes, "look", lambda base, path, *more: read.append(path) or look(
+    look = incremental.look
+    monkeypatch.setattr(incremental, "look", lambda base, path, *more: read.append(path) or look(
         base, path, *more))  # fmt: skip
     touched = next((living / "hat").iterdir())
     os.utime(touched)
     assert extract(living, "--update") == 0
     assert read == [str(touched.relative_to(living))]
-    (living / changes.KNOWN).write_bytes(b"damaged")
+    (living / incremental.STAMPS_FILE).write_bytes(b"damaged")
     assert extract(living, "--update") == 0
     assert len(read) == 25
 
@@ -135,9 +135,9 @@ def test_another_box_is_another_picture(tmp_path: Path) -> None:
     """Guards the box in the content: the features are those of what it cuts out."""
     (tmp_path / "a.jpg").write_bytes(b"x")
     boxes = np.array([[0, 0, 5, 5], [0, 0, 5, 6]], np.int32)
-    cut = [changes.look(tmp_path, "a.jpg", box, True) for box in boxes]
-    whole = [changes.look(tmp_path, "a.jpg", box, False) for box in boxes]
-    digests = [found[changes.STAMP_BYTES :].tobytes() for found in (*cut, *whole)]
+    cut = [incremental.look(tmp_path, "a.jpg", box, True) for box in boxes]
+    whole = [incremental.look(tmp_path, "a.jpg", box, False) for box in boxes]
+    digests = [found[incremental.STAMP_BYTES :].tobytes() for found in (*cut, *whole)]
     assert len(set(digests)) == 3
     assert digests[2] == digests[3]
     assert not np.array_equal(whole[0], whole[1])  # but it is looked at once more
@@ -151,7 +151,7 @@ def test_what_is_no_picture_of_the_collection_is_made_of_nothing(path: str, tmp_
     (tmp_path / "a.jpg").write_bytes(b"x")
     (base / "folder.jpg").mkdir()
     os.mkfifo(base / "pipe.jpg")
-    assert not changes.look(base, path, np.zeros(4, np.int32), False).any()
+    assert not incremental.look(base, path, np.zeros(4, np.int32), False).any()
 
 
 def test_one_that_cannot_be_read_is_tried_again(living: Path, capsys) -> None:
@@ -256,7 +256,7 @@ def test_an_update_killed_anywhere_ends_as_if_it_had_not(
     kept = [DEEP, CONTENT, "all_feat.list", INFO, CLUSTERS]
     wanted = {name: (undisturbed / name).read_bytes() for name in kept}
     gone = 0
-    for steps in range(0, 400, 7):
+    for steps in range(0, 400, 12):
         again = Path(shutil.copytree(living, tmp_path / "killed"))
         calls["left"] = steps
         try:
