@@ -1,1 +1,1 @@
-"""Run by developers: the drawn collection, benchmark, ablation, soak."""
+"""Tools for developers: the drawn collection, benchmark, ablation, soak, the page of settings."""

@@ -51,7 +51,7 @@ PLANTED = {
         ),
     ),
     "another picture's seed": (
-        "data.py",
+        "pictures/samplers.py",
         "rng = np.random.default_rng([self.seed, self.epoch])",
         "rng = np.random.default_rng()",
     ),
