@@ -232,8 +232,8 @@ def build_loaders(
     base, sizes = config.DATASET_BASE, (config.IMG_SIZE, config.CROP_SIZE)
     crop, detail = config.CROP_TO_BBOX, DETAIL * config.IMG_SIZE
     workers = per_process(config.NUM_WORKERS)
-    pictures = PictureDataset(base, splits.train, train_transform(*sizes), crop, detail)
-    held = PictureDataset(base, splits.validation, eval_transform(*sizes), crop, detail)
+    train_set = PictureDataset(base, splits.train, train_transform(*sizes), crop, detail)
+    pictures = PictureDataset(base, splits.validation, eval_transform(*sizes), crop, detail)
     items = PictureDataset(base, splits.validation_items, eval_transform(*sizes), False, detail)
 
     def load(dataset: PictureDataset, rows: np.ndarray) -> DataLoader:
@@ -246,15 +246,15 @@ def build_loaders(
         return make_loader(own, workers, device, batch_size=config.TEST_BATCH_SIZE)
 
     batch_sampler = ShardedBatches(batches, distributed.shard)
-    loader = make_loader(pictures, workers, device, batch_sampler=batch_sampler, persistent=True)
-    quick = evenly_spaced(len(held), VALIDATION_BATCHES * config.TEST_BATCH_SIZE)
-    scored = evenly_spaced(len(held), MAX_SCORED)
-    rows = np.concatenate([scored, np.setdiff1d(np.arange(len(held)), scored)])
-    validation = {"category": (load(held, rows), len(scored))}
+    loader = make_loader(train_set, workers, device, batch_sampler=batch_sampler, persistent=True)
+    quick = evenly_spaced(len(pictures), VALIDATION_BATCHES * config.TEST_BATCH_SIZE)
+    scored = evenly_spaced(len(pictures), MAX_SCORED)
+    rows = np.concatenate([scored, np.setdiff1d(np.arange(len(pictures)), scored)])
+    validation = {"category": (load(pictures, rows), len(scored))}
     if len(items):
         scored = evenly_spaced(len(items), MAX_SCORED)
         validation["item"] = load(items, scored), len(scored)
-    return loader, load(held, quick), validation
+    return loader, load(pictures, quick), validation
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training: losses by hand, the freeze, what a run writes, and that a kill costs nothing."""
+"""Training: the freeze, what a run writes, and that a kill costs nothing."""
 
 import os
 import shutil
@@ -109,7 +109,7 @@ def test_both_triplet_losses_fall_and_the_curves_are_there(
 
 
 def test_freeze_param(base: Path, capsys: pytest.CaptureFixture) -> None:
-    """true keeps the backbone as it was, batch norms included; auto lets go in the same run."""
+    """true keeps the backbone as it was, batch norms included; auto unfreezes it in the run."""
     models = base / "models"
     flags = ["--dataset-base", str(base), *SMALL, "--num-workers", "0"]
     train.main([*flags, "--epoch", "0"])
@@ -125,7 +125,7 @@ def test_freeze_param(base: Path, capsys: pytest.CaptureFixture) -> None:
     assert not same(start, weights(models / "model_2_final.pth.tar"), "backbone.")
 
 
-def test_the_best_epoch_is_the_one_that_retrieves_best_among_held_out(base: Path) -> None:
+def test_the_best_epoch_retrieves_best_on_the_validation_split(base: Path) -> None:
     flags = ["--dataset-base", str(base), *SMALL, "--num-workers", "0", "--freeze-param", "false"]
     train.main([*flags, "--epoch", "3"])
     models = base / "models"

@@ -164,13 +164,13 @@ class Trainer:
         self.net.train()
         steps, title = self.batches.steps(), f"epoch {at.epoch}/{self.epochs}"
         with progress_bar(steps, title, "step", at.step, self.distributed.is_main) as bar:
-            for batch in self.loader:
-                losses = self.step(*batch, self.batches.size(at.step))
+            for images, categories, items in self.loader:
+                losses = self.step(images, categories, items, self.batches.size(at.step))
                 at.step += 1
                 at.total_steps += 1
                 bar.update()
                 if at.step == 1:
-                    self._show_pictures(batch[0])
+                    self._show_pictures(images)
                 if at.total_steps % log_interval == 0:
                     self._log(bar, losses)
                 if at.total_steps % test_interval == 0:

@@ -37,7 +37,8 @@ class SampledTriplets(nn.Module):
 
     def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
         """3T x D -> scalar; the order stands for the labels, which are not used."""
-        return triplet_loss(*embedding.chunk(3), cosine=self.cosine)
+        anchor, positive, negative = embedding.chunk(3)
+        return triplet_loss(anchor, positive, negative, self.cosine)
 
 
 class LabelledLoss(nn.Module):
