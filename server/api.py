@@ -138,9 +138,9 @@ async def metrics(service: Serving) -> Response:
 
 
 def _first_error(errors: Any) -> str:
-    """The first error of a validation in words."""
-    place = ".".join(str(part) for part in errors[0]["loc"])
-    return f"{place}: {errors[0]['msg']}"
+    """The first error of a validation in words; its place without "body", "path" or "query"."""
+    place = ".".join(str(part) for part in errors[0]["loc"][1:])
+    return f"{place or 'body'}: {errors[0]['msg'].removeprefix('Value error, ')}"
 
 
 def build_app(config: Config, live: LiveCollection) -> FastAPI:
