@@ -68,8 +68,6 @@ class Readable(Dataset[tuple[Tensor, str, Tensor]]):
         """Picture H x W x 3, uint8; why it cannot be read, or ""; 56 + 32 bytes of `look`."""
         source = self.dataset
         made_of = np.zeros(STAMP_BYTES + DIGEST, np.uint8)
-        image = torch.zeros(self.crop_size, self.crop_size, 3, dtype=torch.uint8)
-        reason = ""
         try:
             path = picture_file(source.base, source.pictures.paths[row])
             try:
@@ -78,9 +76,10 @@ class Readable(Dataset[tuple[Tensor, str, Tensor]]):
                     image = source.transform(source.picture(row, content))
             except OSError:  # reading it by its path says what is wrong
                 image = source[row][0]
+            return image, "", torch.from_numpy(made_of)
         except PictureError as error:
-            reason = str(error)
-        return image, reason, torch.from_numpy(made_of)
+            none = torch.zeros(self.crop_size, self.crop_size, 3, dtype=torch.uint8)
+            return none, str(error), torch.from_numpy(made_of)
 
 
 def dataset_of(base: Path, pictures: Pictures, crop: bool, model: LoadedModel) -> Readable:
