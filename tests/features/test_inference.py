@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from features import extraction
+from features.extraction import Readable
 from features.inference import (
     MIN_PICTURES_TO_COMPILE,
     faster,
@@ -24,6 +27,7 @@ from network.color import ColorFeature, Palette
 from network.compile import CompiledNet
 from network.device import to_device
 from tests.fake_cuda import pictures
+from utils import UserError
 
 CPU = torch.device("cpu")
 PICTURES = torch.randint(256, (8, 64, 64, 3), dtype=torch.uint8)
@@ -199,3 +203,17 @@ def test_batches_on_a_gpu_stay_there(fake_cuda: torch.device, dtype: torch.dtype
         assert [array.shape for array in arrays] == [(count, n) for n in (16, 12, 512, 16)]
         assert all(array.dtype == np.float32 for array in arrays)
     assert [count for _, count in found] == [4, 4, 4, 2]
+
+
+def test_a_gpu_without_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail, with a traceback, without `explain_out_of_memory` in `extract`."""
+
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(extraction, "faster", exhausted)
+    dataset = Readable(mock.MagicMock(), 64)
+    shard = mock.Mock(planned=range(3))
+    with pytest.raises(UserError, match="EXTRACT_BATCH_SIZE") as caught:
+        extraction.extract(feature_net(), dataset, [shard], CPU, None, 0, 4)
+    assert "\n" not in str(caught.value)

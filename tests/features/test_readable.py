@@ -1,0 +1,83 @@
+"""One picture of an extraction: its file is opened once, its errors are reasons."""
+
+import builtins
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data import PictureDataset, eval_transform
+from features import extraction
+from features.extraction import Readable, choose_arithmetic
+from features.incremental import STAMP_BYTES, look
+from network import device as arithmetic
+from pictures.folder import read_folder
+
+
+@pytest.fixture
+def readable(tmp_path: Path) -> Readable:
+    """A picture, one that is damaged, and one that is removed later."""
+    (tmp_path / "hat").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    for name in ("a.png", "c.png"):
+        Image.fromarray(noise).save(tmp_path / "hat" / name)
+    (tmp_path / "hat" / "b.png").write_bytes(b"no picture")
+    pictures = read_folder(tmp_path, 0.1)
+    dataset = PictureDataset(tmp_path, pictures, eval_transform(32, 32), False)
+    return Readable(dataset, 32)
+
+
+def test_a_file_is_opened_once(readable: Readable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail with `look` followed by the dataset's own reading."""
+    opened = []
+    real = builtins.open
+    monkeypatch.setattr(
+        builtins, "open", lambda file, *rest: opened.append(str(file)) or real(file, *rest)
+    )
+    image, reason, made_of = readable[0]
+    assert [Path(name).name for name in opened if name.endswith(".png")] == ["a.png"]
+    assert reason == ""
+    assert torch.equal(image, readable.dataset[0][0])
+    content = (readable.dataset.base / "hat" / "a.png").read_bytes()
+    assert made_of[STAMP_BYTES:].numpy().tobytes() == hashlib.sha256(content).digest()
+    boxes, paths = readable.dataset.pictures.boxes, readable.dataset.pictures.paths
+    np.testing.assert_array_equal(made_of, look(readable.dataset.base, paths[0], boxes[0], False))
+
+
+def test_what_cannot_be_read_becomes_zeros_and_a_reason(readable: Readable) -> None:
+    image, reason, made_of = readable[1]
+    assert not image.any()
+    assert image.shape == (32, 32, 3)
+    assert reason.endswith("hat/b.png: cannot be read as a picture: cannot identify image file")
+    assert made_of.any()  # an update reads it again only if it has changed
+    gone = readable.dataset.base / "hat" / "c.png"
+    gone.unlink()
+    image, reason, made_of = readable[2]
+    assert not image.any()
+    assert not made_of.any()
+    assert reason == f"{gone}: no such file"
+    os.mkfifo(gone)  # opened, it would wait for a writer
+    assert "no regular file" in readable[2][1]
+
+
+def test_an_update_stays_in_the_arithmetic_of_the_database(monkeypatch) -> None:
+    """On a processor without bf16 the new pictures are computed in float32, but recorded alike."""
+    cpu = torch.device("cpu")
+    for hardware, kind in ((True, torch.bfloat16), (False, None)):
+        monkeypatch.setattr(arithmetic, "cpu_has_bf16", lambda hardware=hardware: hardware)
+        assert choose_arithmetic("auto", "bfloat16", [], [], cpu) == (kind, "bfloat16")
+    assert choose_arithmetic("auto", "float32", [], [], cpu) == (None, "float32")
+    assert choose_arithmetic("off", "", [], [], cpu) == (None, "float32")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_16_bits_only_where_they_keep_the_embeddings(monkeypatch, capsys, same: bool) -> None:
+    monkeypatch.setattr(arithmetic, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(extraction, "_keeps_embeddings", lambda *_: same)
+    found = choose_arithmetic("auto", "", [], [], torch.device("cpu"))
+    assert found == ((torch.bfloat16, "bfloat16") if same else (None, "float32"))
+    assert ("float32, as 16 bits" in capsys.readouterr().out) != same
