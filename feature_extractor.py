@@ -139,8 +139,7 @@ def run(
     Parameters
     ----------
     base : DATASET_BASE
-    pictures : the table
-    models : of which each makes features
+    pictures, models : what is extracted, and by what
     settings : see `FeatureSettings`, without AMP
     amp : the setting AMP
     workers : processes of this machine that read pictures
@@ -181,11 +180,7 @@ def run(
         # So that no query has to make them.
         open_quantised(database, signals_of(database, **{**distance, "model_weights": ()}))
         clustering.follow(distance, database)
-    _report(database, features, errors)
-    if old:
-        dropped = len(np.setdiff1d(np.arange(len(old.categories)), changes.origin))
-        kept = len(pictures) - len(rows)
-        print(f"{kept:,} kept, {len(rows):,} extracted, {dropped:,} dropped")
+    _report(database, old, changes, features, errors)
     return 1 if errors else 0
 
 
@@ -319,12 +314,22 @@ def _matrices(old: Path | None, features: Sequence[ModelFeatures]) -> dict[str, 
 
 
 def _report(
-    database: FeatureDatabase, features: Sequence[ModelFeatures], errors: dict[int, str]
+    database: FeatureDatabase,
+    old: FeatureDatabase | None,
+    changes: Changes,
+    features: Sequence[ModelFeatures],
+    errors: dict[int, str],
 ) -> None:
+    """Print what was done; what was skipped goes to standard error."""
     seconds = sum(each.seconds for each in features)
     speed = sum(each.count for each in features) / seconds if seconds else 0.0
     where = f"{len(database.categories):,} pictures in {database.base / DEEP}"
     print(f"{where}: {seconds:.1f} s, {speed:.1f} pictures/s")
+    if old:
+        kept = int((changes.origin >= 0).sum())
+        dropped = len(np.setdiff1d(np.arange(len(old.categories)), changes.origin))
+        extracted = len(changes.origin) - kept
+        print(f"{kept:,} kept, {extracted:,} extracted, {dropped:,} dropped")
     if errors:
         print(f"{len(errors):,} pictures were skipped:", file=sys.stderr)
     for _, reason in sorted(errors.items()):

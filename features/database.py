@@ -57,10 +57,6 @@ class FeatureDatabase:
     metadata: Metadata
     content: np.ndarray | None = None
 
-    @property
-    def info(self) -> dict[str, Any]:  # TODO: the last users go to `metadata`
-        return self.metadata.model_dump()
-
     def category(self, row: int) -> str:
         """Name of a picture's category, "" where unknown."""
         number = int(self.categories[row])

@@ -1,4 +1,9 @@
-"""The one way to write a feature database."""
+"""The one way to write a feature database.
+
+No old file is touched before all new ones are on the disk. Then all_feat.json is removed first and
+comes back last: without it the other files are no database, so that old and new files are never
+read together.
+"""
 
 import glob
 import io
@@ -76,10 +81,6 @@ def write_database(
 ) -> None:
     """Write the files of a feature database, without the rows of unreadable pictures.
 
-    No old file is touched before all new ones are on the disk. Then all_feat.json is removed first
-    and comes back last: without it the other files are no database, so that old and new files are
-    never read together.
-
     Parameters
     ----------
     base : DATASET_BASE
@@ -150,7 +151,7 @@ def finish_writing(base: Path) -> None:
 
 
 def _find(base: Path, name: str, sha256: str) -> Path:
-    """The file of this content, be it renamed already or not."""
+    """The file of this content, renamed already or not."""
     candidates = [base / name, *base.glob(f".{glob.escape(name)}.*.part")]
     return next(file for file in candidates if file.exists() and sha256_of(file) == sha256)
 

@@ -64,8 +64,7 @@ class Place:
 
     def alias(self, database: FeatureDatabase) -> str:
         """Alias of the collection that holds exactly these features."""
-        info = database.info
-        hashes = sorted((info["sha256"] | info["sha256_others"]).items())
+        hashes = sorted(database.metadata.checksums.items())
         content = json.dumps([SCHEMA_VERSION, hashes, database.category_names])
         digest = hashlib.sha256(content.encode()).hexdigest()
         return f"{self.family(database.base)}_{digest[:HASH_DIGITS]}"

@@ -1,4 +1,4 @@
-"""stamps.py: a file that has changed is found, one that has not is not read again."""
+"""checksums.py: a file that has changed is found, one that has not is not read again."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def changed(base: Path, files: dict[str, str], read: list[str] | None = None) ->
 def test_a_change_of_one_byte_is_found_though_size_and_time_are_as_before(
     tmp_path: Path, files: dict[str, str]
 ) -> None:
-    """Guards the time of the last change in `stamp_of`; that of the last writing can be set."""
+    """Guards the time of the last change in `file_stamp`; that of the last writing can be set."""
     assert changed(tmp_path, files) == ""
     status = (tmp_path / "b").stat()
     (tmp_path / "b").write_text("content of B")
@@ -42,7 +42,7 @@ def test_a_change_of_one_byte_is_found_though_size_and_time_are_as_before(
 
 
 def test_another_file_and_another_hash_are_found(tmp_path: Path, files: dict[str, str]) -> None:
-    """Guards that the hash asked for is part of what is kept."""
+    """The checksum is remembered with the stamp."""
     assert changed(tmp_path, files) == ""
     (tmp_path / "new").write_text("content of A")
     os.replace(tmp_path / "new", tmp_path / "a")
@@ -51,7 +51,7 @@ def test_another_file_and_another_hash_are_found(tmp_path: Path, files: dict[str
     assert changed(tmp_path, files) == "a"
 
 
-def test_a_file_that_goes_meanwhile_is_named(tmp_path: Path, files: dict[str, str]) -> None:
+def test_a_file_that_is_removed_meanwhile_is_named(tmp_path: Path, files: dict[str, str]) -> None:
     """Guards both `except OSError`: an update removes files which a reader has just opened."""
 
     def remove_b(_: str) -> str:
@@ -63,8 +63,7 @@ def test_a_file_that_goes_meanwhile_is_named(tmp_path: Path, files: dict[str, st
     assert first_wrong(tmp_path, files, lambda _: "") == gone  # before
 
 
-def test_what_was_read_once_is_not_read_again(tmp_path: Path, files: dict[str, str]) -> None:
-    """Guards `unseen`, and that the stamps are written."""
+def test_a_file_is_read_once(tmp_path: Path, files: dict[str, str]) -> None:
     read: list[str] = []
     assert changed(tmp_path, files, read) == ""
     assert read == ["a", "b"]
@@ -75,27 +74,24 @@ def test_what_was_read_once_is_not_read_again(tmp_path: Path, files: dict[str, s
     assert read == ["a", "b", "b"]
 
 
-def test_what_is_wrong_with_a_content_is_said_each_time(
-    tmp_path: Path, files: dict[str, str]
-) -> None:
-    """Guards that a fault ends it before the stamps are written."""
+def test_a_wrong_content_is_reported_each_time(tmp_path: Path, files: dict[str, str]) -> None:
+    """The stamps are not written then."""
     for _ in range(2):
         assert first_wrong(tmp_path, files, {"a": "", "b": "odd"}.get) == ("b", "odd")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 5}', "\0", '{"a": NaN}', "[" * 9999])
-def test_damaged_stamps_are_as_none(tmp_path: Path, files: dict[str, str], content: str) -> None:
-    """Guards the `except` around the stamps."""
+def test_damaged_stamps_are_ignored(tmp_path: Path, files: dict[str, str], content: str) -> None:
     (tmp_path / CHECKED).write_text(content)
     assert changed(tmp_path, files) == ""
     (tmp_path / "a").write_text("content of A")
     assert changed(tmp_path, files) == "a"
 
 
-def test_where_none_can_be_kept_files_are_read_each_time(
+def test_where_stamps_cannot_be_saved_files_are_read_each_time(
     tmp_path: Path, files: dict[str, str]
 ) -> None:
-    """Guards `suppress(UserError)`: a query needs no right to write."""
+    """A query needs no right to write."""
     tmp_path.chmod(0o555)
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"

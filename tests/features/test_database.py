@@ -235,7 +235,7 @@ DAMAGE: dict[str, tuple[str, Damage]] = {
         "all_feat.json", edit(lambda info: info["settings"].update(AMP="load"))),
     "half a split": (
         "all_feat.json", edit(lambda info: info["models"][0].update(held_out={"inshop": True}))),
-    "a palette that is a word": (
+    "a palette that is a string": (
         "all_feat.json", edit(lambda info: info["settings"].update(PALETTE="no"))),
 }  # fmt: skip
 

@@ -57,7 +57,7 @@ def base(few_photos: Path, alone: Path, tmp_path: Path) -> Path:
 
 
 def test_two_processes_make_the_bytes_of_one(base: Path, alone: Path) -> None:
-    """Guards `shared_out`, the order of the shards, and errors by their numbers."""
+    """Guards `split_rows`, the order of the shards, and errors by their numbers."""
     status, out, err = torchrun(base)
     assert status == 1, err  # for the broken picture, and of torchrun
     assert files_of(base) == files_of(alone)
@@ -70,7 +70,7 @@ def test_two_processes_make_the_bytes_of_one(base: Path, alone: Path) -> None:
 def test_a_rank_that_dies_is_named_and_its_work_is_not_lost(
     processes: int, base: Path, alone: Path, tmp_path: Path, capsys
 ) -> None:
-    """Guards `read_shards` and `missing`: another number of processes goes on with the rest."""
+    """Guards `read_shards` and `missing_rows`: any number of processes goes on with the rest."""
     script = tmp_path / "script.py"
     script.write_text(KILL)
     status, _, err = torchrun(base, script=script)
@@ -91,7 +91,7 @@ def test_a_rank_that_dies_is_named_and_its_work_is_not_lost(
 
 
 def test_an_update_by_two_processes_is_one_by_one(base: Path, alone: Path) -> None:
-    """Guards `told`: the second process knows from the first which pictures are new."""
+    """Guards `broadcast`: the second process knows from the first which pictures are new."""
     for each in (base, alone):
         if each == base:
             assert extract(each) == 1

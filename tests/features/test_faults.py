@@ -203,13 +203,13 @@ def test_where_nothing_may_be_written_a_query_works_and_a_writer_is_one_line(bas
 
 
 def closed(base: Path) -> None:
-    """Nobody may write there any more; a test that cannot be kept from it is skipped."""
+    """Nobody may write there any more; where root still may, the test is skipped."""
     for folder in [base, base / "models"]:
         folder.chmod(0o555)
     command = [*LESS_THAN_ROOT, sys.executable, "-c", f"open({str(base / 'x')!r}, 'w')"]
     if not subprocess.run(command, capture_output=True).returncode:
         opened(base)
-        pytest.skip("this process may write everywhere, and cannot be kept from it")
+        pytest.skip("this process may write everywhere, whatever the permissions")
 
 
 def opened(base: Path) -> None:
@@ -242,7 +242,10 @@ def test_a_worker_that_dies_is_named(base: Path, tmp_path: Path) -> None:
         before: set[int] = set()
         while not workers and process.poll() is None:
             seen = {pid for pid in processes_below(process.pid) if is_fork_of(process.pid, pid)}
-            workers, before = seen & before, seen  # what torch asks of the system ends sooner
+            workers, before = (
+                seen & before,
+                seen,
+            )  # torch's own end sooner
             time.sleep(0.05)
         for worker in workers:  # the end of one is enough, that of all is one line, too
             with suppress(ProcessLookupError):

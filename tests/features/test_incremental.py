@@ -34,7 +34,7 @@ def by_path(base: Path) -> dict[str, bytes]:
 
 
 def counts(said: str) -> list[int]:
-    """Pictures kept, extracted, dropped, as the last line of an update tells."""
+    """Pictures kept, extracted, dropped, by the last line of an update."""
     return [int(n) for n in re.search(r"(\d+) kept, (\d+) extracted, (\d+) dropped", said).groups()]
 
 
@@ -69,7 +69,7 @@ def change(base: Path) -> tuple[str, str, str, str]:
 
 
 def test_an_update_gives_what_an_extraction_would(living: Path, tmp_path: Path, capsys) -> None:
-    """Guards `find_changes` and `places`: rows are kept by content, whatever they are called now.
+    """Rows are kept by content, whatever the pictures are called now.
 
     Against a whole extraction of the same pictures: features that were kept are the same to the
     byte, those of other batches to rounding.
@@ -104,7 +104,7 @@ def test_an_update_gives_what_an_extraction_would(living: Path, tmp_path: Path, 
 
 
 def test_a_picture_that_was_only_touched_is_not_extracted(living: Path, capsys) -> None:
-    """Guards the SHA-256 behind the stamp, and that a database is not written as it is."""
+    """By the SHA-256, where the stamp differs; and the same database is not written again."""
     before = (living / INFO).stat().st_mtime_ns
     for path in living.glob("*/*.jpg"):
         os.utime(path)
@@ -116,7 +116,7 @@ def test_a_picture_that_was_only_touched_is_not_extracted(living: Path, capsys) 
 def test_what_was_not_touched_is_not_read(
     living: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guards the stamps: without them each update would read the whole collection."""
+    """By the stamps: without them each update would read the whole collection."""
     assert extract(living, "--update") == 0  # the copies have stamps of their own
     read = []
     look = incremental.look
@@ -132,7 +132,7 @@ def test_what_was_not_touched_is_not_read(
 
 
 def test_another_box_is_another_picture(tmp_path: Path) -> None:
-    """Guards the box in the content: the features are those of what it cuts out."""
+    """The features are those of what the box cuts out."""
     (tmp_path / "a.jpg").write_bytes(b"x")
     boxes = np.array([[0, 0, 5, 5], [0, 0, 5, 6]], np.int32)
     cut = [incremental.look(tmp_path, "a.jpg", box, True) for box in boxes]
@@ -144,8 +144,8 @@ def test_another_box_is_another_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["none.jpg", "pipe.jpg", "../a.jpg", "folder.jpg"])
-def test_what_is_no_picture_of_the_collection_is_made_of_nothing(path: str, tmp_path: Path) -> None:
-    """Guards S_ISREG in `_stamp_of`, for a pipe would be waited for, and `picture_file`."""
+def test_what_is_no_picture_of_the_collection_has_no_content(path: str, tmp_path: Path) -> None:
+    """Opening a pipe would wait for its writer."""
     base = tmp_path / "data"
     base.mkdir()
     (tmp_path / "a.jpg").write_bytes(b"x")
@@ -154,8 +154,8 @@ def test_what_is_no_picture_of_the_collection_is_made_of_nothing(path: str, tmp_
     assert not incremental.look(base, path, np.zeros(4, np.int32), False).any()
 
 
-def test_one_that_cannot_be_read_is_tried_again(living: Path, capsys) -> None:
-    """Guards `places` of -1, and that the database stays as it is meanwhile."""
+def test_an_unreadable_picture_is_tried_again(living: Path, capsys) -> None:
+    """The database stays as it is meanwhile."""
     broken = sorted((living / "dress").iterdir())[0]
     whole = broken.read_bytes()
     broken.write_bytes(b"no picture")
@@ -178,7 +178,7 @@ def _other_model(base: Path) -> None:
 
 
 def _older(base: Path) -> None:
-    """A database as it was before contents were kept."""
+    """A database of a version that did not write the contents."""
     import json
 
     info = json.loads((base / INFO).read_text())
@@ -195,10 +195,10 @@ def _older(base: Path) -> None:
         (lambda base: (base / INFO).unlink(), (), ""),
     ],
 )
-def test_features_of_another_kind_are_all_made_anew(
+def test_features_of_another_kind_are_all_extracted_again(
     living: Path, capsys, before, flags: tuple, reason: str
 ) -> None:
-    """Guards each line of `database_to_update`."""
+    """For each reason of `database_to_update`."""
     before(living)
     assert extract(living, "--update", *flags) == 0
     said = capsys.readouterr().out
@@ -208,7 +208,7 @@ def test_features_of_another_kind_are_all_made_anew(
 
 
 def test_the_clusters_follow(living: Path, capsys) -> None:
-    """Guards `follow`: labels by the nearest centroid, recall measured anew, a word when stale."""
+    """Labels by the nearest centroid, recall measured again, a message when many came later."""
     kmeans.main(["--dataset-base", str(living), "--n-clusters", "3"])
     before = open_clusters(open_database(living))
     change(living)
@@ -230,8 +230,8 @@ def test_the_clusters_follow(living: Path, capsys) -> None:
     assert "6 of 24 pictures came after the clusters were made" in capsys.readouterr().out
 
 
-def test_clusters_of_other_features_are_left_alone(living: Path) -> None:
-    """Guards the SHA-256 that `follow` asks for."""
+def test_clusters_of_other_features_stay(living: Path) -> None:
+    """They are of other features, by the SHA-256."""
     kmeans.main(["--dataset-base", str(living), "--n-clusters", "3"])
     stale = (living / CLUSTERS).read_bytes()
     change(living)
@@ -296,7 +296,7 @@ def wait_for(log: Path, updates: int) -> None:
 
 
 def test_watching_sees_pictures_come_and_go(living: Path, watching) -> None:
-    """Guards `watch.below`: each change is seen, what the update itself writes is not."""
+    """Each change is seen; what the update itself writes is not."""
     process, log = watching
     wait_for(log, 1)
     change(living)

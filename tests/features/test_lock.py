@@ -79,6 +79,6 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     tmp_path.chmod(0o755)
     if (tmp_path / LOCK).exists():
-        pytest.skip("this process may write everywhere, and cannot be kept from it")
+        pytest.skip("this process may write everywhere, whatever the permissions")
     said = f"-c: {tmp_path / LOCK}: cannot be written: Permission denied\n"
     assert (done.returncode, done.stderr) == (2, said)

@@ -255,7 +255,7 @@ CHECKPOINTS: dict[str, Callable[[Path], object]] = {
     "a scalar": saved(without_storage("fc2.weight", ())),
     "a sparse weight": saved(
         lambda c: c["state_dict"].update({"fc.weight": torch.zeros(16, 1280).to_sparse()})),
-    "a weight that is a word": saved(lambda c: c["state_dict"].update({"fc.weight": "x"})),
+    "a weight that is a string": saved(lambda c: c["state_dict"].update({"fc.weight": "x"})),
     "a longer embedding": saved(lambda c: c["network"].update(inter_dim=10**9)),
     "an embedding of words": saved(lambda c: c["network"].update(inter_dim="many")),
     "categories by number": saved(lambda c: c["network"].update(categories=5)),
@@ -263,7 +263,7 @@ CHECKPOINTS: dict[str, Callable[[Path], object]] = {
     "no such pooling": saved(lambda c: c["network"].update(pooling="max")),
     "a network that is a list": saved(lambda c: c.update(network=[1])),
     "an older one without sizes": saved(lambda c: c["network"].pop("img_size")),
-    "what was held out is a tensor": saved(lambda c: c.update(held_out=torch.zeros(3))),
+    "a split that is a tensor": saved(lambda c: c.update(held_out=torch.zeros(3))),
 }  # fmt: skip
 
 
