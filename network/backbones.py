@@ -168,9 +168,9 @@ def _torchvision_model(name: str, imagenet: bool) -> nn.Module:
     if name not in models.list_models(module=models):
         raise _unknown(name)
     if not imagenet:
-        # These two say so in a warning when they are not told.
-        told = {"init_weights": True} if name in {"googlenet", "inception_v3"} else {}
-        return models.get_model(name, weights=None, **told)
+        # Without it these two print a warning.
+        options = {"init_weights": True} if name in {"googlenet", "inception_v3"} else {}
+        return models.get_model(name, weights=None, **options)
     # The first weights of each model, not the newest: those the literature's figures start from.
     weights = next(iter(models.get_model_weights(name)))
     place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]

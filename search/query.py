@@ -121,7 +121,7 @@ def extract_queries(
 
 
 def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[tuple[Path, FileStamp]]:
-    """The files of the models that made the feature database, told by their SHA-256.
+    """Find the models that made the feature database, by their SHA-256.
 
     They are those of the settings or, with a line on standard error, those that all_feat.json
     names. With each comes the stamp that it had before.
@@ -137,19 +137,20 @@ def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[tuple[P
     """
     base, records = database.base, database.metadata.models
     files = [record.file for record in records]
-    made_by, told = ", ".join(files), ", ".join(named)
+    made_by, wanted = ", ".join(files), ", ".join(named)
     found = _same_models(base, named, records)
     if found is None:
         found = _same_models(base, files, records)
         if found is None:
-            also = "" if made_by == told else f", and {told} is not the same"
+            also = "" if made_by == wanted else f", and {wanted} is not the same"
             raise UserError(
                 f"{base}: the feature database was made by {made_by}, now missing or changed{also};"
                 " say where it is (--models FILE,...), or run: python feature_extractor.py"
                 f" --dataset-base {base}"
             )
         print(
-            f"asking with {made_by}, which made the feature database, not {told}", file=sys.stderr
+            f"querying with {made_by}, which made the feature database, not {wanted}",
+            file=sys.stderr,
         )
     return found
 
