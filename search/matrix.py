@@ -29,7 +29,7 @@ from search.signals import Signal, weighted_sum
 MAX_QUERIES = {"cpu": 256, "cuda": 1024}  # at once
 MAX_PRODUCTS = {"cpu": 1 << 27, "cuda": 1 << 29}  # elements held at once
 POOLS = (128, 1024)  # lowest bounds looked at beside the k nearest: first try, second try
-RANKED = 32  # of them ranked by `cdist` at first
+RANKED = 8  # of them ranked by `cdist` at first
 MAX_PAIRS = 1 << 14  # of queries and pictures, ranked by `cdist` at once
 MIN_SHARE = 64  # pictures for each answer, below which `cdist` ranks all of them
 GROUP = 16  # pictures whose minimum is looked at first
@@ -110,10 +110,11 @@ def _round(x: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, 
     usable = (x.abs() < MAX_VALUE).all(dim=1)  # false for NaN
     x = torch.where(usable[:, None], x, 0.0)
     rounded = x.to(dtype)
-    lost = (x - rounded.double()).norm(dim=1) * (1 + 1e-6)
+    exact = rounded.double()
+    lost = (x - exact).norm(dim=1) * (1 + 1e-6)
     # Float32 sums of D products, of which tensor cores cut off digits, and squares of two parts.
     rounding = (x.shape[1] + 24) * 2.0**-22 + 2.0**-15
-    square = rounded.double().square().sum(dim=1) * (1 - rounding) - TINY
+    square = exact.square().sum(dim=1) * (1 - rounding) - TINY
     high = square.to(dtype)
     parts = torch.stack([high, (square - high.double()).to(dtype)], dim=1)
     return rounded, torch.where(usable, lost, torch.inf), parts
@@ -275,15 +276,18 @@ class MatrixEngine:
             block = slice(start, min(start + step, count))
             at = block if places is None else places[block]
             lower, found, rest = self._best_of_block(columns, lost, at, size)
-            found = found + start
+            found = found + start if start else found
             parts.append((lower, found if places is None else places[found], rest))
-        lower, found, rest = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
-        lower, found, rest = _lowest(lower, found, rest.amin(dim=1, keepdim=True), size)
-        lower, order = lower.sort(dim=1)
-        found = found.gather(1, order)
+        if len(parts) > 1:
+            lower, found, rest = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
+            lower, found, rest = _lowest(lower, found, rest.amin(dim=1, keepdim=True), size)
+        else:
+            lower, found, rest = parts[0]
         # What float32 has rounded since, and `cdist` in float64.
-        bounds = torch.cat([lower, rest], dim=1).cpu().double() * (1 - 1e-6) - self.slack
-        return found.cpu().numpy(), bounds[:, :-1].numpy(), bounds[:, -1].numpy()
+        bounds = torch.cat([lower, rest], dim=1).cpu().double().numpy() * (1 - 1e-6) - self.slack
+        order = np.argsort(bounds[:, :-1], axis=1, kind="stable")
+        pools = np.take_along_axis(found.cpu().numpy(), order, axis=1)
+        return pools, np.take_along_axis(bounds, order, axis=1), bounds[:, -1]
 
     def _encode(self, queries: Sequence[np.ndarray]) -> tuple[list[Tensor], Tensor]:
         """Q queries as columns of the module's formula, Q x K each, and `error`: S x Q x 1."""
@@ -291,12 +295,16 @@ class MatrixEngine:
         for i, copy in zip(self.used, self.copies, strict=True):
             x = torch.tensor(np.asarray(queries[i]))  # on the CPU: many small steps
             rounded, lost, square = _round(x, copy.metric, copy.values.dtype)
-            ones = torch.ones_like(square)
-            own = torch.cat([-2 * rounded, ones, square], dim=1)
-            own = torch.nn.functional.pad(own, (0, copy.values.shape[1] - own.shape[1]))
-            columns.append(own.to(self.device))
+            width = copy.values.shape[1] - x.shape[1]
+            rest = torch.zeros((len(x), width), dtype=copy.values.dtype)
+            rest[:, :2] = 1
+            rest[:, 2:4] = square
+            columns += [-2 * rounded, rest]
             errors.append(lost)
-        return columns, torch.stack(errors).float()[:, :, None].to(self.device)
+        moved = torch.cat(columns, dim=1).to(self.device)
+        widths = [copy.values.shape[1] for copy in self.copies]
+        error = torch.stack(errors).float()[:, :, None]
+        return list(moved.split(widths, dim=1)), error.to(self.device)
 
     def _best_of_block(
         self, columns: Sequence[Tensor], lost: Tensor, block: slice | Tensor, size: int
@@ -307,8 +315,7 @@ class MatrixEngine:
         rest = torch.full((squares.shape[2], 1), torch.inf, device=self.device)
         if squares.shape[2] == 1:  # fewer steps are faster
             lower = self._lower(squares.transpose(1, 2), lost, error[:, None])
-            row = torch.arange(lower.shape[1], device=self.device)[None]
-            return _lowest(lower, row, rest, size)
+            return _lowest(lower, None, rest, size)
         # Integers order as floats do from 0 on, and their minimum is several times faster.
         bits = squares.view(torch.int16 if squares.dtype == torch.bfloat16 else torch.int32)
         least = bits.unflatten(1, (-1, GROUP)).amin(dim=2).view(squares.dtype)
@@ -349,14 +356,15 @@ class MatrixEngine:
 
 
 def _lowest(
-    lower: Tensor, places: Tensor, rest: Tensor, size: int
+    lower: Tensor, places: Tensor | None, rest: Tensor, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The `size` lowest bounds of Q x n, their places, and the bound of all others."""
-    if lower.shape[1] <= size:
-        return lower, places, rest
-    values, order = lower.topk(size + 1, dim=1, largest=False)
-    return (
-        values[:, :size],
-        places.gather(1, order[:, :size]),
-        torch.minimum(rest, values[:, size:]),
-    )
+    """The `size` lowest bounds of Q x n, their places, and the bound of all others.
+
+    `places` are 0 to n - 1 where they are None.
+    """
+    size = min(size, lower.shape[1])
+    values, order = lower.topk(min(size + 1, lower.shape[1]), dim=1, largest=False)
+    if values.shape[1] > size:
+        rest = torch.minimum(rest, values[:, size:])
+    order = order[:, :size]
+    return values[:, :size], order if places is None else places.gather(1, order), rest
