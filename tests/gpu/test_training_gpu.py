@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -122,29 +121,3 @@ def test_too_large_a_batch_names_the_setting(base: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Trainer, "step", step)
     with pytest.raises(train.UserError, match="TRAIN_BATCH_SIZE=16 or TRIPLET_BATCH_SIZE=8"):
         trained(base, "--epoch", "1")
-
-
-def test_a_compiled_backbone_trains_like_the_plain_one(
-    base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Compiled for whole batches only, so once: not for the last batch, nor for validation."""
-    losses: list[float] = []
-    step = Trainer.step
-
-    def record(*arguments: Any) -> dict[str, torch.Tensor]:
-        found = step(*arguments)
-        losses.append(found["loss"].item())
-        return found
-
-    monkeypatch.setattr(Trainer, "step", record)
-    flags = ["--epoch", "1", "--amp", "off", "--freeze-param", "false"]
-    trained(base, *flags)
-    shutil.rmtree(base / "models")
-    monkeypatch.setattr("training.loop.MIN_COMPILED_STEPS", 1)
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    trained(base, *flags)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    plain, compiled = losses[: len(losses) // 2], losses[len(losses) // 2 :]
-    assert compiled == pytest.approx(plain, rel=0.05)
-    assert compiled[0] == pytest.approx(plain[0], rel=1e-3)
