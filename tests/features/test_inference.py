@@ -67,7 +67,7 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_threads")
 def test_a_compiled_network_gives_the_same_features_and_is_compiled_once() -> None:
-    """Seen to fail with two graphs where `one_thread` was left out.
+    """Seen to fail with three graphs where `one_thread` did not set the number of threads.
 
     Then the thread of a loader that pins memory, which sets the number of threads to 1, made
     PyTorch compile again.
