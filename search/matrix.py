@@ -2,8 +2,9 @@
 
 A copy of the features in low precision gives every distance up to a known error (the triangle
 inequality: no more than the lengths of what rounding took from the query and the picture). The
-pictures with the lowest bounds are ranked by `cdist` in float64. The answer is exact once every
-other picture's lower bound exceeds the k-th distance; until then more pictures are ranked.
+pictures with the lowest bounds are ranked in float64: by `cdist`, or, of many queries on a GPU, on
+the GPU, where `cdist` settles what lies closer together than rounding. The answer is exact once
+every other picture's lower bound exceeds the k-th distance; until then more pictures are ranked.
 
 Euclidean distances come from one product, with the squared lengths in further columns:
 |q - x|^2 = [-2 q, 1, |q|^2] . [x, |x|^2, 1]. A cosine distance is half of the squared Euclidean
@@ -29,8 +30,11 @@ from search.signals import Signal, weighted_sum
 MAX_QUERIES = {"cpu": 256, "cuda": 1024}  # at once
 MAX_PRODUCTS = {"cpu": 1 << 27, "cuda": 1 << 29}  # elements held at once
 POOLS = (128, 1024)  # lowest bounds looked at beside the k nearest: first try, second try
-RANKED = 8  # of them ranked by `cdist` at first
-MAX_PAIRS = 1 << 14  # of queries and pictures, ranked by `cdist` at once
+RANKED = 8  # of them ranked in float64 at first
+MAX_PAIRS = {"cpu": 1 << 14, "cuda": 1 << 16}  # of queries and pictures, ranked at once
+MIN_QUERIES = 16  # at once, from which on a GPU ranks them itself
+CLOSE = 1e-10  # relative; far over the rounding of distances in float64
+MAX_GATHERED = 1 << 27  # elements of features gathered on a GPU at once
 MIN_SHARE = 64  # pictures for each answer, below which `cdist` ranks all of them
 GROUP = 16  # pictures whose minimum is looked at first
 ENCODED = 1 << 13  # rows encoded at once
@@ -49,11 +53,13 @@ class Copy:
     error : N', float32; length of what rounding took from each row; infinite where a row has no
         distance or is too large
     metric : euclidean, or cosine: rows are scaled to length 1 first
+    full : N x D, float32; the features themselves on a GPU; None where they do not fit
     """
 
     values: Tensor
     error: Tensor
     metric: str
+    full: Tensor | None = None
 
 
 def copy_features(features: np.ndarray, metric: str, device: torch.device) -> Copy:
@@ -74,17 +80,22 @@ def copy_features(features: np.ndarray, metric: str, device: torch.device) -> Co
         free = torch.cuda.mem_get_info(device)[0]
         at = device if shape[0] * shape[1] * dtype.itemsize < 0.8 * free else torch.device("cpu")
     values = torch.zeros(shape, dtype=dtype, device=at)
+    full = None
+    if device.type == "cuda" and 4 * features.size < 0.4 * torch.cuda.mem_get_info(device)[0]:
+        full = torch.empty(features.shape, device=device)
     error = torch.zeros(shape[0], device=device)
     values[count:, dim] = PADDING
     values[:, dim + 2 : dim + 4] = 1
     for start in range(0, count, ENCODED):
         block = slice(start, min(start + ENCODED, count))
         x = torch.tensor(np.asarray(features[block]), device=device)
+        if full is not None:
+            full[block] = x
         rounded, lost, square = _round(x, metric, dtype)
         values[block, :dim] = rounded.to(at)
         values[block, dim : dim + 2] = square.to(at)
         error[block] = lost
-    return Copy(values, error, metric)
+    return Copy(values, error, metric, full)
 
 
 def _dtype_of(device: torch.device) -> torch.dtype:
@@ -199,7 +210,7 @@ class MatrixEngine:
         left = list(range(len(queries[0])))
         for size in POOLS:
             pools, lower, rest = self._candidates([q[left] for q in queries], k + size, rows)
-            step = max(1, MAX_PAIRS // (k + RANKED))
+            step = max(1, MAX_PAIRS[self.device.type] // (k + RANKED))
             for start in range(0, len(left), step):
                 block, some = slice(start, start + step), left[start : start + step]
                 found = self._settle(
@@ -225,7 +236,9 @@ class MatrixEngine:
         near = np.sort(pools[:, : k + RANKED], axis=1)
         sound = near[:, -1] < self.count  # no padding
         near = np.minimum(near, self.count - 1)
-        parts = self._parts(queries, near)
+        parts = self._parts_on_gpu(queries, near)
+        if parts is None:
+            parts = self._parts(queries, near)
         total = weighted_sum(parts, self.exact.weights)
         order = np.argsort(total, axis=1, kind="stable")[:, :k]
         limit = np.take_along_axis(total, order[:, -1:], axis=1)
@@ -250,6 +263,31 @@ class MatrixEngine:
             near = signal.features[rows]
             for i, own in enumerate(part):
                 own[:] = cdist(features[i : i + 1], near[i], signal.metric, **signal.parameters)[0]
+        return parts
+
+    def _parts_on_gpu(self, queries: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray | None:
+        """`_parts` of many queries; by `cdist` where two distances differ by rounding only.
+
+        None where there are few queries, or not all features are on a GPU.
+        """
+        full = [copy.full for copy in self.copies if copy.full is not None]
+        if len(rows) < MIN_QUERIES or len(full) < len(queries):
+            return None
+        parts = np.empty((len(queries), *rows.shape))
+        at = torch.from_numpy(rows).to(self.device)
+        for x, copy, features, part in zip(full, self.copies, queries, parts, strict=True):
+            query = torch.tensor(features, device=self.device).double()[:, None]
+            step = max(1, MAX_GATHERED // (rows.shape[1] * query.shape[2]))
+            for start in range(0, len(rows), step):
+                block = slice(start, start + step)
+                found = _true_distances(query[block], x[at[block]], copy.metric)
+                part[block] = found.cpu().numpy()
+        total = np.sort(weighted_sum(parts, self.exact.weights), axis=1)
+        with np.errstate(invalid="ignore"):
+            clear = np.diff(total, axis=1) > CLOSE * total[:, 1:] + self.slack
+        unsettled = np.flatnonzero(~clear.all(axis=1))  # NaN is not clear either
+        if len(unsettled):
+            parts[:, unsettled] = self._parts([q[unsettled] for q in queries], rows[unsettled])
         return parts
 
     @torch.inference_mode()
@@ -353,6 +391,14 @@ class MatrixEngine:
         if self.any_cosine:
             lower = torch.where(self.cosine, lower.square() / 2, lower)
         return lower.mul_(self.weights).sum(dim=0)
+
+
+def _true_distances(query: Tensor, x: Tensor, metric: str) -> Tensor:
+    """Distances in float64 of queries, Q x 1 x D, to R pictures each, Q x R x D: Q x R."""
+    x = x.double()
+    if metric == "euclidean":
+        return (x - query).norm(dim=2)
+    return 1 - (x * query).sum(dim=2) / (x.norm(dim=2) * query.norm(dim=2))
 
 
 def _lowest(

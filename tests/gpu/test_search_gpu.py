@@ -1,5 +1,6 @@
 """Exact search on a GPU gives the order of `cdist` and a stable `argsort`, ties included."""
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from search import matrix
 from search.engine import ExactEngine
 from search.matrix import MatrixEngine
-from tests.search.cases import CASES, check, random_features, signals
+from tests.search import cases
+from tests.search.cases import CASES, random_features, signals
 
 N = 20_000
 METRICS = ("euclidean", "cosine")
+check = partial(cases.check, rtol=1e-11)
 
 
 @pytest.mark.parametrize(("metric", "k"), list(product(METRICS, (1, 5, 70))))
