@@ -10,7 +10,7 @@ from features.database import FeatureDatabase
 from search.clusters import KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
 from search.exact import exact_engine
-from search.matrix import Copy
+from search.low_precision import Copy
 from search.quantised import open_quantised
 from search.signals import Signal, describe_distance
 

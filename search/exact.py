@@ -14,7 +14,8 @@ from torch import Tensor
 
 from features.database import FeatureDatabase
 from search.engine import Answer, Engine, ExactEngine
-from search.matrix import MIN_SHARE, Copy, MatrixEngine
+from search.low_precision import Copy
+from search.matrix import MIN_SHARE, MatrixEngine
 from search.quantised import LEVELS, MAX_VALUE, METRICS, ROUNDING, Quantised, open_quantised
 from search.signals import Signal
 

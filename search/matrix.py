@@ -13,7 +13,6 @@ one between vectors of length 1.
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -21,10 +20,10 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from network.device import cpu_has_bf16
 from search.engine import Answer, ExactEngine
 from search.gallery import GalleryOrder
-from search.quantised import MAX_VALUE, METRICS
+from search.low_precision import GROUP, Copy, copy_features, round_rows
+from search.quantised import METRICS
 from search.signals import Signal, weighted_sum
 
 MAX_QUERIES = {"cpu": 256, "cuda": 1024}  # at once
@@ -36,99 +35,6 @@ MIN_QUERIES = 16  # at once, from which on a GPU ranks them itself
 CLOSE = 1e-10  # relative; far over the rounding of distances in float64
 MAX_GATHERED = 1 << 27  # elements of features gathered on a GPU at once
 MIN_SHARE = 64  # pictures for each answer, below which `cdist` ranks all of them
-GROUP = 16  # pictures whose minimum is looked at first
-ENCODED = 1 << 13  # rows encoded at once
-PADDING = 1e30  # squared length of the rows that fill up the last group
-TINY = 1e-30  # squares below which processors may flush to 0
-
-
-@dataclass(frozen=True)
-class Copy:
-    """The features of one signal in low precision, N rows and at least one of padding.
-
-    Attributes
-    ----------
-    values : N' x K, bfloat16 or float32; the features and the columns of the module's formula;
-        on the device where they fit, else in the machine's memory
-    error : N', float32; length of what rounding took from each row; infinite where a row has no
-        distance or is too large
-    metric : euclidean, or cosine: rows are scaled to length 1 first
-    full : N x D, float32; the features themselves on a GPU; None where they do not fit
-    """
-
-    values: Tensor
-    error: Tensor
-    metric: str
-    full: Tensor | None = None
-
-
-def copy_features(features: np.ndarray, metric: str, device: torch.device) -> Copy:
-    """Copy a signal's features to a device in the precision that it multiplies fastest.
-
-    Parameters
-    ----------
-    features : N x D, float32
-    metric : one of `METRICS`
-    device : CPU or CUDA
-    """
-    dtype = _dtype_of(device)
-    count, dim = features.shape
-    # Tensor cores take rows of a multiple of 16 bytes.
-    shape = (-(-(count + 1) // GROUP) * GROUP, -(-(dim + 4) // 8) * 8)
-    at = device
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        at = device if shape[0] * shape[1] * dtype.itemsize < 0.8 * free else torch.device("cpu")
-    values = torch.zeros(shape, dtype=dtype, device=at)
-    full = None
-    if device.type == "cuda" and 4 * features.size < 0.4 * torch.cuda.mem_get_info(device)[0]:
-        full = torch.empty(features.shape, device=device)
-    error = torch.zeros(shape[0], device=device)
-    values[count:, dim] = PADDING
-    values[:, dim + 2 : dim + 4] = 1
-    for start in range(0, count, ENCODED):
-        block = slice(start, min(start + ENCODED, count))
-        x = torch.tensor(np.asarray(features[block]), device=device)
-        if full is not None:
-            full[block] = x
-        rounded, lost, square = _round(x, metric, dtype)
-        values[block, :dim] = rounded.to(at)
-        values[block, dim : dim + 2] = square.to(at)
-        error[block] = lost
-    return Copy(values, error, metric, full)
-
-
-def _dtype_of(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it natively, else float32."""
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        native = cpu_has_bf16()
-    return torch.bfloat16 if native else torch.float32
-
-
-def _round(x: Tensor, metric: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors in low precision, n x D.
-
-    Returns
-    -------
-    Them; the length that each has lost, float64; and its squared length as the sum of two numbers
-    of low precision, n x 2, less what the rounding of products may add to it.
-    """
-    x = x.double()
-    if metric == "cosine":
-        x = x / x.norm(dim=1, keepdim=True)
-    usable = (x.abs() < MAX_VALUE).all(dim=1)  # false for NaN
-    x = torch.where(usable[:, None], x, 0.0)
-    rounded = x.to(dtype)
-    exact = rounded.double()
-    lost = (x - exact).norm(dim=1) * (1 + 1e-6)
-    # Float32 sums of D products, of which tensor cores cut off digits, and squares of two parts.
-    rounding = (x.shape[1] + 24) * 2.0**-22 + 2.0**-15
-    square = exact.square().sum(dim=1) * (1 - rounding) - TINY
-    high = square.to(dtype)
-    parts = torch.stack([high, (square - high.double()).to(dtype)], dim=1)
-    return rounded, torch.where(usable, lost, torch.inf), parts
 
 
 class MatrixEngine:
@@ -332,7 +238,7 @@ class MatrixEngine:
         columns, errors = [], []
         for i, copy in zip(self.used, self.copies, strict=True):
             x = torch.tensor(np.asarray(queries[i]))  # on the CPU: many small steps
-            rounded, lost, square = _round(x, copy.metric, copy.values.dtype)
+            rounded, lost, square = round_rows(x, copy.metric, copy.values.dtype)
             width = copy.values.shape[1] - x.shape[1]
             rest = torch.zeros((len(x), width), dtype=copy.values.dtype)
             rest[:, :2] = 1

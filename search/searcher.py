@@ -17,7 +17,7 @@ from network.device import pick_device
 from pictures.decode import read_picture
 from search.engine import Answer
 from search.engines import NamedEngine, open_engine
-from search.matrix import Copy
+from search.low_precision import Copy
 from search.query import Box, Query, extract_queries, find_query, load_query_nets, read_query
 from search.rerank import CollapsedEngine, improved, join_queries
 from search.signals import describe_distance, signals_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from search import matrix
+from search import low_precision, matrix
 from search.matrix import MatrixEngine
 from tests.search.cases import CASES, Features, check, random_features, signals
 
@@ -18,7 +18,7 @@ METRICS = ("euclidean", "cosine")
 @pytest.fixture(params=TYPES, ids=["bfloat16", "float32"], autouse=True)
 def precision(request, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     """Both precisions, whichever the processor would use."""
-    monkeypatch.setattr(matrix, "_dtype_of", lambda device: request.param)
+    monkeypatch.setattr(low_precision, "dtype_of", lambda device: request.param)
     return request.param
 
 
@@ -47,7 +47,7 @@ def test_collections_and_queries_in_blocks(rng, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(matrix, "MAX_QUERIES", {"cpu": 7})
     for products in (16, 7 * 3 * 1000):
         monkeypatch.setattr(matrix, "MAX_PRODUCTS", {"cpu": products})
-        monkeypatch.setattr(matrix, "ENCODED", products)
+        monkeypatch.setattr(low_precision, "ENCODED", products)
         check_both(terms, queries if products > 16 else [q[:2] for q in queries], 3)
         check_both(terms, [q[:2] for q in queries], 3, np.arange(0, 3000, 2))
 
