@@ -29,7 +29,7 @@ from search.signals import Signal, weighted_sum
 MAX_QUERIES = {"cpu": 256, "cuda": 1024}  # at once
 MAX_PRODUCTS = {"cpu": 1 << 27, "cuda": 1 << 29}  # elements held at once
 POOLS = (128, 1024)  # lowest bounds looked at beside the k nearest: first try, second try
-RANKED = 8  # of them ranked in float64 at first
+RANKED, RANKED_ON_GPU = 8, 32  # of them ranked in float64 at first
 MAX_PAIRS = {"cpu": 1 << 14, "cuda": 1 << 16}  # of queries and pictures, ranked at once
 MIN_QUERIES = 16  # at once, from which on a GPU ranks them itself
 CLOSE = 1e-10  # relative; far over the rounding of distances in float64
@@ -116,7 +116,7 @@ class MatrixEngine:
         left = list(range(len(queries[0])))
         for size in POOLS:
             pools, lower, rest = self._candidates([q[left] for q in queries], k + size, rows)
-            step = max(1, MAX_PAIRS[self.device.type] // (k + RANKED))
+            step = max(1, MAX_PAIRS[self.device.type] // (k + RANKED_ON_GPU))
             for start in range(0, len(left), step):
                 block, some = slice(start, start + step), left[start : start + step]
                 found = self._settle(
@@ -139,7 +139,8 @@ class MatrixEngine:
         rest: np.ndarray,
     ) -> list[Answer | None]:
         """Answer Q queries by their candidates; None where another picture may be nearer."""
-        near = np.sort(pools[:, : k + RANKED], axis=1)
+        on_gpu = self.device.type == "cuda" and len(pools) >= MIN_QUERIES
+        near = np.sort(pools[:, : k + (RANKED_ON_GPU if on_gpu else RANKED)], axis=1)
         sound = near[:, -1] < self.count  # no padding
         near = np.minimum(near, self.count - 1)
         parts = self._parts_on_gpu(queries, near)
