@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # The metrics of scipy.spatial.distance.cdist that every supported SciPy has.
@@ -69,7 +69,28 @@ MILVUS = ("MILVUS_URI", "MILVUS_TOKEN", "MILVUS_COLLECTION", "MILVUS_INDEX", "MI
 SERVER = ("HOST", "PORT", "TOKEN", "USER", "PASSWORD", "MAX_UPLOAD")
 
 
+def _split(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _two_metrics(value: Any) -> Any:
+    metrics = _split(value)
+    if len(metrics) != 2:
+        raise ValueError("must be two metrics, as in euclidean,cosine")
+    for metric in metrics:
+        if metric not in METRICS:
+            near = difflib.get_close_matches(metric, METRICS, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"{metric!r} is not one of {', '.join(METRICS)}{hint}")
+    return metrics
+
+
+_Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 _Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Weights = Annotated[tuple[_Weight, ...], NoDecode, BeforeValidator(_split)]
+_TwoMetrics = Annotated[tuple[str, str], NoDecode, BeforeValidator(_two_metrics)]
 
 
 class Config(BaseSettings):
@@ -101,19 +122,13 @@ class Config(BaseSettings):
         "share of the triplets drawn from in-shop items, 0 to 1", 0.8, ge=0, le=1
     )
     VAL_SHARE: float = _data(
-        "share of the items, and of photos without a split of their own, for validation",
-        0.1,
-        gt=0,
-        lt=1,
+        "share of the items, and of photos without a split, for validation", 0.1, gt=0, lt=1
     )
     IMG_SIZE: int = _data(
-        "px of the short side that pictures are scaled to (a checkpoint has its own)",
-        224,
-        ge=16,
-        le=MAX_PIXELS,
+        "px of a scaled picture's short side (a checkpoint has its own)", 224, ge=16, le=MAX_PIXELS
     )
     CROP_SIZE: int = _data(
-        "px of a side of the square that is cut from the scaled picture (a checkpoint has its own)",
+        "px of a side of the square cut from it (a checkpoint has its own)",
         224,
         ge=16,
         le=MAX_PIXELS,
@@ -144,10 +159,7 @@ class Config(BaseSettings):
         "pictures a step for the metric loss beside them; triplets if PER_CLASS is 0", 16, ge=1
     )
     PER_CLASS: int = _training(
-        "pictures of each item (category, without items) in the metric loss's part of a batch;"
-        " 0: random triplets",
-        4,
-        ge=0,
+        "pictures of an item (or category) in a metric loss's batch; 0: random triplets", 4, ge=0
     )
     TEST_BATCH_SIZE: int = _training("pictures a step of validation", 32, ge=1)
     LABEL_SMOOTHING: float = _training(
@@ -181,7 +193,7 @@ class Config(BaseSettings):
     DUMPED_MODEL: str = _database(
         "the trained network: a file, or a name below DATASET_BASE/models", "model_best.pth.tar"
     )
-    MODELS: Annotated[tuple[str, ...], NoDecode] = _database(
+    MODELS: _Names = _database(
         "several trained networks, fused, instead of DUMPED_MODEL: A,B,...; the colour features"
         " use the first one's conv map",
         (),
@@ -194,11 +206,11 @@ class Config(BaseSettings):
     PALETTE: bool = _database("add a second colour signal, the palette (512-d)", True)
 
     # --- ranking
-    DISTANCE_METRIC: Annotated[tuple[str, str], NoDecode] = _ranking(
+    DISTANCE_METRIC: _TwoMetrics = _ranking(
         "metrics of deep and colour features, any two of scipy's cdist, as deep,colour",
         ("euclidean", "euclidean"),
     )
-    MODEL_WEIGHTS: Annotated[tuple[_Weight, ...], NoDecode] = _ranking(
+    MODEL_WEIGHTS: _Weights = _ranking(
         "weights of the deep distances of MODELS: X,Y,...; none: 1 each", ()
     )
     COLOR_WEIGHT: float = _ranking("weight of the colour distance", 0.1, ge=0)
@@ -279,33 +291,6 @@ class Config(BaseSettings):
     @classmethod
     def _apply_recipe(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {**ORIGINAL, **values} if values.get("RECIPE") == "original" else values
-
-    @field_validator("MODELS", "MODEL_WEIGHTS", mode="before")
-    @classmethod
-    def _split_list(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-
-    @field_validator("DISTANCE_METRIC", mode="before")
-    @classmethod
-    def _split_metrics(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        metrics = tuple(part.strip() for part in value.split(","))
-        if len(metrics) != 2:
-            raise ValueError("must be two metrics, as in euclidean,cosine")
-        return metrics
-
-    @field_validator("DISTANCE_METRIC")
-    @classmethod
-    def _known_metrics(cls, value: tuple[str, str]) -> tuple[str, str]:
-        for metric in value:
-            if metric not in METRICS:
-                near = difflib.get_close_matches(metric, METRICS, 1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
-                raise ValueError(f"{metric!r} is not one of {', '.join(METRICS)}{hint}")
-        return value
 
     @field_validator("CROP_SIZE")
     @classmethod

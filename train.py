@@ -73,19 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(config: Config, resume: bool, distributed: Distributed, device: torch.device) -> None:
-    """Train by the settings.
-
-    Parameters
-    ----------
-    config : the settings
-    resume : continue from the last resume point
-    distributed : the processes that train together
-    device : of this one
-
-    Raises
-    ------
-    UserError : the data set, the settings or the resume point do not allow it
-    """
+    """Train by the settings; a `UserError` where data set, settings or resume point forbid it."""
     models = config.DATASET_BASE / "models"
     amp = amp_type(device, config.AMP)
 
@@ -185,7 +173,11 @@ def build_trainer(
         resume_point=ResumePoint(point, identity, net, network, loss.metric, updater, device),
         epochs=config.EPOCH,
         freeze=config.FREEZE_PARAM,
-        split=split_of(config, splits),
+        split={
+            "inshop": config.ENABLE_INSHOP_DATASET,
+            "val_share": config.VAL_SHARE,
+            "digest": splits.digest(),
+        },
         device=device,
         amp=amp,
         distributed=distributed,
@@ -204,12 +196,6 @@ def build_loss(config: Config, splits: Splits, by_item: bool, dim: int) -> Train
         dim,
     )
     return TrainingLoss(metric, config.TRIPLET_WEIGHT, by_item, config.LABEL_SMOOTHING)
-
-
-def split_of(config: Config, splits: Splits) -> dict[str, Any]:
-    """What the checkpoints say about the split of the data set."""
-    inshop, digest = config.ENABLE_INSHOP_DATASET, splits.digest()
-    return {"inshop": inshop, "val_share": config.VAL_SHARE, "digest": digest}
 
 
 def identity_of(config: Config, splits: Splits, arithmetic: str) -> dict[str, Any]:

@@ -66,13 +66,6 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-class _NotUsed(argparse.Action):
-    """The flag of a setting that the script does not use."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        parser.error(f"{self.option_strings[0]}: {parser.prog} does not use this setting")
-
-
 def parse_args(
     argv: Sequence[str] | None,
     description: str,
@@ -106,6 +99,11 @@ def parse_args(
         add_arguments(parser)
     parser.usage = parser.format_usage().removeprefix("usage: ").strip() + " [--SETTING VALUE ...]"
     _add_settings(parser, uses)
+    argv = sys.argv[1:] if argv is None else argv
+    not_used = {flag_of(name) for name in Config.model_fields.keys() - set(uses)}
+    for flag in (argument.split("=")[0] for argument in argv):
+        if flag in not_used:
+            parser.error(f"{flag}: {parser.prog} does not use this setting")
     arguments = parser.parse_args(argv)
     given = {name: vars(arguments).pop(name) for name in uses if name in arguments}
     try:
@@ -123,7 +121,7 @@ def parse_args(
 
 
 def _add_settings(parser: argparse.ArgumentParser, uses: Sequence[str]) -> None:
-    """A flag for each setting that is used, by groups; for the others one that is refused."""
+    """A flag for each setting that is used, by groups."""
     for group in GROUPS:
         section = parser.add_argument_group(f"settings: {group}")
         for name in (name for name in uses if group_of(name) == group):
@@ -137,14 +135,6 @@ def _add_settings(parser: argparse.ArgumentParser, uses: Sequence[str]) -> None:
                 help=f"{field.description} (default: {default_text(name)})".replace("%", "%%"),
                 **(switch if field.annotation is bool else {}),
             )
-    for name in Config.model_fields.keys() - set(uses):
-        parser.add_argument(
-            flag_of(name),
-            action=_NotUsed,
-            nargs="?",
-            default=argparse.SUPPRESS,
-            help=argparse.SUPPRESS,
-        )
 
 
 def _metavar(field: FieldInfo) -> str:

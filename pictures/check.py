@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pictures.collection import read_labelled
-from pictures.decode import MissingPictureError, PictureError, read_picture
+from pictures.decode import PictureError, read_picture
 from pictures.deepfashion import attribute_list, inshop_list, read_inshop
 from pictures.folder import picture_file
 from pictures.samplers import TrainBatches
@@ -166,10 +166,9 @@ def _inspect(base: Path, path: str, box: list[int]) -> tuple[str, str, str]:
     """One picture: the kind of its fault ("" for none), what is printed, SHA-256 of its bytes."""
     try:
         file = picture_file(base, path)
-        picture = read_picture(file)
-        digest = sha256_of(file)
-    except MissingPictureError:
-        return "missing", shown(path), ""
+        if not file.exists():
+            return "missing", shown(path), ""
+        picture, digest = read_picture(file), sha256_of(file)
     except (PictureError, OSError) as error:
         return "unreadable", str(error), ""
     x1, y1, x2, y2 = box

@@ -33,33 +33,28 @@ def read_picture_list(file: Path) -> dict[str, np.ndarray]:
     ------
     UserError : the list is malformed, with file and line
     """
-    columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
-    seen: set[str] = set()
+    found: dict[str, dict[str, str]] = {}
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
             rows = csv.reader(lines, strict=True)
             names = _column_names(file, next(rows, []))
-            for cells in rows:
-                if not cells:
-                    continue
+            for cells in filter(None, rows):
                 where = f"{shown(file)}:{rows.line_num}"
                 if len(cells) != len(names):
                     raise UserError(f"{where}: {len(cells)} columns, line 1 has {len(names)}")
                 row = _row(dict(zip(names, cells, strict=True)), file.parent, where)
-                if row["path"] in seen:
+                if found.setdefault(row["path"], row) is not row:
                     raise UserError(f"{where}: {shown(row['path'])} is there twice")
-                seen.add(row["path"])
-                for name, column in columns.items():
-                    column.append(row.get(name, ""))
     except OSError as error:
         raise UserError(f"{shown(file)}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{shown(file)}: is not UTF-8 text: {error.reason}") from None
     except csv.Error as error:
         raise UserError(f"{shown(file)}:{rows.line_num}: {error}") from None
-    if not seen:
+    if not found:
         raise UserError(f"{shown(file)}: no pictures in it")
-    return {name: np.array(column, str) for name, column in columns.items()}
+    rows_found = found.values()
+    return {name: np.array([row.get(name, "") for row in rows_found], str) for name in COLUMNS}
 
 
 def _column_names(file: Path, cells: list[str]) -> list[str]:

@@ -33,10 +33,6 @@ class PictureError(UserError):
     """A picture file that cannot be read."""
 
 
-class MissingPictureError(PictureError):
-    """A picture file that is not there."""
-
-
 def read_picture(
     path: Path | str | BinaryIO | Image.Image,
     box: tuple[int, int, int, int] | None = None,
@@ -80,7 +76,7 @@ def read_picture(
                     file.draft(None, (min_side, min_side))
                 picture = _rgb(_upright(file))
     except FileNotFoundError:
-        raise MissingPictureError(f"{name}: no such file") from None
+        raise PictureError(f"{name}: no such file") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
         raise PictureError(

@@ -33,12 +33,11 @@ def find_pictures(folder: Path, leave_out: frozenset[str] = frozenset()) -> list
             folders.clear()
             continue
         seen.add(real)
-        skipped = leave_out if Path(place) == folder else frozenset()
-        folders[:] = sorted(f for f in folders if f[0] != "." and f not in skipped)
         relative = Path(place).relative_to(folder)
-        for file in (file for file in files if file[0] != "."):
-            if os.path.splitext(file)[1].lower() in PICTURE_SUFFIXES:
-                found.append((relative / file).as_posix())
+        skipped = leave_out if not relative.parts else ()
+        folders[:] = sorted(f for f in folders if f[0] != "." and f not in skipped)
+        pictures = (f for f in files if os.path.splitext(f)[1].lower() in PICTURE_SUFFIXES)
+        found += [(relative / file).as_posix() for file in pictures if file[0] != "."]
     return sorted(found)
 
 

@@ -1,7 +1,6 @@
 """A folder of one's own photos -> DeepFashion's annotation files; the photos stay in place."""
 
 import re
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -19,30 +18,9 @@ ITEM_LIST = "list_eval_partition.txt"
 CATEGORY_LISTS = ("list_category_cloth.txt", "list_category_img.txt")
 
 
-@dataclass(frozen=True)
-class Photos:
-    """The N pictures of a folder, one array of str a column.
-
-    Attributes
-    ----------
-    path : as in the lists, img/ and the path below the folder
-    category : its name
-    item : any name that no other item has, "" where unknown
-    color : free of blanks, "" where unknown
-    partition : train, val or test
-    status : train, query or gallery; "" where the item is unknown
-    """
-
-    path: np.ndarray
-    category: np.ndarray
-    item: np.ndarray
-    color: np.ndarray
-    partition: np.ndarray
-    status: np.ndarray
-
-    def select(self, rows: np.ndarray) -> "Photos":
-        """The rows of a mask."""
-        return Photos(**{column.name: getattr(self, column.name)[rows] for column in fields(self)})
+# The N pictures of a folder, N str by the name of a column: those of `csv_list.COLUMNS`, and status
+# (train, query or gallery; "" where the item is unknown).
+Columns = dict[str, np.ndarray]
 
 
 def import_folder(
@@ -78,41 +56,35 @@ def import_folder(
     """
     if item_level and item_pattern:
         raise UserError("--item-level and --item-pattern exclude each other")
-    folder, listed = _read_names(folder)
-    with_items = item_level or item_pattern or (listed["item"] != "").any()
+    folder, photos = _read_names(folder)
+    with_items = item_level or item_pattern or (photos["item"] != "").any()
     for option, given in (("--in-shop", inshop), ("--gallery", gallery is not None)):
         if given and not with_items:
             raise UserError(f"{option} is about items: add --item-level or --item-pattern REGEX")
     in_gallery = None if gallery is None else _expression("--gallery", gallery)
-    paths = listed["path"].tolist()
-    parts = [path.split("/") for path in paths]
-    split = _is_split(parts, listed["partition"])
+    parts = [path.split("/") for path in photos["path"].tolist()]
+    split = _is_split(parts, photos["partition"])
     inner = [part[1:] if split else part for part in parts]
-    if item_level:
-        found = _labels_of_folders(paths, inner, inshop)
-    else:
-        found = _labels_of_pattern(paths, inner, item_pattern)
-    category, item, color = (
-        _replaced(guessed, listed[name])
-        for name, guessed in zip(("category", "item", "color"), found, strict=True)
+    found = (
+        _from_folders(inner, inshop) if item_level else _from_pattern(photos, inner, item_pattern)
     )
-    tops = [part[0] for part in parts] if split else None
-    group = np.where(item == "", listed["path"], item)
+    for name, guessed in zip(("category", "item", "color"), found, strict=True):
+        photos[name] = np.where(photos[name] == "", guessed, photos[name])
     if test:
-        partition = np.full(len(paths), "test")
+        photos["partition"] = np.full(len(parts), "test")
     else:
-        partition = _partitions(tops, category, group, listed["partition"], val_share)
-    status = _statuses(paths, item, color, partition, in_gallery)
-    path = np.array([f"{IMG}/{path}" for path in paths])
-    photos = Photos(path, category, item, color, partition, status)
+        tops = [part[0] for part in parts] if split else None
+        photos["partition"] = _partitions(photos, tops, val_share)
+    photos["status"] = _statuses(photos, in_gallery)
+    photos["path"] = np.array([f"{IMG}/{path}" for path in photos["path"]])
     if inshop:
-        photos = _write_inshop_alone(base, folder, photos, with_categories=not item_level)
+        photos = _write_inshop_alone(base, folder, photos)
     else:
         _write_both_parts(base, folder, photos)
     _report(base, folder, photos, inshop, categories)
 
 
-def _read_names(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
+def _read_names(folder: Path) -> tuple[Path, Columns]:
     """The folder of the photos, and the columns of its CSV list, "" where there is none."""
     if folder.suffix.lower() == SUFFIX and folder.is_file():
         return folder.parent, read_picture_list(folder)
@@ -145,61 +117,50 @@ def _is_split(parts: list[list[str]], partitions: np.ndarray) -> bool:
         return False  # the list has a partition for every picture
 
 
-def _replaced(guessed: np.ndarray, listed: np.ndarray) -> np.ndarray:
-    """What a list says, and where it says nothing what was guessed, N str."""
-    return np.where(listed == "", guessed, listed)
-
-
-def _partitions(
-    tops: list[str] | None,
-    category: np.ndarray,
-    group: np.ndarray,
-    listed: np.ndarray,
-    val_share: float,
-) -> np.ndarray:
+def _partitions(photos: Columns, tops: list[str] | None, val_share: float) -> np.ndarray:
     """train, val or test for each picture: what the list says, else its top folder, else a share.
 
-    A partition that is listed for one picture of a group (an item) holds for all of the group.
+    A partition that is listed for one picture of an item holds for all of the item.
     """
+    group = np.where(photos["item"] == "", photos["path"], photos["item"])
     if tops:
         partition = np.array([SPLIT_FOLDERS[top] for top in tops])
     else:
-        chosen = choose_validation_by_category(category, group, val_share)
+        chosen = choose_validation_by_category(photos["category"], group, val_share)
         partition = np.where(chosen, "val", "train")
-    pairs = list(zip(group.tolist(), listed.tolist(), strict=True))
+    pairs = list(zip(group.tolist(), photos["partition"].tolist(), strict=True))
     of_group = {name: value for name, value in pairs if value}
-    known = np.array([value or of_group.get(name, "") for name, value in pairs])
-    return _replaced(partition, known)
+    listed = np.array([value or of_group.get(name, "") for name, value in pairs])
+    return np.where(listed == "", partition, listed)
 
 
-def _labels_of_folders(
-    paths: list[str], inner: list[list[str]], inshop: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Category, item and colour of each picture by --item-level, N str each."""
-    flat = next((p for p, part in zip(paths, inner, strict=True) if len(part) < 3), None)
+def _from_folders(inner: list[list[str]], inshop: bool) -> tuple[list[str], ...]:
+    """Category, item and colour of each picture by --item-level."""
+    flat = next((part for part in inner if len(part) < 3), None)
     if flat:
-        raise UserError(f"--item-level: {shown(flat)} does not lie in CATEGORY/ITEM/")
+        raise UserError(f"--item-level: {shown('/'.join(flat))} does not lie in CATEGORY/ITEM/")
     # The item's whole path: two categories may number their items alike.
     items = ["/".join(part[:-1]) for part in inner]
     category = [part[-3] if inshop else "/".join(part[:-2]) for part in inner]
     files = [part[-1] for part in inner]
     colors = [re.sub(r"\s+", "_", f.split("_")[0]) if "_" in f else "" for f in files]
-    if len(set(zip(items, colors, strict=True))) == len(paths):  # no two share it: no colour
-        colors = [""] * len(paths)
-    return np.array(category), np.array(items), np.array(colors)
+    if len(set(zip(items, colors, strict=True))) == len(items):  # no two share it: no colour
+        colors = [""] * len(items)
+    return category, items, colors
 
 
-def _labels_of_pattern(
-    paths: list[str], inner: list[list[str]], item_pattern: str | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Category, item and colour of each picture, N str each; "" where unknown."""
+def _from_pattern(
+    photos: Columns, inner: list[list[str]], item_pattern: str | None
+) -> tuple[list[str], ...]:
+    """Category, item and colour of each picture by --item-pattern; "" where unknown."""
     category = [part[0] if len(part) > 1 else "all" for part in inner]
     if not item_pattern:
-        return np.array(category), np.full(len(paths), ""), np.full(len(paths), "")
+        return category, [""] * len(inner), [""] * len(inner)
     pattern = _expression("--item-pattern", item_pattern)
     if "item" not in pattern.groupindex:
         raise UserError(f"--item-pattern {item_pattern!r}: has no group (?P<item>...)")
-    groups = [match.groupdict() if (match := pattern.search(p)) else {} for p in paths]
+    paths = photos["path"].tolist()
+    groups = [match.groupdict() if (match := pattern.search(path)) else {} for path in paths]
     unmatched = [path for path, group in zip(paths, groups, strict=True) if not group]
     if unmatched:
         matched = f"{len(paths) - len(unmatched)} of {len(paths)} pictures"
@@ -208,22 +169,16 @@ def _labels_of_pattern(
     if not any(items):
         raise UserError(f"--item-pattern {item_pattern!r}: matches no picture")
     category = [g.get("category") or c for g, c in zip(groups, category, strict=True)]
-    colors = [re.sub(r"\s+", "_", group.get("color") or "") for group in groups]
-    return np.array(category), np.array(items), np.array(colors)
+    return category, items, [re.sub(r"\s+", "_", g.get("color") or "") for g in groups]
 
 
-def _statuses(
-    paths: list[str],
-    item: np.ndarray,
-    color: np.ndarray,
-    partition: np.ndarray,
-    in_gallery: re.Pattern[str] | None,
-) -> np.ndarray:
+def _statuses(photos: Columns, in_gallery: re.Pattern[str] | None) -> np.ndarray:
     """train, query or gallery for each picture that has an item, else ""."""
+    path, item, color = photos["path"], photos["item"], photos["color"]
     status = np.where(item == "", "", "train").astype("<U7")
-    tested = np.flatnonzero((item != "") & (partition != "train"))
+    tested = np.flatnonzero((item != "") & (photos["partition"] != "train"))
     if in_gallery:
-        chosen = np.array([in_gallery.search(paths[row]) is not None for row in tested], bool)
+        chosen = np.array([in_gallery.search(name) is not None for name in path[tested]], bool)
         if chosen.all() or not chosen.any():
             found = "every one" if len(tested) and chosen.all() else "none"
             raise UserError(
@@ -231,9 +186,8 @@ def _statuses(
                 " are not in train; queries and gallery need some each"
             )
     else:
-        groups = list(zip(item[tested], color[tested], strict=True))
-        first = {group: i for i, group in reversed(list(enumerate(groups)))}
-        chosen = np.array([first[group] == i for i, group in enumerate(groups)], bool)
+        _, first = np.unique(np.stack([item, color])[:, tested], axis=1, return_index=True)
+        chosen = np.isin(np.arange(len(tested)), first)
     status[tested] = np.where(chosen, "gallery", "query")
     return status
 
@@ -254,27 +208,24 @@ def _link(base: Path, place: Path, folder: Path, others: tuple[str, ...]) -> Non
     link.symlink_to(target, target_is_directory=True)
 
 
-def _write_inshop_alone(
-    base: Path, folder: Path, photos: Photos, *, with_categories: bool
-) -> Photos:
-    """The in-shop lists alone, and its category lists where no path has them; what is in them."""
-    has_item = photos.item != ""
+def _write_inshop_alone(base: Path, folder: Path, photos: Columns) -> Columns:
+    """The in-shop lists alone, with categories; returns the pictures that are in them."""
+    has_item = photos["item"] != ""
     if not has_item.all():
         print(f"{(~has_item).sum()} pictures without an item are left out")
-    photos = photos.select(has_item)
+    photos = _select(photos, has_item)
     _link(base, base / "in_shop", folder, (*OFFICIAL, ITEM_LIST))
     _remove_old(base / "in_shop")
-    if with_categories:
-        _write_categories(base / "in_shop", photos)
+    _write_categories(base / "in_shop", photos)
     _write_items(base / "in_shop", photos)
     return photos
 
 
-def _write_both_parts(base: Path, folder: Path, photos: Photos) -> None:
+def _write_both_parts(base: Path, folder: Path, photos: Columns) -> None:
     """The attribute lists, and in-shop lists where there are items."""
     inshop = base / "in_shop"
     apart = any((inshop / name).exists() for name in (IMG, "Img"))  # with pictures of its own
-    has_item = photos.item != ""
+    has_item = photos["item"] != ""
     if apart and has_item.any():
         raise UserError(
             f"{inshop}: holds another data set; import items with --in-shop, or set DATASET_BASE to"
@@ -282,12 +233,16 @@ def _write_both_parts(base: Path, folder: Path, photos: Photos) -> None:
         )
     _link(base, base, folder, OFFICIAL if apart else (*OFFICIAL, "in_shop"))
     _write_categories(base / "Anno", photos)
-    rows = zip(photos.path, photos.partition, strict=True)
+    rows = zip(photos["path"], photos["partition"], strict=True)
     write_list(base / "Eval" / ITEM_LIST, ("image_name", "evaluation_status"), rows)
     if not apart:
         _remove_old(inshop)
     if has_item.any():
-        _write_items(inshop, photos.select(has_item))
+        _write_items(inshop, _select(photos, has_item))
+
+
+def _select(photos: Columns, rows: np.ndarray) -> Columns:
+    return {name: column[rows] for name, column in photos.items()}
 
 
 def _remove_old(inshop: Path) -> None:
@@ -296,33 +251,35 @@ def _remove_old(inshop: Path) -> None:
         (inshop / name).unlink(missing_ok=True)
 
 
-def _write_categories(place: Path, photos: Photos) -> None:
-    names, label = np.unique(photos.category, return_inverse=True)
+def _write_categories(place: Path, photos: Columns) -> None:
+    names, label = np.unique(photos["category"], return_inverse=True)
     # Types 1 to 3 (upper, lower, full body) are DeepFashion's; of one's own photos none is known.
     cloth = [(name, 1) for name in names]
     write_list(place / CATEGORY_LISTS[0], ("category_name", "category_type"), cloth)
-    rows = zip(photos.path, label + 1, strict=True)
+    rows = zip(photos["path"], label + 1, strict=True)
     write_list(place / CATEGORY_LISTS[1], ("image_name", "category_label"), rows)
 
 
-def _write_items(inshop: Path, photos: Photos) -> None:
+def _write_items(inshop: Path, photos: Columns) -> None:
     """Items and colours; ids are numbered, since a row is split at blanks."""
-    ids = [f"id_{i + 1:08d}" for i in np.unique(photos.item, return_inverse=True)[1]]
+    ids = [f"id_{i + 1:08d}" for i in np.unique(photos["item"], return_inverse=True)[1]]
     columns = ("image_name", "item_id", "evaluation_status")
-    write_list(inshop / ITEM_LIST, columns, zip(photos.path, ids, photos.status, strict=True))
-    color = np.where(photos.color == "", UNKNOWN_COLOR, photos.color)
-    write_list(inshop / COLOR_LIST, ("image_name", "color"), zip(photos.path, color, strict=True))
-    if "query" not in photos.status:
+    write_list(inshop / ITEM_LIST, columns, zip(photos["path"], ids, photos["status"], strict=True))
+    color = np.where(photos["color"] == "", UNKNOWN_COLOR, photos["color"])
+    write_list(
+        inshop / COLOR_LIST, ("image_name", "color"), zip(photos["path"], color, strict=True)
+    )
+    if "query" not in photos["status"]:
         print("no item outside train has two pictures of a colour: items cannot be evaluated")
 
 
-def _report(base: Path, folder: Path, photos: Photos, inshop: bool, categories: int) -> None:
-    names, column = PARTITIONS, photos.partition
+def _report(base: Path, folder: Path, photos: Columns, inshop: bool, categories: int) -> None:
+    names, column = PARTITIONS, photos["partition"]
     if inshop:
-        names, column = INSHOP_PARTITIONS, photos.status
+        names, column = INSHOP_PARTITIONS, photos["status"]
     parts = ", ".join(f"{(column == name).sum()} {name}" for name in names)
-    kinds = len(set(photos.category.tolist()))
-    items = len(set(photos.item.tolist()) - {""})
+    kinds = len(set(photos["category"].tolist()))
+    items = len(set(photos["item"].tolist()) - {""})
     print(f"{folder}: {len(column)} pictures ({parts}) of {kinds} categories", end="")
     print(f" and {items} items" if items else "")
     there = f" --dataset-base {base}"

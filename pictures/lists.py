@@ -44,20 +44,15 @@ class AnnotationList:
     def numbers(self, column: int, lowest: int = 0, highest: int = 10**9) -> np.ndarray:
         """A column of whole numbers from `lowest` to `highest`, N, int64."""
         cells = self.cells[column]
-        if not all(map(_is_number, cells)):
-            self.refuse(next(row for row, cell in enumerate(cells) if not _is_number(cell)))
+        self._require(np.array([_is_number(cell) for cell in cells], bool))
         values = np.array(cells, np.int64)
-        wrong = np.flatnonzero((values < lowest) | (values > highest))
-        if len(wrong):
-            self.refuse(int(wrong[0]))
+        self._require((values >= lowest) & (values <= highest))
         return values
 
     def names(self, column: int, allowed: Sequence[str]) -> np.ndarray:
         """A column in which each cell is one of the `allowed` names, N, str."""
-        cells = self.cells[column]
-        if not set(cells) <= set(allowed):
-            self.refuse(next(row for row, cell in enumerate(cells) if cell not in allowed))
-        return np.array(cells, "<U7")
+        self._require(np.array([cell in allowed for cell in self.cells[column]], bool))
+        return np.array(self.cells[column], "<U7")
 
     def boxes(self) -> np.ndarray:
         """The last four columns, N x 4, int32."""
@@ -65,9 +60,12 @@ class AnnotationList:
         corners = [self.numbers(column) for column in range(width - 4, width)]
         return np.stack(corners, axis=1).astype(np.int32)
 
-    def refuse(self, row: int) -> NoReturn:
-        """Raise the `UserError` of a malformed row."""
-        _refuse(self.path, row + 3, self.columns, " ".join(column[row] for column in self.cells))
+    def _require(self, sound: np.ndarray) -> None:
+        """Raise the `UserError` of the first row that is False in a mask of N, if there is one."""
+        if not sound.all():
+            row = int(np.argmin(sound))
+            found = " ".join(column[row] for column in self.cells)
+            _refuse(self.path, row + 3, self.columns, found)
 
 
 def read_list(path: Path, columns: Sequence[str]) -> AnnotationList:

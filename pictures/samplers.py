@@ -1,6 +1,7 @@
 """Which pictures make a batch of training: for cross entropy, and for the metric loss."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -95,6 +96,7 @@ def balanced_width(labels: np.ndarray, per_class: int, batch_size: int) -> int:
     return per_class * min(max(batch_size // per_class, 2), classes)
 
 
+@dataclass(eq=False)
 class TrainBatches(Sampler[list[tuple[int, int]]]):
     """The batches of one epoch: pictures for cross entropy, then those for the metric loss.
 
@@ -118,35 +120,28 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
     metric_pictures : number of pictures at the end of each batch that the metric loss gets
     """
 
-    def __init__(
-        self,
-        pictures: Pictures,
-        labelled: int,
-        batch_size: int,
-        metric_size: int,
-        inshop_share: float,
-        per_class: int,
-        seed: int,
-    ) -> None:
+    pictures: InitVar[Pictures]
+    labelled: InitVar[int]
+    batch_size: int
+    metric_size: int
+    inshop_share: float
+    per_class: int
+    seed: int
+    epoch: int = field(default=0, init=False)
+    start: int = field(default=0, init=False)
+
+    def __post_init__(self, pictures: Pictures, labelled: int) -> None:
         self.categories = pictures.categories[:labelled]
         self.item_rows = np.flatnonzero(pictures.items != "")
         self.items = pictures.items[self.item_rows]
-        self.batch_size = batch_size
-        self.metric_size = metric_size
-        self.inshop_share = inshop_share
-        self.per_class = per_class
-        self.seed = seed
-        self.epoch = 0
-        self.start = 0
-        self.metric_pictures = 3 * metric_size
-        if metric_size and per_class:
-            labels = self.items if inshop_share else self.categories
-            self.metric_pictures = balanced_width(labels, per_class, metric_size)
+        self.metric_pictures = 3 * self.metric_size
+        if self.metric_size and self.per_class:
+            labels = self.items if self.inshop_share else self.categories
+            self.metric_pictures = balanced_width(labels, self.per_class, self.metric_size)
 
     def enter(self, epoch: int, start: int = 0) -> None:
         """Set the epoch of the next iteration, and its first step."""
-        self.epoch = epoch
-        self.start = start
+        self.epoch, self.start = epoch, start
 
     def steps(self) -> int:
         """Steps of a whole epoch."""
@@ -176,26 +171,27 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         if not self.metric_size:
             return np.empty((steps, 0), np.int64)
         if not self.per_class:
-            triplets = self._draw(steps * self.metric_size, rng)
+            triplets = self._triplets(steps * self.metric_size, rng)
             return triplets.reshape(steps, self.metric_size, 3).swapaxes(1, 2).reshape(steps, -1)
         if self.inshop_share:
             rows = sample_balanced(self.items, self.per_class, self.metric_size, steps, rng)
             return self.item_rows[rows]
         return sample_balanced(self.categories, self.per_class, self.metric_size, steps, rng)
 
-    def _draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+    def _triplets(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """count x 3 rows: triplets of categories and of items, mixed by the share."""
         of_items = rng.random(count) < self.inshop_share
         triplets = np.empty((count, 3), np.int64)
         if not of_items.all():
-            wanted = int((~of_items).sum())
-            triplets[~of_items] = sample_triplets(self.categories, wanted, rng)
+            triplets[~of_items] = sample_triplets(self.categories, int((~of_items).sum()), rng)
         if of_items.any():
-            drawn = sample_triplets(self.items, int(of_items.sum()), rng)
-            triplets[of_items] = self.item_rows[drawn]
+            triplets[of_items] = self.item_rows[
+                sample_triplets(self.items, int(of_items.sum()), rng)
+            ]
         return triplets
 
 
+@dataclass(eq=False)
 class ShardedBatches(Sampler[list[tuple[int, int]]]):
     """The part of each batch that one of several processes reads.
 
@@ -206,9 +202,8 @@ class ShardedBatches(Sampler[list[tuple[int, int]]]):
         picture for this process, it reads the first one, which is not counted
     """
 
-    def __init__(self, batches: TrainBatches, shard: Callable[[int], slice]) -> None:
-        self.batches = batches
-        self.shard = shard
+    batches: TrainBatches
+    shard: Callable[[int], slice]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -12,13 +12,7 @@ import numpy as np
 
 from pictures.collection import read_labelled
 from pictures.deepfashion import attribute_list, inshop_list, read_inshop
-from pictures.table import (
-    Pictures,
-    align,
-    choose_validation,
-    choose_validation_by_category,
-    merge,
-)
+from pictures.table import Pictures, align, choose_validation, choose_validation_by_category, merge
 from utils import UserError
 
 
@@ -68,8 +62,9 @@ def read_splits(base: Path, categories: int, inshop: bool, val_share: float) -> 
     """
     labelled = read_labelled(base, categories, val_share)
     inshop_alone = attribute_list(base) is None and inshop_list(base) is not None
-    if not inshop_alone:
-        labelled = _without_tested(base, labelled)
+    if not inshop_alone and inshop_list(base) is not None:
+        tested = read_inshop(base).in_partition("query", "gallery")
+        labelled = labelled.select(np.flatnonzero(align(labelled.paths, tested.paths) < 0))
     train = labelled.in_partition("train")
     items = read_inshop(base).in_partition("train") if inshop else train.select(np.arange(0))
     item_chosen = choose_validation(items.items, val_share)
@@ -90,11 +85,3 @@ def read_splits(base: Path, categories: int, inshop: bool, val_share: float) -> 
             raise UserError(f"{base}: no picture in its {name} part; see `python data.py check`")
     pictures = merge(train, items.select(~item_chosen)) if inshop else train
     return Splits(pictures, len(train), validation, items.select(item_chosen))
-
-
-def _without_tested(base: Path, labelled: Pictures) -> Pictures:
-    """The pictures that are neither query nor gallery of the in-shop list, if there is one."""
-    if inshop_list(base) is None:
-        return labelled
-    tested = read_inshop(base).in_partition("query", "gallery")
-    return labelled.select(np.flatnonzero(align(labelled.paths, tested.paths) < 0))

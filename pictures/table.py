@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,10 @@ class Pictures:
     def select(self, rows: np.ndarray) -> "Pictures":
         """The rows of a mask or an index array, in its order."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, column in columns.items():
-            if isinstance(column, np.ndarray):
-                columns[name] = column[rows]
-        columns["paths"] = [self.paths[row] for row in rows.tolist()]
-        return Pictures(**columns)
+        arrays: dict[str, Any] = {
+            n: c[rows] for n, c in vars(self).items() if isinstance(c, np.ndarray)
+        }
+        return replace(self, paths=[self.paths[row] for row in rows.tolist()], **arrays)
 
     def in_partition(self, *names: str) -> "Pictures":
         """The pictures of the named partitions."""

@@ -151,14 +151,10 @@ class Trainer:
                 at.step += 1
                 at.total_steps += 1
                 bar.update()
-                if at.step == 1:
-                    self._show_pictures(images)
                 if at.total_steps % log_interval == 0:
                     self._log(bar, losses)
                 if at.total_steps % test_interval == 0:
-                    predictions = self._predict(self.quick_loader)
-                    result = self._report(predictions, f"{title}, step {at.step}")
-                    self._unfreeze_when_stable(result)
+                    self._validate_quickly(f"{title}, step {at.step}")
                 # A run too short for the heads to settle is to train the backbone, too.
                 if self.freeze == "auto" and at.total_steps >= max(self.epochs * steps // 2, 1):
                     self._unfreeze("half of the steps are done")
@@ -221,7 +217,6 @@ class Trainer:
         return predict(self.net, self.palette, loader, self.device, self.amp)
 
     def _save(self, finished: bool = False) -> None:
-        """Write the resume point."""
         if self.distributed.is_main:
             self.resume_point.save(self.progress, finished)
         self.distributed.barrier()
@@ -239,9 +234,8 @@ class Trainer:
     def _log(self, bar: tqdm, losses: dict[str, Tensor]) -> None:
         values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
         self._require_finite(values["loss"])
-        rate = self.updater.optimizer.param_groups[0]["lr"]
         self._plot({f"train/{name}": value for name, value in values.items()})
-        self._plot({"learning rate": rate})
+        self._plot({"learning rate": self.updater.optimizer.param_groups[0]["lr"]})
         shown = {name: f"{value:.3f}" for name, value in values.items()}
         bar.set_postfix({**shown, "backbone": "frozen"} if self.progress.frozen else shown)
 
@@ -260,7 +254,8 @@ class Trainer:
         self._require_finite(loss)
         return loss, accuracy
 
-    def _unfreeze_when_stable(self, result: tuple[float, float]) -> None:
+    def _validate_quickly(self, title: str) -> None:
+        result = self._report(self._predict(self.quick_loader), title)
         if self.freeze == "auto" and self.progress.frozen:
             self.progress.history.append(result)
             if is_stable(self.progress.history):
@@ -296,20 +291,6 @@ class Trainer:
             save_checkpoint(path, self.net, self.resume_point.architecture, **facts)
             if better:
                 mark_best(path)
-
-    def _show_pictures(self, images: Tensor, max_count: int = 12) -> None:
-        """A few pictures of the metric loss: a row is a triplet, or pictures of one label."""
-        metric = images[len(images) - self.batches.metric_pictures :]
-        if not self.writer or not len(metric):
-            return
-        from torchvision.utils import make_grid
-
-        per_row = self.batches.per_class or 3
-        if not self.batches.per_class:  # anchors, positives, negatives -> a triplet a row
-            metric = metric.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1)
-        pixels = metric[: max_count // per_row * per_row].permute(0, 3, 1, 2)
-        grid = make_grid(pixels, nrow=per_row)
-        self.writer.add_image("metric loss", grid, self.progress.total_steps)
 
 
 def synchronise_norms(net: EmbeddingNet, device: torch.device) -> EmbeddingNet:

@@ -6,30 +6,11 @@ from torch import Tensor, nn
 MARGIN = 0.2  # of batch-hard triplets, between embeddings of length 1
 
 
-def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor, cosine: bool) -> Tensor:
-    """Triplet margin loss with margin 1.
-
-    Parameters
-    ----------
-    anchor, positive, negative : N x D
-    cosine : the distance is 1 - cosine similarity instead of the Euclidean one
-
-    Returns
-    -------
-    Scalar: the mean of max(0, 1 + d(anchor, positive) - d(anchor, negative)).
-    """
-    if not cosine:
-        return F.triplet_margin_loss(anchor, positive, negative)
-    return F.triplet_margin_with_distance_loss(
-        anchor,
-        positive,
-        negative,
-        distance_function=lambda x, y: 1 - F.cosine_similarity(x, y),
-    )
-
-
 class SampledTriplets(nn.Module):
-    """`triplet_loss` of a batch that holds anchors, then positives, then negatives."""
+    """Triplet loss, margin 1, of a batch that holds anchors, then positives, then negatives.
+
+    The distance is Euclidean, or with `cosine` 1 - cosine similarity.
+    """
 
     def __init__(self, cosine: bool) -> None:
         super().__init__()
@@ -38,16 +19,14 @@ class SampledTriplets(nn.Module):
     def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
         """3T x D -> scalar; the order stands for the labels, which are not used."""
         anchor, positive, negative = embedding.chunk(3)
-        return triplet_loss(anchor, positive, negative, self.cosine)
+        distance = (lambda x, y: 1 - F.cosine_similarity(x, y)) if self.cosine else None
+        return F.triplet_margin_with_distance_loss(
+            anchor, positive, negative, distance_function=distance
+        )
 
 
 class LabelledLoss(nn.Module):
-    """A loss of pytorch-metric-learning on the rows whose label is known.
-
-    Parameters
-    ----------
-    loss, miner : of that library
-    """
+    """A loss (and a miner) of pytorch-metric-learning on the rows whose label is known."""
 
     def __init__(self, loss: nn.Module, miner: nn.Module | None = None) -> None:
         super().__init__()
@@ -138,9 +117,5 @@ class TrainingLoss(nn.Module):
             metric = self.metric(embedding[used], labels[used])
             loss = loss + self.weight * metric
         accuracy = (logits.argmax(1) == targets).float().mean()
-        return {
-            "loss": loss,
-            "cross entropy": cross_entropy,
-            "metric": metric,
-            "accuracy": accuracy,
-        }
+        parts = {"cross entropy": cross_entropy, "metric": metric, "accuracy": accuracy}
+        return {"loss": loss, **parts}

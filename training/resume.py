@@ -107,21 +107,18 @@ class ResumePoint:
                     " set it as it was, or move the file away to start another run"
                 )
         try:
-            self._restore(content)
+            self.net.load_state_dict(content["state_dict"])
+            self.metric.load_state_dict(content["metric"])
+            self.updater.optimizer.load_state_dict(content["optimizer"])
+            self.updater.scaler.load_state_dict(content["scaler"])
+            torch.set_rng_state(content["rng"])
+            if content["cuda_rng"]:  # of one card; earlier versions wrote those of all cards
+                torch.cuda.set_rng_state(content["cuda_rng"][0], self.device)
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:  # of many types, where something else is loaded
             raise self._damaged(error) from None
         return content["progress"]
-
-    def _restore(self, content: dict[str, Any]) -> None:
-        self.net.load_state_dict(content["state_dict"])
-        self.metric.load_state_dict(content["metric"])
-        self.updater.optimizer.load_state_dict(content["optimizer"])
-        self.updater.scaler.load_state_dict(content["scaler"])
-        torch.set_rng_state(content["rng"])
-        if content["cuda_rng"]:  # of one card; earlier versions wrote those of all cards
-            torch.cuda.set_rng_state(content["cuda_rng"][0], self.device)
 
     def _read(self) -> dict[str, Any]:
         content = read_checkpoint(self.path)

@@ -62,19 +62,15 @@ def loss_and_accuracy(own: Predictions, distributed: Distributed) -> tuple[float
 def retrieval_score(
     own: Predictions, total: int, palette_weight: float, by_item: bool, distributed: Distributed
 ) -> tuple[float, int]:
-    """How well pictures find the others of their category or item; each one is the query once.
+    """`evaluation.metrics.validation_score` of a network; each picture is the query once.
 
     Parameters
     ----------
     own : of this process's pictures, the scored ones first
     total : number of scored pictures of all processes
     palette_weight : of the palette's distance, which is added to the embedding's
-    by_item : see `evaluation.metrics.validation_score`
+    by_item : pictures are to find those of their item, else of their category
     distributed : the processes
-
-    Returns
-    -------
-    See `evaluation.metrics.validation_score`.
     """
     parts = own.embedding, own.palette, own.items if by_item else own.categories
     embedding, palette, labels = (distributed.all_gather(part, total)[:total] for part in parts)
@@ -86,11 +82,7 @@ def retrieval_score(
 def leave_one_out(distances: Tensor, labels: Tensor, by_item: bool) -> tuple[float, int]:
     """`evaluation.metrics.validation_score` where every picture is a query among all others.
 
-    Parameters
-    ----------
-    distances : N x N; the diagonal is changed
-    labels : N; a picture is no query where its label is -1, or where no other one has it
-    by_item : see there
+    `distances` is N x N, its diagonal is changed; of N `labels`, -1 is unknown: no query.
     """
     order = distances.fill_diagonal_(torch.inf).argsort(dim=1, stable=True)[:, :-1]
     hits = (labels[order] == labels[:, None]) & (labels[:, None] >= 0)

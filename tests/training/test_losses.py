@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from training.losses import TrainingLoss, build_metric_loss, triplet_loss
+from training.losses import SampledTriplets, TrainingLoss, build_metric_loss
 
 
 def test_triplet_loss_by_hand() -> None:
@@ -15,13 +16,12 @@ def test_triplet_loss_by_hand() -> None:
     negative = torch.tensor([[0.0, 4.5], [-1.0, 0.0]])
     # Distances 5 and 4.5, then sqrt(2) and 2: hinges 1.5 and 1 + sqrt(2) - 2.
     expected = (1.5 + math.sqrt(2) - 1) / 2
-    assert triplet_loss(anchor, positive, negative, cosine=False).item() == pytest.approx(
-        expected, abs=1e-5
-    )
+    rows, labels = torch.cat([anchor, positive, negative]), torch.zeros(6)
+    assert SampledTriplets(False)(rows, labels).item() == pytest.approx(expected, abs=1e-5)
     # Cosine distances of the second triplet: 1 and 2, so its hinge is 0.
-    loss = triplet_loss(anchor[1:], positive[1:], negative[1:], cosine=True)
+    loss = SampledTriplets(True)(torch.stack([anchor[1], positive[1], negative[1]]), labels[:3])
     assert loss.item() == pytest.approx(0, abs=1e-6)
-    loss = triplet_loss(anchor[1:], negative[1:], positive[1:], cosine=True)
+    loss = SampledTriplets(True)(torch.stack([anchor[1], negative[1], positive[1]]), labels[:3])
     assert loss.item() == pytest.approx(2, abs=1e-6)
 
 
@@ -90,7 +90,7 @@ def test_triplets_of_a_balanced_batch_are_all_that_break_the_margin(rng, cosine:
 def test_sampled_triplets_are_anchors_positives_negatives() -> None:
     loss = build_metric_loss("triplet", 0, False, classes=4, dim=3)
     rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    expected = triplet_loss(rows[:2], rows[2:4], rows[4:], cosine=False)
+    expected = F.triplet_margin_loss(rows[:2], rows[2:4], rows[4:])
     assert loss(rows, torch.zeros(6)).item() == expected.item()
 
 
@@ -105,7 +105,7 @@ def test_the_loss_is_cross_entropy_plus_the_weighted_metric_loss(by_item: bool) 
     log = logits.log_softmax(1)
     right = log[range(4), categories[:4]]
     smoothed = -(0.9 * right + 0.1 * log[:4].mean(1)).mean()
-    triplet = triplet_loss(embedding[4:5], embedding[5:6], embedding[6:], cosine=False)
+    triplet = F.triplet_margin_loss(embedding[4:5], embedding[5:6], embedding[6:])
     torch.testing.assert_close(found["cross entropy"], smoothed)
     torch.testing.assert_close(found["metric"], triplet)
     torch.testing.assert_close(found["loss"], smoothed + 0.5 * triplet)
