@@ -16,6 +16,7 @@ whose categories come from another folder:
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,21 +42,15 @@ DETAIL = 3  # pictures are decoded at this many times the size that they are sca
 
 def train_transform(img_size: int, crop_size: int) -> Transform:
     """Random crop and flip, colours untouched: RGB picture -> crop_size x crop_size x 3, uint8."""
-    return transforms.Compose(
-        [
-            transforms.Resize(img_size),
-            transforms.RandomResizedCrop(crop_size, scale=(0.4, 1.0)),
-            transforms.RandomHorizontalFlip(),
-            _pixels,
-        ]
-    )
+    crop = transforms.RandomResizedCrop(crop_size, scale=(0.4, 1.0))
+    flip = transforms.RandomHorizontalFlip()
+    return transforms.Compose([transforms.Resize(img_size), crop, flip, _pixels])
 
 
 def eval_transform(img_size: int, crop_size: int) -> Transform:
     """Short side to img_size px, then the middle: RGB -> crop_size x crop_size x 3, uint8."""
-    return transforms.Compose(
-        [transforms.Resize(img_size), transforms.CenterCrop(crop_size), _pixels]
-    )
+    resize, crop = transforms.Resize(img_size), transforms.CenterCrop(crop_size)
+    return transforms.Compose([resize, crop, _pixels])
 
 
 def _pixels(picture: Image.Image) -> Tensor:
@@ -63,6 +58,7 @@ def _pixels(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture))
 
 
+@dataclass(eq=False)
 class PictureDataset(Dataset[tuple[Tensor, int, int]]):
     """The pictures of a table as tensors, each with its category and its item.
 
@@ -75,15 +71,14 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
     min_side : px of the short side below which `transform` would lose detail, see `read_picture`
     """
 
-    def __init__(
-        self, base: Path, pictures: Pictures, transform: Transform, crop: bool, min_side: int = 0
-    ) -> None:
-        self.base = base
-        self.pictures = pictures
-        self.transform = transform
-        self.crop = crop
-        self.min_side = min_side
-        self.items = numbered(pictures.items)
+    base: Path
+    pictures: Pictures
+    transform: Transform
+    crop: bool
+    min_side: int = 0
+
+    def __post_init__(self) -> None:
+        self.items = numbered(self.pictures.items)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -155,40 +150,29 @@ def make_loader(
     )
 
 
+SWITCHES = {
+    "--item-level": "item folders lie in category folders; a picture's colour is its file name up"
+    " to the first _",
+    "--in-shop": "write DATASET_BASE/in_shop alone, beside a data set with categories; needs items."
+    " With --item-level the category is then the one folder above the item's",
+    "--test": "all pictures are test, to evaluate a model of another data set on them",
+}
+EXPRESSIONS = {
+    "--item-pattern": "regular expression searched in each path below FOLDER; its group (?P<item>)"
+    " is the item, (?P<color>) and (?P<category>), if there, the colour and the category (else the"
+    " top folder)",
+    "--gallery": "of the pictures not in train, those whose path below FOLDER matches are gallery,"
+    " the others queries (default: the first picture of each item and colour is gallery)",
+}
+
+
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("command", choices=("check", "import"), help="what to do, see above")
     parser.add_argument("folder", nargs="?", type=Path, help="import: the photos")
-    parser.add_argument(
-        "--item-level",
-        action="store_true",
-        help="import: item folders lie in category folders; a picture's colour is its file name up"
-        " to the first _",
-    )
-    parser.add_argument(
-        "--item-pattern",
-        metavar="REGEX",
-        help="import: regular expression searched in each path below FOLDER; its group (?P<item>)"
-        " is the item, (?P<color>) and (?P<category>), if there, the colour and the category"
-        " (else the top folder)",
-    )
-    parser.add_argument(
-        "--in-shop",
-        action="store_true",
-        help="import: write DATASET_BASE/in_shop alone, beside a data set with categories; needs"
-        " items. With --item-level the category is then the one folder above the item's",
-    )
-    parser.add_argument(
-        "--gallery",
-        metavar="REGEX",
-        help="import: of the pictures not in train, those whose path below FOLDER matches are"
-        " gallery, the others queries (default: the first picture of each item and colour is"
-        " gallery)",
-    )
-    parser.add_argument(
-        "--test",
-        action="store_true",
-        help="import: all pictures are test, to evaluate a model of another data set on them",
-    )
+    for name, text in SWITCHES.items():
+        parser.add_argument(name, action="store_true", help=f"import: {text}")
+    for name, text in EXPRESSIONS.items():
+        parser.add_argument(name, metavar="REGEX", help=f"import: {text}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -188,13 +188,9 @@ def build_trainer(
 def build_loss(config: Config, splits: Splits, by_item: bool, dim: int) -> TrainingLoss:
     """What is minimised; `dim` is the length of the embedding."""
     items = set(splits.train.items.tolist()) - {""}
-    metric = build_metric_loss(
-        config.METRIC_LOSS,
-        config.PER_CLASS,
-        config.ENABLE_TRIPLET_WITH_COSINE,
-        len(items if by_item else splits.validation.category_names),
-        dim,
-    )
+    classes = len(items if by_item else splits.validation.category_names)
+    kind, cosine = config.METRIC_LOSS, config.ENABLE_TRIPLET_WITH_COSINE
+    metric = build_metric_loss(kind, config.PER_CLASS, cosine, classes, dim)
     return TrainingLoss(metric, config.TRIPLET_WEIGHT, by_item, config.LABEL_SMOOTHING)
 
 

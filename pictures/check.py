@@ -1,7 +1,7 @@
 """A report on a data set: what would stop training or distort figures, before either is started."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,8 +59,7 @@ def check_data_set(
     used: set[str] = set()
     try:
         splits = read_splits(base, categories, inshop, val_share)
-        for table in (splits.train, splits.validation, splits.validation_items):
-            used.update(table.paths)
+        used.update(splits.train.paths, splits.validation.paths, splits.validation_items.paths)
         sizes = (splits.labelled, DRAWN if metric else 0, inshop_share if inshop else 0.0)
         list(TrainBatches(splits.train, splits.labelled, *sizes, per_class, seed=0))
     except UserError as error:  # names the folder and this command, too
@@ -102,18 +101,15 @@ def _print_tables(base: Path, categories: int, val_share: float, inshop: bool) -
     return [labelled, rest] if len(rest) else [labelled]
 
 
-def _print_table(pictures: Pictures, partitions: Iterable[str]) -> None:
+def _print_table(pictures: Pictures, partitions: Sequence[str]) -> None:
     """Pictures per category and partition."""
-    partitions = list(partitions)
-    names = [shown(name) for name in pictures.category_names]
-    width = max([len(name) for name in names] + [8])
-    cells = Counter(zip(pictures.categories.tolist(), pictures.partitions.tolist(), strict=True))
-    print(" " * width + "".join(f"{name:>10}" for name in partitions))
+    names = [*map(shown, pictures.category_names), "total"]
+    width = max(8, *map(len, names))
+    print(" " * width + "".join(f"{partition:>10}" for partition in partitions))
     for i, name in enumerate(names):
-        row = "".join(f"{cells[i, partition]:>10,}" for partition in partitions)
-        print(f"{name:<{width}}{row}")
-    total = "".join(f"{(pictures.partitions == name).sum():>10,}" for name in partitions)
-    print(f"{'total':<{width}}{total}")
+        chosen = pictures.categories == i if i < len(names) - 1 else slice(None)
+        count = Counter(pictures.partitions[chosen].tolist())
+        print(f"{name:<{width}}" + "".join(f"{count[p]:>10,}" for p in partitions))
 
 
 def _print_items(pictures: Pictures) -> None:

@@ -26,18 +26,16 @@ ANNO_FOLDERS = ("Anno", "Anno_coarse", "Anno_fine")
 COLOR_LIST = "list_color_inshop.txt"
 UNKNOWN_COLOR = "-"  # in it, where a cell cannot be empty
 BOX_COLUMNS = ("image_name", "x_1", "y_1", "x_2", "y_2")
-CLOTHES_TYPES = 3  # upper, lower, full body
 
 
 def attribute_list(base: Path) -> Path | None:
     """The attribute benchmark's picture list below `base`, None where there is none."""
-    return _first_existing(base / folder / "list_category_img.txt" for folder in ANNO_FOLDERS)
+    return _first_existing(base, ANNO_FOLDERS, "list_category_img.txt")
 
 
 def inshop_list(base: Path) -> Path | None:
     """The in-shop benchmark's partition list below `base`, None where there is none."""
-    names = ("list_eval_partition.txt", "Eval/list_eval_partition.txt")
-    return _first_existing(base / "in_shop" / name for name in names)
+    return _first_existing(base / "in_shop", ("", "Eval"), "list_eval_partition.txt")
 
 
 def has_color_names(base: Path) -> bool:
@@ -45,8 +43,8 @@ def has_color_names(base: Path) -> bool:
     return (base / "in_shop" / COLOR_LIST).is_file()
 
 
-def _first_existing(candidates: Iterable[Path]) -> Path | None:
-    return next((path for path in candidates if path.exists()), None)
+def _first_existing(base: Path, folders: Iterable[str], name: str) -> Path | None:
+    return next((p for folder in folders if (p := base / folder / name).exists()), None)
 
 
 def read_attribute(base: Path, categories: int) -> Pictures:
@@ -67,9 +65,8 @@ def read_attribute(base: Path, categories: int) -> Pictures:
     names, paths, labels = _read_labels(list_path.parent)
 
     partition_path = base / "Eval" / "list_eval_partition.txt"
-    listed = read_list(
-        partition_path, ("image_name", f"evaluation_status ({', '.join(PARTITIONS)})")
-    )
+    statuses = f"evaluation_status ({', '.join(PARTITIONS)})"
+    listed = read_list(partition_path, ("image_name", statuses))
     row_of = align(paths, listed.paths())
     if (row_of < 0).any():
         missing = paths[int(np.argmin(row_of))]
@@ -77,10 +74,8 @@ def read_attribute(base: Path, categories: int) -> Pictures:
     partitions = listed.names(1, PARTITIONS)[row_of]
 
     unpacked = (base / "Img" / "img").exists() and not (base / "img").exists()
-    prefix = "Img/" if unpacked else ""
-    pictures = Pictures.without_items(
-        [prefix + path for path in paths], labels, names[:categories], partitions
-    )
+    below = [f"Img/{path}" for path in paths] if unpacked else paths
+    pictures = Pictures.without_items(below, labels, names[:categories], partitions)
     box_path = list_path.parent / "list_bbox.txt"
     if box_path.exists():
         listed = read_list(box_path, BOX_COLUMNS)
@@ -112,24 +107,18 @@ def read_inshop(base: Path) -> Pictures:
     names, categories = number_categories(list_path, _inshop_categories(inshop, paths))
     places = ("in_shop/", "in_shop/Img/", "Img/")
     prefix = next((place for place in places if (base / place / "img").exists()), "")
+    partitions = listed.names(2, INSHOP_PARTITIONS)
     pictures = replace(
-        Pictures.without_items(
-            [prefix + path for path in paths],
-            categories,
-            names,
-            listed.names(2, INSHOP_PARTITIONS),
-        ),
+        Pictures.without_items([prefix + path for path in paths], categories, names, partitions),
         items=np.array(listed.cells[1], str),
         colors=np.array(_inshop_colors(inshop, paths), str),
     )
-    box_path = _first_existing(
-        (inshop / "list_bbox_inshop.txt", inshop / "Anno" / "list_bbox_inshop.txt")
-    )
+    box_path = _first_existing(inshop, ("", "Anno"), "list_bbox_inshop.txt")
     if box_path is None:
         return pictures
-    kind = f"clothes_type (1 to {CLOTHES_TYPES})"
-    listed = read_list(box_path, ("image_name", kind, "pose_type", *BOX_COLUMNS[1:]))
-    types = listed.numbers(1, 1, CLOTHES_TYPES).astype(np.int8)
+    columns = ("image_name", "clothes_type (1 to 3)", "pose_type", *BOX_COLUMNS[1:])
+    listed = read_list(box_path, columns)
+    types = listed.numbers(1, 1, 3).astype(np.int8)  # upper, lower, full body
     return replace(
         pictures,
         boxes=_of_paths(paths, listed, listed.boxes()),
@@ -194,7 +183,7 @@ def find_box(base: Path, path: str) -> tuple[int, int, int, int] | None:
     ------
     UserError : the list cannot be read
     """
-    box_path = _first_existing(base / folder / "list_bbox.txt" for folder in ANNO_FOLDERS)
+    box_path = _first_existing(base, ANNO_FOLDERS, "list_bbox.txt")
     if box_path is None:
         return None
     name = re.escape(path.removeprefix("Img/").encode(errors="surrogateescape"))

@@ -39,8 +39,8 @@ def import_folder(
 
     `base`/img, or `base`/in_shop/img, becomes a link to the folder. A split into train/, val/ or
     validation/, and test/ is kept; else `val_share` of each category's items (pictures, where there
-    are no items) become val. Of each item that is not in train, the first picture (of each colour,
-    where colours are known) is gallery, the others are queries.
+    are no items) become val. Of each item outside train, the first picture (of a known colour) is
+    gallery, the others are queries.
 
     Parameters
     ----------
@@ -61,24 +61,24 @@ def import_folder(
     for option, given in (("--in-shop", inshop), ("--gallery", gallery is not None)):
         if given and not with_items:
             raise UserError(f"{option} is about items: add --item-level or --item-pattern REGEX")
-    in_gallery = None if gallery is None else _expression("--gallery", gallery)
-    parts = [path.split("/") for path in photos["path"].tolist()]
+    paths = photos["path"].tolist()
+    parts = [path.split("/") for path in paths]
     split = _is_split(parts, photos["partition"])
     inner = [part[1:] if split else part for part in parts]
-    found = (
-        _from_folders(inner, inshop) if item_level else _from_pattern(photos, inner, item_pattern)
-    )
+    if item_level:
+        found = _from_folders(inner, inshop)
+    else:
+        found = _from_pattern(paths, inner, item_pattern)
     for name, guessed in zip(("category", "item", "color"), found, strict=True):
         photos[name] = np.where(photos[name] == "", guessed, photos[name])
     if test:
         photos["partition"] = np.full(len(parts), "test")
-    else:
-        tops = [part[0] for part in parts] if split else None
-        photos["partition"] = _partitions(photos, tops, val_share)
-    photos["status"] = _statuses(photos, in_gallery)
-    photos["path"] = np.array([f"{IMG}/{path}" for path in photos["path"]])
+    tops = [part[0] for part in parts] if split else None
+    photos["partition"] = _partitions(photos, tops, val_share)
+    photos["status"] = _statuses(photos, gallery)
+    photos["path"] = np.array([f"{IMG}/{path}" for path in paths])
     if inshop:
-        photos = _write_inshop_alone(base, folder, photos)
+        photos = _write_inshop_alone(base, folder, photos, not item_level)
     else:
         _write_both_parts(base, folder, photos)
     _report(base, folder, photos, inshop, categories)
@@ -150,7 +150,7 @@ def _from_folders(inner: list[list[str]], inshop: bool) -> tuple[list[str], ...]
 
 
 def _from_pattern(
-    photos: Columns, inner: list[list[str]], item_pattern: str | None
+    paths: list[str], inner: list[list[str]], item_pattern: str | None
 ) -> tuple[list[str], ...]:
     """Category, item and colour of each picture by --item-pattern; "" where unknown."""
     category = [part[0] if len(part) > 1 else "all" for part in inner]
@@ -159,7 +159,6 @@ def _from_pattern(
     pattern = _expression("--item-pattern", item_pattern)
     if "item" not in pattern.groupindex:
         raise UserError(f"--item-pattern {item_pattern!r}: has no group (?P<item>...)")
-    paths = photos["path"].tolist()
     groups = [match.groupdict() if (match := pattern.search(path)) else {} for path in paths]
     unmatched = [path for path, group in zip(paths, groups, strict=True) if not group]
     if unmatched:
@@ -172,22 +171,24 @@ def _from_pattern(
     return category, items, [re.sub(r"\s+", "_", g.get("color") or "") for g in groups]
 
 
-def _statuses(photos: Columns, in_gallery: re.Pattern[str] | None) -> np.ndarray:
+def _statuses(photos: Columns, gallery: str | None) -> np.ndarray:
     """train, query or gallery for each picture that has an item, else ""."""
     path, item, color = photos["path"], photos["item"], photos["color"]
     status = np.where(item == "", "", "train").astype("<U7")
     tested = np.flatnonzero((item != "") & (photos["partition"] != "train"))
-    if in_gallery:
-        chosen = np.array([in_gallery.search(name) is not None for name in path[tested]], bool)
+    if gallery is not None:
+        pattern = _expression("--gallery", gallery)
+        chosen = np.array([pattern.search(name) is not None for name in path[tested]], bool)
         if chosen.all() or not chosen.any():
             found = "every one" if len(tested) and chosen.all() else "none"
             raise UserError(
-                f"--gallery {in_gallery.pattern!r}: matches {found} of {len(tested)} pictures that"
+                f"--gallery {gallery!r}: matches {found} of {len(tested)} pictures that"
                 " are not in train; queries and gallery need some each"
             )
     else:
-        _, first = np.unique(np.stack([item, color])[:, tested], axis=1, return_index=True)
-        chosen = np.isin(np.arange(len(tested)), first)
+        groups = list(zip(item[tested], color[tested], strict=True))
+        first = {group: i for i, group in reversed(list(enumerate(groups)))}
+        chosen = np.array([first[group] == i for i, group in enumerate(groups)], bool)
     status[tested] = np.where(chosen, "gallery", "query")
     return status
 
@@ -208,15 +209,18 @@ def _link(base: Path, place: Path, folder: Path, others: tuple[str, ...]) -> Non
     link.symlink_to(target, target_is_directory=True)
 
 
-def _write_inshop_alone(base: Path, folder: Path, photos: Columns) -> Columns:
-    """The in-shop lists alone, with categories; returns the pictures that are in them."""
+def _write_inshop_alone(
+    base: Path, folder: Path, photos: Columns, with_categories: bool
+) -> Columns:
+    """The in-shop lists alone, and its category lists where no path has them; what is in them."""
     has_item = photos["item"] != ""
     if not has_item.all():
         print(f"{(~has_item).sum()} pictures without an item are left out")
     photos = _select(photos, has_item)
     _link(base, base / "in_shop", folder, (*OFFICIAL, ITEM_LIST))
     _remove_old(base / "in_shop")
-    _write_categories(base / "in_shop", photos)
+    if with_categories:
+        _write_categories(base / "in_shop", photos)
     _write_items(base / "in_shop", photos)
     return photos
 

@@ -197,17 +197,11 @@ class Trainer:
         """
         at, gather = self.progress, self.distributed.all_gather
         x = self.net.normalize(images.to(self.device, non_blocking=True))
-        categories = categories.to(self.device, non_blocking=True)
-        items = items.to(self.device, non_blocking=True)
+        labels = [part.to(self.device, non_blocking=True) for part in (categories, items)]
         with autocast(self.device, self.amp):
             logits, embedding, _ = self.wrapped(x)
-        losses = self.loss(
-            gather(logits, total),
-            gather(embedding, total),
-            gather(categories, total),
-            gather(items, total),
-            total - self.batches.metric_pictures,
-        )
+        parts = [gather(part, total) for part in (logits, embedding, *labels)]
+        losses = self.loss(*parts, total - self.batches.metric_pictures)
         warm = at.total_steps - at.unfrozen
         factor = rate_factor(at.total_steps, warm, self.batches.steps(), self.epochs)
         self.updater.step(losses["loss"], factor)
