@@ -39,7 +39,7 @@ def import_folder(
 
     `base`/img, or `base`/in_shop/img, becomes a link to the folder. A split into train/, val/ or
     validation/, and test/ is kept; else `val_share` of each category's items (pictures, where there
-    are no items) become val. Of each item outside train, the first picture (of a known colour) is
+    are no items) become val. Of each item outside train, the first picture (of each colour) is
     gallery, the others are queries.
 
     Parameters
