@@ -36,10 +36,10 @@ def _cores() -> int:
 def _setting(group: str, meaning: str, default: Any, **limits: Any) -> Any:
     if isinstance(default, float):
         limits.setdefault("allow_inf_nan", False)
-    return Field(default, description=meaning, json_schema_extra={"group": group}, **limits)
+    return Field(default, title=group, description=meaning, **limits)
 
 
-GROUPS = (
+GROUPS = (  # a setting's `title` is its group
     "data set", "network", "training", "feature database", "ranking", "milvus", "machine", "server",
 )  # fmt: skip
 _data, _network, _training, _database, _ranking, _milvus, _machine, _server = (
@@ -305,12 +305,6 @@ class Config(BaseSettings):
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
             raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
         return value
-
-
-def group_of(name: str) -> str:
-    """The group of `GROUPS` that a setting belongs to."""
-    extra = Config.model_fields[name].json_schema_extra
-    return str(extra["group"]) if isinstance(extra, dict) else ""
 
 
 def flag_of(name: str) -> str:

@@ -33,7 +33,6 @@ from config import (
     Config,
     default_text,
     flag_of,
-    group_of,
 )
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -124,8 +123,10 @@ def _add_settings(parser: argparse.ArgumentParser, uses: Sequence[str]) -> None:
     """A flag for each setting that is used, by groups."""
     for group in GROUPS:
         section = parser.add_argument_group(f"settings: {group}")
-        for name in (name for name in uses if group_of(name) == group):
+        for name in uses:
             field = Config.model_fields[name]
+            if field.title != group:
+                continue
             switch: dict[str, Any] = {"nargs": "?", "const": "true"}
             section.add_argument(
                 flag_of(name),

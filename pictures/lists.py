@@ -81,7 +81,14 @@ def read_list(path: Path, columns: Sequence[str]) -> AnnotationList:
     UserError : the file cannot be read, line 1 is no number or not the number of rows, or a row has
         too few columns; it names file, line and what was expected
     """
-    lines = read_text(path).rstrip().split("\n")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not UTF-8 text: {error.reason}") from None
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip().split("\n")
     count = lines[0].strip()
     if not _is_number(count):
         raise UserError(f"{path}:1: expected the number of rows, found {count[:60]!r}")
@@ -99,18 +106,6 @@ def read_list(path: Path, columns: Sequence[str]) -> AnnotationList:
     if int(count) != len(cells[0]):
         raise UserError(f"{path}:1: announces {int(count)} rows, but {len(cells[0])} rows follow")
     return AnnotationList(path, columns, cells)
-
-
-def read_text(path: Path) -> str:
-    """The text of a list, with lines that end in "\\n" alone; a `UserError` where it is no text."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text: {error.reason}") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_list(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -5,7 +5,7 @@ python -m tools.settings
 
 from pathlib import Path
 
-from config import ENV_PREFIX, GROUPS, Config, default_text, flag_of, group_of
+from config import ENV_PREFIX, GROUPS, Config, default_text, flag_of
 from utils import atomic_write, run_script
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
@@ -32,7 +32,7 @@ def settings_page() -> str:
         rows = [
             f"| `{name}` | `{flag_of(name)}` | {default_text(name)} | {field.description} |"
             for name, field in Config.model_fields.items()
-            if group_of(name) == group
+            if field.title == group
         ]
         head = "| setting | flag | default | meaning |\n|---|---|---|---|"
         parts.append("\n".join([f"## {group.capitalize()}", "", head, *rows, ""]))

@@ -53,7 +53,7 @@ def every_reader(base: Path) -> list[str]:
 def test_a_list_that_is_spoilt_anywhere_is_a_user_error_or_a_table(
     tmp_path_factory: pytest.TempPathFactory, name: str, start: float, content: bytes
 ) -> None:
-    """Guards read_text, _is_number and find_box: no UnicodeDecodeError, ValueError, IndexError."""
+    """Guards read_list, _is_number and find_box: no UnicodeDecodeError, ValueError, IndexError."""
     base = write(tmp_path_factory.mktemp("spoilt"), SOUND)
     text = (base / name).read_bytes()
     place = int(start * len(text))
@@ -83,7 +83,7 @@ def test_whatever_a_file_holds_read_list_names_it(
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, content, said: str) -> None:
-    """Guards read_text and _is_number."""
+    """Guards read_list and _is_number."""
     path = tmp_path / "list.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert outcome(lambda: read_list(path, COLUMNS)).startswith(f"{path}{said}")
