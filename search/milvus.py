@@ -30,19 +30,15 @@ class PushRecord(TypedDict):
 
     at: str
     collection: str
-    index: str
     distance: str
     candidates: PositiveInt
     recall: FiniteFloat
 
 
-_RECORD = TypeAdapter(PushRecord)
-
-
 def read_record(base: Path) -> PushRecord | None:
     """What the last push from this machine measured; None where there was none."""
     try:
-        return _RECORD.validate_python(parsed_json((base / RECORD).read_bytes()))
+        return TypeAdapter(PushRecord).validate_python(parsed_json((base / RECORD).read_bytes()))
     except (OSError, ValueError):
         return None
 
@@ -50,29 +46,15 @@ def read_record(base: Path) -> PushRecord | None:
 class Keys:
     """Primary keys of the pictures: hashes of their paths, which an update does not move.
 
-    Parameters
-    ----------
-    database : N pictures
-
     Attributes
     ----------
     of_rows : N, int64; the key of each row
-
-    Raises
-    ------
-    UserError : two paths have the same key, a chance of 1 in 4,000 among 100 million
     """
 
-    def __init__(self, database: FeatureDatabase) -> None:
-        hashes = (hashlib.blake2b(path.encode(), digest_size=8).digest() for path in database.paths)
+    def __init__(self, paths: Sequence[str]) -> None:
+        hashes = (hashlib.blake2b(path.encode(), digest_size=8).digest() for path in paths)
         self.of_rows = np.frombuffer(b"".join(hashes), "<i8").astype(np.int64)
         self._order = np.argsort(self.of_rows)
-        same = np.flatnonzero(np.diff(self.of_rows[self._order]) == 0)
-        if len(same):
-            first, second = (database.paths[int(self._order[same[0] + i])] for i in (0, 1))
-            raise UserError(
-                f"{database.base}: {first} and {second} have the same key in Milvus; rename one"
-            )
 
     def rows(self, keys: np.ndarray) -> np.ndarray:
         """Rows of some keys; keys that no row has are left out."""
@@ -101,14 +83,13 @@ class MilvusEngine:
 
     Parameters
     ----------
+    database : of the pictures
     signals : the terms of the distance
-    client : holds their features
+    client : has their features
     name : of the collection, or its alias
     candidates : of each signal, for `K` answers; in proportion for more
-    keys : of its pictures
     exact : answers where Milvus cannot: more candidates than it returns or than there are
         pictures, a query that is NaN, rows that are no category
-    database : names the categories
 
     Raises
     ------
@@ -117,24 +98,22 @@ class MilvusEngine:
 
     def __init__(
         self,
+        database: FeatureDatabase,
         signals: Sequence[Signal],
         client: Client,
         name: str,
         candidates: int,
-        keys: Keys,
         exact: Engine,
-        database: FeatureDatabase,
     ) -> None:
+        self.database = database
         self.signals = signals
         self.client = client
         self.name = name
         self.candidates = candidates
-        self.keys = keys
         self.exact = exact
+        self.keys = Keys(database.paths)
         self.ranking = ExactEngine(signals)
-        self.database = database
-        self.used = [i for i, signal in enumerate(signals) if signal.weight]
-        self.indexes = {i: self._index_type(i) for i in self.used}
+        self.indexes = {i: self._index_type(i) for i, s in enumerate(signals) if s.weight}
 
     def _index_type(self, i: int) -> str:
         """Type of a signal's index, which must be of the signal's metric."""
@@ -143,8 +122,8 @@ class MilvusEngine:
         if index.get("metric_type") != metric:
             raise UserError(
                 f"{self.client.place.shown}: {self.name} is indexed by {index.get('metric_type')},"
-                f" not by {metric}, for {field}; {push_command(self.database.base)} with the"
-                " same --distance-metric"
+                f" not by {metric}, for {field}; run: python milvus_push.py --dataset-base"
+                f" {self.database.base} with the same --distance-metric"
             )
         return str(index["index_type"])
 
@@ -157,10 +136,11 @@ class MilvusEngine:
         ------
         AwayError : the server is away, or slow
         """
-        count = len(self.signals[0].features) if rows is None else len(rows)
+        count = len(self.database.paths) if rows is None else len(rows)
         limit = math.ceil(self.candidates * max(k / K, 1.0))
         condition = "" if rows is None else self._filter(rows)
-        if limit >= count or limit > MAX_CANDIDATES or condition is None:
+        finite = all(np.isfinite(queries[i]).all() for i in self.indexes)
+        if limit >= min(count, MAX_CANDIDATES + 1) or condition is None or not finite:
             return self.exact.search(queries, k, rows)
         answers = []
         # Milvus Lite would copy its vectors for each query of a request.
@@ -177,24 +157,24 @@ class MilvusEngine:
     def _candidates(
         self, queries: Sequence[np.ndarray], limit: int, condition: str
     ) -> list[np.ndarray]:
-        """Of each query the rows near to it by any signal, ascending; none where it is NaN."""
-        finite = np.logical_and.reduce([np.isfinite(queries[i]).all(axis=1) for i in self.used])
-        valid = np.flatnonzero(finite)
-        near: list[list[np.ndarray]] = [[] for _ in finite]
-        for i in self.used if len(valid) else ():
-            signal, index = self.signals[i], self.indexes[i]
-            effort = search_effort(index, limit, len(signal.features))
-            found = self.client.search(
+        """Of each query the rows near to it by any signal, ascending."""
+        found = [
+            self.client.call(
+                "search",
                 self.name,
-                list(queries[i][valid].astype(np.float32)),
+                list(queries[i].astype(np.float32)),
                 filter=condition,
                 limit=limit,
-                anns_field=signal.name,
-                search_params={"metric_type": milvus_metric(signal), "params": effort},
+                anns_field=self.signals[i].name,
+                search_params={
+                    "metric_type": milvus_metric(self.signals[i]),
+                    "params": search_effort(index, limit, len(self.database.paths)),
+                },
             )
-            for query, hits in zip(valid, found, strict=True):
-                near[query].append(self.keys.rows(np.array(hits.ids, np.int64)))
-        return [np.unique(np.concatenate([np.empty(0, np.int64), *own])) for own in near]
+            for i, index in self.indexes.items()
+        ]
+        keys = [np.concatenate([hits.ids for hits in own]) for own in zip(*found, strict=True)]
+        return [np.unique(self.keys.rows(own.astype(np.int64))) for own in keys]
 
     def _filter(self, rows: np.ndarray) -> str | None:
         """The condition that holds for some rows alone, where they are a category."""
@@ -221,25 +201,17 @@ def search_effort(index: str, limit: int, count: int) -> dict[str, int]:
     return {"search_list": max(limit, 100)} if index == "DISKANN" else {}
 
 
-def push_command(base: Path) -> str:
-    """The command that mends a collection, for a message."""
-    return f"run: python milvus_push.py --dataset-base {base}"
-
-
 @cache  # the page's server opens an engine for each set of weights
-def connect(place: Place, alias: str, family: str, command: str) -> Client:
-    """Connect to Milvus and load the collection that an alias names.
-
-    Raises
-    ------
-    UserError : there is no such alias: nothing was pushed, or other features were
-    AwayError : the server is away, or slow
-    """
+def connect(place: Place, alias: str, base: Path) -> Client:
+    """Connect to Milvus and load the collection that an alias names; see `open_milvus`."""
+    command = f"run: python milvus_push.py --dataset-base {base}"
     if place.is_file and not Path(place.uri).exists():
         raise UserError(f"{place.uri}: no such file; {command}")
     client = Client(place)
     if not client.call("has_collection", alias):
-        others = [name for name in client.call("list_collections") if is_of(name, family)]
+        others = [
+            name for name in client.call("list_collections") if is_of(name, place.family(base))
+        ]
         fault = "other features were pushed, or not all of these" if others else "nothing pushed"
         raise UserError(f"{place.shown}: no collection {alias}: {fault}; {command}")
     client.call("load_collection", alias)
@@ -262,13 +234,9 @@ def open_milvus(
     UserError : it was not pushed, or other features were; a metric that Milvus does not have
     AwayError : the server is away, or slow
     """
-    for signal in signals:
-        if signal.weight:
-            milvus_metric(signal)
-    alias, family = place.alias(database), place.family(database.base)
-    client = connect(place, alias, family, push_command(database.base))
+    alias = place.alias(database)
+    client = connect(place, alias, database.base)
     record = read_record(database.base)
     record = record if record and record["collection"] == alias else None
     candidates = record["candidates"] if record else CANDIDATES
-    keys = Keys(database)
-    return MilvusEngine(signals, client, alias, candidates, keys, exact, database), record
+    return MilvusEngine(database, signals, client, alias, candidates, exact), record

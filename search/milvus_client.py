@@ -6,13 +6,11 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from features.database import FeatureDatabase
 from utils import AwayError, UserError
@@ -71,12 +69,7 @@ class Place:
 
 
 def import_client(place: Place) -> Any:
-    """Import pymilvus.
-
-    Raises
-    ------
-    UserError : it is not installed, or Milvus Lite is not, which a file needs
-    """
+    """Import pymilvus, and Milvus Lite for a file; a `UserError` where it is not installed."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         if place.is_file:
@@ -114,16 +107,15 @@ class Client:
             Path(place.uri).parent.mkdir(parents=True, exist_ok=True)
         options = {"token": place.token, "grpc_options": GRPC_OPTIONS}
         try:
-            self.client = _retry(place.timeout, lambda s: client(place.uri, timeout=s, **options))
-            version = _retry(place.timeout, lambda s: self.client.get_server_version(s))
+            self.client = client(place.uri, timeout=place.timeout, **options)
+            self.is_lite = "lite" in self.client.get_server_version(place.timeout)
         except Exception as error:  # of several libraries
-            if place.is_file and _is_locked(Path(place.uri)):
+            if place.is_file:
                 raise AwayError(
-                    f"{place.uri}: another process has it open; stop that, or run a server and set"
-                    " MILVUS_URI to its URL (see docs/search.md)"
+                    f"{place.uri}: another process has it open, or it is damaged ({error}); stop"
+                    " that, or run a server and set MILVUS_URI to its URL (see docs/search.md)"
                 ) from None
             raise self._error("connect", error) from None
-        self.is_lite = "lite" in version
 
     def call(self, method: str, *args: Any, long: bool = False, **options: Any) -> Any:
         """Call a method of `pymilvus.MilvusClient`.
@@ -137,51 +129,40 @@ class Client:
         AwayError : no answer in time, or the server cannot do it now
         UserError : it never will
         """
-        try:
-            return self._call(method, *args, long=long, **options)
-        except Exception as error:  # of several libraries
-            raise self._error(method.replace("_", " "), error) from None
+        end = time.monotonic() + self.place.timeout * (
+            LONG_FACTOR if long or self.place.is_file else 1
+        )
+        while True:
+            left = max(end - time.monotonic(), PAUSE)
+            try:
+                return getattr(self.client, method)(*args, timeout=left, **options)
+            except Exception as error:  # of several libraries
+                code = error_code(error)
+                if method == "search" and code == NOT_LOADED:  # the server was started again
+                    self.call("load_collection", args[0])
+                elif code == UNREACHABLE and time.monotonic() + PAUSE < end:
+                    time.sleep(PAUSE)
+                else:
+                    raise self._error(method.replace("_", " "), error) from None
 
-    def _call(self, method: str, *args: Any, long: bool = False, **options: Any) -> Any:
-        function = getattr(self.client, method)
-        seconds = self.place.timeout * (LONG_FACTOR if long or self.place.is_file else 1)
-        return _retry(seconds, lambda left: function(*args, timeout=left, **options))
-
-    def search(self, name: str, *args: Any, **options: Any) -> Any:
-        """`call("search", ...)`; a server that was started again loads the collection first."""
-        try:
-            return self._call("search", name, *args, **options)
-        except Exception as error:  # of several libraries
-            if error_code(error) == NOT_LOADED:
-                self.call("load_collection", name)
-                return self.call("search", name, *args, **options)
-            raise self._error("search", error) from None
-
-    def columns(self, name: str, fields: Sequence[str]) -> list[np.ndarray]:
-        """Integer fields of all rows of a loaded collection: of each field n, int64.
-
-        Raises
-        ------
-        UserError, AwayError : see `call`
-        """
-        options: dict[str, Any] = {"output_fields": list(fields), "consistency_level": "Strong"}
-        found = [[np.empty(0, np.int64)] for _ in fields]
-        pages = self.call("query_iterator", name, PAGE, long=True, **options)
+    def stored(self, name: str) -> np.ndarray:
+        """Key and version of all rows of a loaded collection: n x 2, int64."""
+        options: dict[str, Any] = {"consistency_level": "Strong"}
+        found = [np.empty((0, 2), np.int64)]
+        fields = ["key", "version"]
+        pages = self.call("query_iterator", name, PAGE, output_fields=fields, long=True, **options)
         try:
             while page := pages.next():
-                for column, field in zip(found, fields, strict=True):
-                    column.append(np.array([record[field] for record in page], np.int64))
+                found.append(np.array([(row["key"], row["version"]) for row in page], np.int64))
             pages.close()
         except Exception as error:  # of several libraries
             raise self._error("query", error) from None
-        return [np.concatenate(column) for column in found]
+        return np.concatenate(found)
 
     def count(self, name: str) -> int:
         """Number of rows of a loaded collection."""
-        found = self.call(
-            "query", name, filter="", output_fields=["count(*)"], consistency_level="Strong"
-        )
-        return int(found[0]["count(*)"])
+        options: dict[str, Any] = {"output_fields": ["count(*)"], "consistency_level": "Strong"}
+        return int(self.call("query", name, filter="", **options)[0]["count(*)"])
 
     def _error(self, step: str, error: Any) -> UserError:
         """The one line for what a library raised."""
@@ -206,26 +187,3 @@ def error_code(error: Any) -> Any:
     """Code of an error of pymilvus or, as its name, of gRPC; None of any other."""
     code = getattr(error, "code", None)
     return code().name if callable(code) else code
-
-
-def _retry(seconds: float, call: Callable[[float], Any]) -> Any:
-    """Call a function with the seconds that are left, again while nobody listens."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return call(max(end - time.monotonic(), PAUSE))
-        except Exception as error:  # of several libraries
-            if error_code(error) != UNREACHABLE or time.monotonic() + PAUSE > end:
-                raise
-            time.sleep(PAUSE)
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether a process has Milvus Lite's file, which is a folder, open."""
-    try:
-        with FileLock(folder / "LOCK", timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:
-        return False

@@ -42,17 +42,11 @@ MIN_CANDIDATES = 64
 PAUSE = 1.0  # s between looks at the progress of an index
 
 
-def push(
-    base: Path,
-    distance: Mapping[str, Any],
-    place: Place,
-    target_recall: float,
-    measured: PushRecord | None = None,
-) -> None:
+def push(base: Path, distance: Mapping[str, Any], place: Place, target_recall: float) -> None:
     """Make Milvus hold the feature database of a data set.
 
-    The collection that holds most of it already is changed; a new one is made where less than half
-    can stay, and the old one is dropped once the new one is whole.
+    The newest collection is changed, or a new one is made where less than half of it can stay; the
+    old one is dropped once the new one is whole.
 
     Parameters
     ----------
@@ -60,7 +54,6 @@ def push(
     distance : the arguments of `signals_of`
     place : of Milvus
     target_recall : recall@10 that the number of candidates is chosen for
-    measured : record of the push before a small update, which stays valid; None to measure now
 
     Raises
     ------
@@ -69,42 +62,34 @@ def push(
     """
     database = open_database(base)
     signals = signals_of(database, **distance)
-    for signal in signals:
-        milvus_metric(signal)
     start = time.perf_counter()
     client, alias, family = Client(place), place.alias(database), place.family(base)
-    content = Content(database, signals, Keys(database), row_versions(database, signals))
+    content = Content(database, signals, Keys(database.paths), row_versions(database, signals))
     others = [name for name in client.call("list_collections") if is_of(name, family)]
-    name, is_new = choose_collection(client, others, family, content)
-    make_collection(client, name, signals, len(content.versions))
-    sent, dropped = send(client, name, content, alias)
-    wait_for_indexes(client, name, signals)
+    name, stored = choose_collection(client, others, family, content)
+    sent, deleted = send(client, name, content, stored, alias)
     for other in others:
         if other != name:
-            drop_aliases(client, other, "")
+            drop_aliases(client, other)
             client.call("drop_collection", other, long=True)
             print(f"dropped {other}, of older features")
     seconds = time.perf_counter() - start
 
+    exact = exact_engine(database, signals)
+    engine = MilvusEngine(database, signals, client, alias, MIN_CANDIDATES, exact)
+    recall = measure(engine, exact, target_recall)
     shown = describe_distance(signals)
-    valid = measured and (measured["index"], measured["distance"]) == (place.index, shown)
-    if measured and valid and not is_new:
-        candidates, recall = measured["candidates"], measured["recall"]
-    else:
-        exact = exact_engine(database, signals)
-        engine = MilvusEngine(signals, client, alias, MIN_CANDIDATES, content.keys, exact, database)
-        candidates, recall = measure(engine, exact, target_recall)
     record = PushRecord(
-        at=place.shown, collection=alias, index=place.index, distance=shown,
-        candidates=candidates, recall=recall,
+        at=place.shown, collection=alias, distance=shown,
+        candidates=engine.candidates, recall=recall,
     )  # fmt: skip
     with atomic_write(base / RECORD) as part:
         part.write_text(json.dumps(record, indent=1), "utf-8")
-    count = len(content.versions)
     print(f"{place.shown}: {name}, {place.index}, alias {alias}")
-    print(f"{count:,} pictures, {sent:,} of them sent, {dropped:,} dropped: {seconds:.1f} s")
+    count = len(database.paths)
+    print(f"{count:,} pictures, {sent:,} of them sent, {deleted:,} dropped: {seconds:.1f} s")
     print(f"distance: {shown}")
-    print(f"recall@10 {recall:.3f} with {candidates:,} candidates of each signal")
+    print(f"recall@10 {recall:.3f} with {engine.candidates:,} candidates of each signal")
 
 
 @dataclass(frozen=True)
@@ -124,12 +109,11 @@ class Content:
     keys: Keys
     versions: np.ndarray
 
-    def compare(self, client: Client, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The keys of all that a loaded collection holds, and the rows that need not be sent."""
-        stored, versions = client.columns(name, ("key", "version"))
-        known = np.isin(stored, self.keys.of_rows)
-        rows = self.keys.rows(stored[known])
-        return stored, rows[self.versions[rows] == versions[known]]
+    def same(self, stored: np.ndarray) -> np.ndarray:
+        """Rows that need not be sent, by the keys and versions of a collection: n x 2."""
+        keys, versions = stored[np.isin(stored[:, 0], self.keys.of_rows)].T
+        rows = self.keys.rows(keys)
+        return rows[self.versions[rows] == versions]
 
     def records(self, rows: np.ndarray) -> list[dict[str, Any]]:
         """Some rows as Milvus takes them."""
@@ -161,34 +145,28 @@ def row_versions(database: FeatureDatabase, signals: Sequence[Signal]) -> np.nda
 
 def choose_collection(
     client: Client, collections: Sequence[str], family: str, content: Content
-) -> tuple[str, bool]:
-    """The collection that holds most already, and False; or the name of a new one, and True."""
+) -> tuple[str, np.ndarray]:
+    """Name of the collection to fill, loaded, and what it has, see `Client.stored`."""
     widths = {signal.name: signal.features.shape[1] for signal in content.signals}
-    counts = {}
-    for name in collections:
+    last = max((int(name.rpartition("_v")[2]) for name in collections), default=0)
+    name = f"{family}_v{last}"
+    if last:
         fields = client.call("describe_collection", name)["fields"]
         dims = {field["name"]: field.get("params", {}).get("dim") for field in fields}
-        same_fields = {field: int(dim) for field, dim in dims.items() if dim} == widths
-        if same_fields and set(client.call("list_indexes", name)) == set(widths):
-            client.call("load_collection", name, long=True)
-            stored, same = content.compare(client, name)
-            if 2 * len(same) >= len(stored):
-                counts[name] = len(same)
-    if counts:
-        return max(counts, key=lambda name: counts[name]), False
-    last = max((int(name.rpartition("_v")[2]) for name in collections), default=0)
-    return f"{family}_v{last + 1}", True
+        if {field: int(dim) for field, dim in dims.items() if dim} == widths:
+            make_collection(client, name, content.signals, len(content.versions))
+            stored = client.stored(name)
+            if 2 * len(content.same(stored)) >= len(stored):
+                return name, stored
+    name = f"{family}_v{last + 1}"
+    make_collection(client, name, content.signals, len(content.versions))
+    return name, client.stored(name)
 
 
 def make_collection(client: Client, name: str, signals: Sequence[Signal], count: int) -> None:
-    """Make a collection, or replace the indexes of an existing one, by the settings.
-
-    Raises
-    ------
-    UserError : Milvus has no such index
-    AwayError : the server is away, or slow
-    """
+    """Make a collection, or replace the indexes of an existing one, by the settings; load it."""
     pymilvus, kind = import_client(client.place), client.place.index
+    metrics = {signal.name: milvus_metric(signal) for signal in signals}
     if client.is_lite and kind == "DISKANN":  # it would say so only to a search
         raise UserError(f"MILVUS_INDEX {kind}: Milvus Lite has no such index")
     if not client.call("has_collection", name):
@@ -204,53 +182,34 @@ def make_collection(client: Client, name: str, signals: Sequence[Signal], count:
     params = {"nlist": ivf_lists(count)} if kind.startswith("IVF") else {}
     params |= {"M": 32, "efConstruction": 200} if kind == "HNSW" else {}
     missing = pymilvus.MilvusClient.prepare_index_params()
-    for signal in signals:
-        metric, current = milvus_metric(signal), _index_of(client, name, signal.name)
-        if current == (kind, metric):
-            continue
-        if current:
+    for field, metric in metrics.items():
+        if index := client.call("describe_index", name, index_name=field):
+            if (index["index_type"], index["metric_type"]) == (kind, metric):
+                continue
             client.call("release_collection", name, long=True)
-            client.call("drop_index", name, index_name=signal.name, long=True)
-        missing.add_index(signal.name, kind, signal.name, metric_type=metric, params=params)
+            client.call("drop_index", name, index_name=field, long=True)
+        missing.add_index(field, kind, field, metric_type=metric, params=params)
     if missing:
-        try:
-            client.call("create_index", name, missing, long=True)
-        except AwayError:
-            raise
-        except UserError as error:
-            raise UserError(f"MILVUS_INDEX {kind}: {error}") from None
+        client.call("create_index", name, missing, long=True)
     client.call("load_collection", name, long=True)
 
 
-def _index_of(client: Client, name: str, field: str) -> tuple[str, str] | None:
-    """Type and metric of a field's index; None where it has none."""
-    if field not in client.call("list_indexes", name):
-        return None
-    index = client.call("describe_index", name, index_name=field)
-    return index["index_type"], index["metric_type"]
-
-
-def send(client: Client, name: str, content: Content, alias: str) -> tuple[int, int]:
+def send(
+    client: Client, name: str, content: Content, stored: np.ndarray, alias: str
+) -> tuple[int, int]:
     """Send what is new or changed, delete what is gone, then let the alias name the collection.
 
-    Returns
-    -------
-    Pictures sent, and deleted.
-
-    Raises
-    ------
-    AwayError : the server is away, or slow, or holds another number of pictures in the end
+    Returns the number of pictures sent, and deleted.
     """
     count = len(content.versions)
-    stored, same = content.compare(client, name)
-    gone = np.setdiff1d(stored, content.keys.of_rows)
-    rest = np.setdiff1d(np.arange(count), same)
-    if len(rest) or len(gone):
-        drop_aliases(client, name, "")  # nobody is to search it meanwhile
+    gone = np.setdiff1d(stored[:, 0], content.keys.of_rows)
+    rest = np.setdiff1d(np.arange(count), content.same(stored))
+    if not len(rest) and not len(gone) and client.call("list_aliases", name)["aliases"] == [alias]:
+        return 0, 0
+    drop_aliases(client, name)  # nobody is to search it meanwhile
     for start in range(0, len(gone), BATCH):
         client.call("delete", name, ids=gone[start : start + BATCH].tolist(), long=True)
-    row_bytes = sum(4 * signal.features.shape[1] for signal in content.signals)
-    batch = max(1, REQUEST_BYTES // row_bytes)
+    batch = max(1, REQUEST_BYTES // sum(4 * s.features.shape[1] for s in content.signals))
     with progress_bar(count, "push", "picture", count - len(rest)) as bar:
         for start in range(0, len(rest), batch):
             rows = rest[start : start + batch]
@@ -258,50 +217,39 @@ def send(client: Client, name: str, content: Content, alias: str) -> tuple[int, 
             client.call("upsert", name, content.records(rows), long=True)
             bar.update(len(rows))
     client.call("flush", name, long=True)
-    found = client.count(name)
-    if found != count:
+    for signal in content.signals:  # a server builds its indexes in the background
+        while index := client.call("describe_index", name, index_name=signal.name):
+            if not int(index.get("pending_index_rows") or 0):
+                break
+            time.sleep(PAUSE)
+    if (found := client.count(name)) != count:
         raise AwayError(
             f"{client.place.shown}: {name} holds {found:,} of {count:,} pictures; run it again"
         )
-    if not client.call("has_collection", alias):
-        client.call("create_alias", name, alias, long=True)
-    elif client.call("describe_alias", alias)["collection_name"] != name:
-        client.call("alter_alias", name, alias, long=True)
-    drop_aliases(client, name, alias)
+    known = client.call("has_collection", alias)
+    client.call("alter_alias" if known else "create_alias", name, alias, long=True)
     return len(rest), len(gone)
 
 
-def drop_aliases(client: Client, name: str, kept: str) -> None:
-    """Drop all aliases of a collection but one."""
+def drop_aliases(client: Client, name: str) -> None:
+    """Drop all aliases of a collection."""
     for alias in client.call("list_aliases", name)["aliases"]:
-        if alias != kept:
-            client.call("drop_alias", alias, long=True)
+        client.call("drop_alias", alias, long=True)
 
 
-def wait_for_indexes(client: Client, name: str, signals: Sequence[Signal]) -> None:
-    """Wait until a server has built its indexes, which it does in the background."""
-    for signal in signals:
-        with progress_bar(1, f"index {signal.name}", "index", shown=not client.is_lite):
-            while (index := client.call("describe_index", name, index_name=signal.name)) and int(
-                index.get("pending_index_rows") or 0
-            ):
-                time.sleep(PAUSE)
-
-
-def measure(engine: MilvusEngine, exact: Engine, target: float) -> tuple[int, float]:
-    """The fewest candidates that reach a recall@10, and that recall.
+def measure(engine: MilvusEngine, exact: Engine, target: float) -> float:
+    """Set the fewest candidates that reach a recall@10, and return that recall.
 
     It is measured with pictures of the collection, each omitted from its own answer.
     """
-    count = len(engine.signals[0].features)
+    count = len(engine.database.paths)
     rows = evenly_spaced(count, QUERIES)
     queries = [signal.features[rows] for signal in engine.signals]
     truth = nearest_others(exact, engine.signals, rows, K)
-    engine.candidates = MIN_CANDIDATES
     while True:
         recall = recall_of([answer.rows for answer in engine.search(queries, K + 1)], truth)
         if recall >= target or engine.candidates >= min(count, MAX_CANDIDATES // 4):
-            return engine.candidates, recall
+            return recall
         engine.candidates *= 2
 
 
@@ -324,4 +272,4 @@ def push_update(
             f" {record['at']}, which the settings MILVUS_... do not name; it was not updated"
         )
         return
-    push(database.base, distance, place, target_recall, record)
+    push(database.base, distance, place, target_recall)

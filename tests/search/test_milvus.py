@@ -240,7 +240,7 @@ def test_other_features_are_refused_until_they_are_pushed(
     assert all(0 in answer.distances.round(3) for answer in engine.search(queries, 3))
 
 
-@pytest.mark.parametrize("kind", ["AUTOINDEX", "IVF_FLAT", "HNSW"])
+@pytest.mark.parametrize("kind", ["IVF_FLAT", "HNSW"])
 def test_an_index_is_a_setting(
     drawn_base: Path, uri: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

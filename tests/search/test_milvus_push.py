@@ -1,6 +1,5 @@
 """What a push sends to a Milvus that holds something already: the difference."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -104,25 +103,6 @@ def test_an_update_does_not_push_to_another_place(pushed: Path, uri: str, capsys
     assert (pushed / "models/milvus.json").read_text() == record
 
 
-def test_what_was_measured_is_kept_where_little_has_changed(
-    pushed: Path, uri: str, rng: np.random.Generator, capsys
-) -> None:
-    """Of an update; not of features of another model."""
-    file = pushed / "models/milvus.json"
-    planted = {**json.loads(file.read_text()), "recall": 0.25}
-    file.write_text(json.dumps(planted))
-    change(pushed)
-    assert extract(pushed, "--update", *WAITS, *flags(uri)) == 0
-    assert json.loads(file.read_text())["recall"] == 0.25
-    deep = open_database(pushed).deep[0]
-    replace_features(pushed, "all_feat.npy", rng.normal(size=deep.shape).astype(np.float32))
-    config = settings(pushed, uri, MILVUS_INDEX="FLAT")
-    place = Place(**config.milvus)
-    milvus_push.push_update(open_database(pushed), config.distance, place, config.TARGET_RECALL)
-    assert json.loads(file.read_text())["recall"] == 1.0
-    assert_holds_the_database(pushed, uri)
-
-
 def test_a_server_that_is_away_in_an_update(pushed: Path, uri: str, capsys) -> None:
     """The files are updated; status 3; the next update, of nothing, lets Milvus catch up."""
     change(pushed)
@@ -210,22 +190,8 @@ def test_versions_change_with_what_milvus_stores(pushed: Path) -> None:
 
 def test_keys_lead_to_rows_and_back(pushed: Path) -> None:
     """Against a dictionary; keys that no row has are left out."""
-    keys = Keys(open_database(pushed))
+    keys = Keys(open_database(pushed).paths)
     row_of = {int(key): row for row, key in enumerate(keys.of_rows)}
     assert len(row_of) == 24
     wanted = [*list(row_of)[::-1], 1, 2**63 - 1, -(2**63)]
     assert keys.rows(np.array(wanted)).tolist() == [row_of[n] for n in wanted if n in row_of]
-
-
-def test_two_pictures_of_one_key_are_refused(pushed: Path, monkeypatch) -> None:
-    """Rather than that one takes the other's place."""
-    monkeypatch.setattr("search.milvus.hashlib.blake2b", lambda *_, **__: Same())
-    with pytest.raises(UserError, match=r"have the same key in Milvus; rename one"):
-        Keys(open_database(pushed))
-
-
-class Same:
-    """A hash of anything."""
-
-    def digest(self) -> bytes:
-        return b"8 bytes."
