@@ -1,4 +1,4 @@
-"""Ctrl-C, to a script alone or to all in a terminal, ends it and its workers without a word."""
+"""Ctrl-C, to a script alone or to all in a terminal, ends it and its workers silently."""
 
 import os
 import re

@@ -31,7 +31,7 @@ from search.signals import Signal
 from tools.benchmark.command import gpu_facts, make_parser, measure, sizes_of
 from tools.benchmark.data import BLOCK, DIM, PALETTE, QUERIES, random_features
 from tools.benchmark.network import amp_name, photos, printed_rate, training
-from tools.benchmark.search import SHOWN, rows_of, search_one
+from tools.benchmark.search import TOP_N, rows_of, search_one
 from tools.benchmark.sizes import COMPILED, GPU, Sizes
 from tools.benchmark.table import Row, compare_rates, compare_times
 from tools.benchmark.timing import ROOT, Run, interleaved, run_child
@@ -140,10 +140,10 @@ def _search(
     engine, plain = MatrixEngine(signals, where), PlainSearch(signals, where)
     exact = ExactEngine(signals)
     for i in range(checked):
-        found, true = (search_one(e, queried, i, SHOWN).rows.tolist() for e in (engine, exact))
+        found, true = (search_one(e, queried, i, TOP_N).rows.tolist() for e in (engine, exact))
         if found != true:
             raise RuntimeError(f"the answer is {found}, that of cdist {true}")
-    recall = recall_of(rows_of(engine.search(queried, SHOWN)), list(plain.search(queried, SHOWN)))
+    recall = recall_of(rows_of(engine.search(queried, TOP_N)), list(plain.search(queried, TOP_N)))
     if recall < 0.99:
         raise RuntimeError(f"only {recall:.3f} of the answers of torch.cdist are found")
 
@@ -151,13 +151,13 @@ def _search(
     size = 2 * rows * width  # in bf16
     copy = Copy(size, where)
     one: dict[str, Run] = {
-        "here": lambda i: search_one(engine, queried, i, SHOWN),
-        "plain": lambda i: plain.search([x[[i]] for x in queried], SHOWN),
+        "here": lambda i: search_one(engine, queried, i, TOP_N),
+        "plain": lambda i: plain.search([x[[i]] for x in queried], TOP_N),
         "copy": lambda _: copy(),
     }
     many: dict[str, Run] = {
-        "here": lambda _: engine.search(queried, SHOWN),
-        "plain": lambda _: plain.search(queried, SHOWN),
+        "here": lambda _: engine.search(queried, TOP_N),
+        "plain": lambda _: plain.search(queried, TOP_N),
     }
     one |= {"faiss": flat} if (flat := _faiss_gpu(matrices, queried, device)) else {}
     single = interleaved(one, 5 * sizes.rounds)
@@ -237,7 +237,7 @@ def _faiss_gpu(
         return None
     index = faiss.GpuIndexFlatL2(resources, DIM)
     index.add(matrices["deep"])
-    return lambda i: index.search(queried[0][[i]], SHOWN)
+    return lambda i: index.search(queried[0][[i]], TOP_N)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

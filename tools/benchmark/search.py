@@ -24,7 +24,7 @@ from tools.benchmark.table import Row, compare, compare_times, in_units
 from tools.benchmark.timing import Run, interleaved, run_script
 
 K = 10  # answers of a query whose recall is measured
-SHOWN = 5  # answers of an exact query, as many as retrieval.py shows
+TOP_N = 5  # answers of an exact query, as many as retrieval.py shows
 RECALL = 0.99
 
 
@@ -81,17 +81,17 @@ def _exact_queries(
     def by_cdist(i: int) -> np.ndarray:
         deep_query, color_query = (features[[i]] for features in queries)
         sums = cdist(deep_query, deep, metric) + 0.1 * cdist(color_query, color, metric)
-        return sums[0].argsort(kind="stable")[:SHOWN]
+        return sums[0].argsort(kind="stable")[:TOP_N]
 
     def here(i: int) -> np.ndarray:
-        return search_one(engine, queries, i, SHOWN).rows
+        return search_one(engine, queries, i, TOP_N).rows
 
     for i in range(3):
         if here(i).tolist() != by_cdist(i).tolist():
             raise RuntimeError(f"{metric}: the answer is not that of cdist")
     one: dict[str, Run] = {
         "here": here,
-        "flat": lambda i: flat.search(queried[[i]], SHOWN),
+        "flat": lambda i: flat.search(queried[[i]], TOP_N),
         "read": lambda _: matrix.sum(),
     }
     seconds = interleaved(one, 5 * rounds) | interleaved({"cdist": by_cdist}, rounds)
@@ -100,8 +100,8 @@ def _exact_queries(
     yield compare_times(what, seconds["here"], "FAISS IndexFlatL2", seconds["flat"], "<= 0.25")
     yield compare_times(what, seconds["here"], "a read of the matrix", seconds["read"], "<= 1")
     many: dict[str, Run] = {
-        "here": lambda _: engine.search(queries, SHOWN),
-        "flat": lambda _: flat.search(queried, SHOWN),
+        "here": lambda _: engine.search(queries, TOP_N),
+        "flat": lambda _: flat.search(queried, TOP_N),
     }
     seconds = interleaved(many, rounds)
     what = f"{len(queried):,} exact queries at once, {metric}"
