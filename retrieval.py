@@ -53,12 +53,7 @@ def print_answer(title: str, names: Sequence[str], records: Sequence[dict[str, A
 
 
 def save_sheet(picture: Image.Image, path: Path) -> None:
-    """Write a picture in the format of the path's suffix.
-
-    Raises
-    ------
-    UserError : the format cannot hold it
-    """
+    """Write a picture in the format of the path's suffix."""
     try:
         with atomic_write(path) as part:
             picture.save(part, Image.EXTENSION[path.suffix.lower()], quality=92)
@@ -103,11 +98,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="query picture: a path, or one relative to DATASET_BASE or its in_shop/",
     )
     add("--top-n", type=_positive, default=5, metavar="N", help="answers a query (default: 5)")
-    add(
-        "--engine",
-        choices=tuple(ENGINES),
-        help="only this engine (default: exact, kmeans)",
-    )
+    add("--engine", choices=tuple(ENGINES), help="only this engine (default: exact, kmeans)")
     add(
         "--bbox",
         type=int,
@@ -165,7 +156,7 @@ def _read_queries(
         queries = [searcher.read(name, box) for name in args.img_path]
         features = searcher.extract(queries)
     if args.together:
-        features = join_queries(features, np.zeros(len(queries), np.int64))
+        features = join_queries(features)
         queries = [replace(queries[0], name=" + ".join(query.name for query in queries))]
     return queries, features
 

@@ -14,13 +14,7 @@ from data import Transform
 from features.checksums import FileStamp, file_stamp
 from features.database import FeatureDatabase
 from features.metadata import ModelRecord
-from net import (
-    Architecture,
-    FeatureNet,
-    extract_features,
-    load_net,
-    model_places,
-)
+from net import Architecture, FeatureNet, extract_features, load_net, model_places
 from network.color import PALETTE_BINS, color_features
 from network.device import query_type, to_device
 from pictures.decode import read_picture
@@ -76,8 +70,8 @@ def read_query(
     base : DATASET_BASE
     name : the user's argument
     path : its file
-    box : cut it to this box, x1 y1 x2 y2 in px; None takes a picture of the collection as the
-        feature database took it, and any other one whole
+    box : x1 y1 x2 y2 in px, to cut it to; None takes a picture of the collection as the feature
+        database took it, and any other one whole
     crop : the feature database's pictures were cut to their boxes
     transforms : of each model, RGB picture -> tensor
     least : see `read_picture`
@@ -123,13 +117,8 @@ def extract_queries(
 def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[tuple[Path, FileStamp]]:
     """Find the models that made the feature database, by their SHA-256.
 
-    They are those of the settings or, with a line on standard error, those that all_feat.json
-    names. With each comes the stamp that it had before.
-
-    Parameters
-    ----------
-    database : names its models
-    named : the settings MODELS or DUMPED_MODEL
+    They are those of `named`, the settings MODELS or DUMPED_MODEL, or, with a line on standard
+    error, those that all_feat.json names. With each comes the stamp that it had before.
 
     Raises
     ------
@@ -138,21 +127,18 @@ def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[tuple[P
     base, records = database.base, database.metadata.models
     files = [record.file for record in records]
     made_by, wanted = ", ".join(files), ", ".join(named)
-    found = _same_models(base, named, records)
-    if found is None:
-        found = _same_models(base, files, records)
-        if found is None:
-            also = "" if made_by == wanted else f", and {wanted} is not the same"
-            raise UserError(
-                f"{base}: the feature database was made by {made_by}, now missing or changed{also};"
-                " say where it is (--models FILE,...), or run: python feature_extractor.py"
-                f" --dataset-base {base}"
-            )
-        print(
-            f"querying with {made_by}, which made the feature database, not {wanted}",
-            file=sys.stderr,
-        )
-    return found
+    if found := _same_models(base, named, records):
+        return found
+    if found := _same_models(base, files, records):
+        note = f"querying with {made_by}, which made the feature database, not {wanted}"
+        print(note, file=sys.stderr)
+        return found
+    also = "" if made_by == wanted else f", and {wanted} is not the same"
+    raise UserError(
+        f"{base}: the feature database was made by {made_by}, now missing or changed{also}; say"
+        " where it is (--models FILE,...), or run: python feature_extractor.py --dataset-base"
+        f" {base}"
+    )
 
 
 def _same_models(
@@ -176,7 +162,6 @@ def load_query_nets(
 ) -> tuple[list[FeatureNet], list[Architecture]]:
     """Load the models that made the feature database; `named` as for `find_models`."""
     settings, base = database.metadata.settings, database.base
-    again = f"run: python feature_extractor.py --dataset-base {base}"
     nets, architectures = [], []
     for number, (path, stamp) in enumerate(find_models(database, named)):
         net, architecture = load_net(path, database.metadata.models[number].network)
@@ -188,7 +173,7 @@ def load_query_nets(
         if stored != made:
             raise UserError(
                 f"{base}: the features have {stored} values each, those that {path} makes have"
-                f" {made}; {again}"
+                f" {made}; run: python feature_extractor.py --dataset-base {base}"
             )
         colors = [] if number else color_features(settings.model_dump())
         nets.append(to_device(FeatureNet(net, colors, settings.FLIP).eval(), device))

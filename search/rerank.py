@@ -22,10 +22,9 @@ class ExpandedEngine:
 
     The query weighs 1 in the mean, an answer its cosine similarity to the query (0 where that is
     negative) to the power of `alpha`: Radenović, Tolias and Chum, Fine-tuning CNN Image Retrieval
-    with No Human Annotation (TPAMI 2019). The similarity is that of the first signal; all signals
-    are expanded with the same weights, which are divided by their sum. Where the features of the
-    query and its answers are normalised, the mean is scaled to their length. The distances and
-    parts of the answers are those to the expanded query.
+    with No Human Annotation (TPAMI 2019). The similarity is that of the first signal. Where the
+    features of the query and its answers are normalised, the mean is scaled to their length.
+    The distances and parts of the answers are those to the expanded query.
 
     Parameters
     ----------
@@ -48,12 +47,10 @@ class ExpandedEngine:
     ) -> list[Answer]:
         """See `Engine.search`."""
         found = self.inner.search(queries, self.n, rows)
-        expanded = [
-            self._expand([features[i] for features in queries], answer)
-            for i, answer in enumerate(found)
-        ]
-        if not expanded:
+        if not found:
             return []
+        pairs = zip(zip(*queries, strict=True), found, strict=True)
+        expanded = [self._expand(query, answer) for query, answer in pairs]
         return self.inner.search([np.stack(own) for own in zip(*expanded, strict=True)], k, rows)
 
     def _expand(self, query: Sequence[np.ndarray], answer: Answer) -> list[np.ndarray]:
@@ -81,11 +78,7 @@ def _mean(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def k_reciprocal_distances(
-    distances: np.ndarray,
-    queries: int,
-    k1: int = 20,
-    k2: int = 6,
-    weight_of_original: float = 0.3,
+    distances: np.ndarray, queries: int, k1: int = 20, k2: int = 6, weight_of_original: float = 0.3
 ) -> np.ndarray:
     """Distances by shared neighbours: of pictures that are each among the other's nearest.
 
@@ -105,14 +98,7 @@ def k_reciprocal_distances(
     Returns
     -------
     Q x (M - Q), float64, in 0 to 1
-
-    Raises
-    ------
-    ValueError : `distances` is not square, or `queries` not in 1 to M
     """
-    count = len(distances)
-    if distances.shape != (count, count) or not 1 <= queries <= count:
-        raise ValueError(f"{queries} queries in distances of shape {distances.shape}")
     # exp(-d) and the sum with Jaccard's 0 to 1 need one scale, and a sum of any metrics has
     # none, so each row is divided by its greatest, as the authors do; they square Euclidean
     # distances first, which other metrics give no reason for (measured: no difference).
@@ -222,12 +208,12 @@ def _distances_among(signals: Sequence[Signal], rows: np.ndarray) -> np.ndarray:
 
 
 class CollapsedEngine:
-    """Answers with items: the nearest picture of each, see `collapse`.
+    """Answers with items: the nearest picture of each.
 
     Parameters
     ----------
     inner : what finds the pictures
-    items : N, str; of each picture of its collection, "" where unknown
+    items : N, str; of each picture of its collection, "" where unknown: such pictures all stay
     """
 
     def __init__(self, inner: Engine, items: np.ndarray) -> None:
@@ -241,7 +227,7 @@ class CollapsedEngine:
         wanted = k
         while True:
             found = self.inner.search(queries, wanted, rows)
-            answers = [collapse(answer, self.items) for answer in found]
+            answers = [self._collapse(answer) for answer in found]
             short = [len(answer.rows) < k for answer in answers]
             more = [len(answer.rows) == wanted for answer in found]
             # Items of many pictures take many ranks: search for more until there are enough.
@@ -249,34 +235,19 @@ class CollapsedEngine:
                 return [_take(answer, slice(k)) for answer in answers]
             wanted *= 4
 
+    def _collapse(self, answer: Answer) -> Answer:
+        """Only the first picture of each item."""
+        found = self.items[answer.rows]
+        first = found == ""
+        first[np.unique(found, return_index=True)[1]] = True
+        return _take(answer, first)
+
 
 def improved(engine: Engine, signals: Sequence[Signal], expand: int, rerank: bool) -> Engine:
-    """An engine with expansion and re-ranking around it.
-
-    Parameters
-    ----------
-    engine : what finds the answers
-    signals : of its collection
-    expand : answers to expand a query with, see `ExpandedEngine`; 0 for none
-    rerank : re-rank the first answers by their neighbours, see `RerankedEngine`
-    """
+    """An engine that expands a query with `expand` answers, 0 for none, and may re-rank."""
     if expand > 0:
         engine = ExpandedEngine(engine, signals, expand)
     return RerankedEngine(engine, signals) if rerank else engine
-
-
-def collapse(answer: Answer, items: np.ndarray) -> Answer:
-    """Keep the first picture of each item; the answer may get shorter.
-
-    Parameters
-    ----------
-    answer : pictures
-    items : N, str; of each picture of the collection, "" where unknown: such pictures all stay
-    """
-    found = items[answer.rows]
-    kept = found == ""
-    kept[np.unique(found, return_index=True)[1]] = True
-    return _take(answer, kept)
 
 
 def _take(answer: Answer, places: np.ndarray | slice) -> Answer:
@@ -284,24 +255,19 @@ def _take(answer: Answer, places: np.ndarray | slice) -> Answer:
     return Answer(answer.rows[places], answer.distances[places], answer.parts[places])
 
 
-def join_queries(features: Sequence[np.ndarray], groups: np.ndarray) -> list[np.ndarray]:
-    """Make one query of the pictures of each group: the mean of their features.
+def join_queries(features: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Make one query of several pictures of an item: the mean of their features.
 
     The mean needs one search for any number of pictures, and a detail of one picture does not
-    decide, as it would with the minimum of their distances. Where all features of a group are
-    normalised, so is their mean.
+    decide, as it would with the minimum of their distances. Where all features are normalised, so
+    is their mean.
 
     Parameters
     ----------
     features : for each signal its features of the Q query pictures, Q x D
-    groups : Q, int or str; pictures of one group show one item
 
     Returns
     -------
-    For each signal G x D, float32; the groups in order of their first pictures.
+    For each signal 1 x D, float32.
     """
-    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
-    ends = np.cumsum(np.bincount(group))[:-1]
-    members = np.split(np.argsort(group, kind="stable"), ends)
-    ordered = [members[i] for i in np.argsort(first)]
-    return [np.stack([_mean(f[m], np.ones(len(m))) for m in ordered]) for f in features]
+    return [_mean(own, np.ones(len(own)))[None] for own in features]

@@ -156,7 +156,7 @@ class Searcher:
         pictures = list(picture) if isinstance(picture, list | tuple) else [picture]
         features = self.extract([self.read(one, box) for one in pictures])
         if len(pictures) > 1:
-            features = join_queries(features, np.zeros(len(pictures), np.int64))
+            features = join_queries(features)
         answers = self.rank(features, count, engine=engine, category=category, per_item=per_item)
         return self.matches(answers[0])
 

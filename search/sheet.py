@@ -18,6 +18,7 @@ TITLE = 34
 ACROSS = 8  # answers in a line, at most
 
 PAPER, INK, PALE, LINE, ACCENT = "#ffffff", "#1d1d1f", "#6e6e73", "#d9d9de", "#c2410c"
+_font = ImageFont.load_default
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,6 @@ def draw_sheet(base: Path, rows: Sequence[SheetRow]) -> Image.Image:
             _tile(sheet, corner, picture, caption, record["category"], LINE)
         top += step[1] * count
     return sheet
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:

@@ -104,10 +104,9 @@ def test_a_picture_of_the_collection_finds_its_neighbours_without_itself(
 
 def weighted_distances(collection: Collection, rows: list[int]) -> dict[str, np.ndarray]:
     """Of each signal its part of the distance of all pictures to some pictures as one query."""
-    groups = np.zeros(len(rows), np.int64)
     parts = {}
     for signal in collection.searcher.signals:
-        (query,) = join_queries([np.asarray(signal.features[rows])], groups)
+        (query,) = join_queries([np.asarray(signal.features[rows])])
         parts[signal.name] = signal.weight * cdist(query, signal.features, signal.metric)[0]
     return parts
 
