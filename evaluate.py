@@ -14,7 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from evaluation.protocols import (
     MAIN_TASKS,
     PROTOCOLS,
     Outcome,
+    Task,
     extraction_advice,
     gallery_engine,
     of_gallery,
@@ -71,7 +72,7 @@ def as_json(
     for outcome in outcomes:
         task = outcome.task
         counts = {"queries": len(task.queries), "gallery": len(task.gallery)}
-        figures = {name: figure.as_json() for name, figure in outcome.figures().items()}
+        figures = {name: asdict(figure) for name, figure in outcome.figures().items()}
         parts[task.name] = {**counts, "chance": outcome.chance, **figures}
         if task.name in MAIN_TASKS:
             top |= figures
@@ -82,54 +83,36 @@ def as_json(
 def print_figures(record: dict[str, Any], before: dict[str, Any] | None) -> None:
     """Print the figures with their intervals, beside earlier ones where there are any."""
     print(f"{record['engine']}, {record['distance']}")
-    other = _other_data(record, before) if before else []
+    earlier = before["parts"] if before else {}
+    data = before["data"] if before else {}
+    other = [name for name, digest in record["data"].items() if data.get(name, digest) != digest]
     if other:
         print(f"the earlier figures ({', '.join(other)}) are of other queries or another gallery")
     for name, part in record["parts"].items():
-        old = (before or {}).get("parts", {}).get(name, {})
-        print(f"\n{_figure_table(name, part, old if before else None)}")
+        print(f"\n{_figure_table(name, part, earlier.get(name, {}) if before else None)}")
 
 
 def _figure_table(name: str, part: dict[str, Any], before: dict[str, Any] | None) -> Table:
     """The figures of a task; earlier ones in a column of their own unless `before` is None."""
+    header, formats = ["", "now", "95% interval", "chance"], ["{}", "{:.2%}", "{:.2%} to {:.2%}"]
     rows: list[list[object]] = []
     for key, figure in part.items():
-        if not isinstance(figure, dict):
-            continue
-        chance = part["chance"] if key in {"p@1", "recall@1"} else None
-        row = [key, figure["value"], tuple(figure["ci95"]), chance]
-        if before is not None:
-            row.insert(1, _value(before.get(key)))
-        rows.append(row)
-    title = f"same {name}: {part['queries']:,} queries, {part['gallery']:,} pictures in the gallery"
-    header, formats = ["", "now", "95% interval", "chance"], ["{}", "{:.2%}", "{:.2%} to {:.2%}"]
+        if isinstance(figure, dict):
+            chance = part["chance"] if key in {"p@1", "recall@1"} else None
+            rows.append([key, figure["value"], figure["ci95"], chance])
     if before is not None:
         header.insert(1, "before")
         formats.insert(1, "{:.2%}")
+        for row in rows:
+            row.insert(1, before.get(str(row[0]), {}).get("value"))
+    title = f"same {name}: {part['queries']:,} queries, {part['gallery']:,} pictures in the gallery"
     return Table(title, "", header, rows, [*formats, "{:.2%}"])
-
-
-def _value(figure: object) -> float | None:
-    value = figure.get("value") if isinstance(figure, dict) else None
-    return value if isinstance(value, float) else None
-
-
-def _other_data(record: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """The tasks that both records have, with other pictures or labels."""
-    earlier, data = before.get("data"), record["data"]
-    known = earlier if isinstance(earlier, dict) else {}
-    return [name for name in data if name in before["parts"] and known.get(name) != data[name]]
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--protocol", choices=PROTOCOLS, default="folder", help="see above (default: folder)")
     add("--engine", choices=("exact", "kmeans"), default="exact", help="default: exact")
-    add(
-        "--partition",
-        choices=("train", "val", "test", "all"),
-        help="of the category protocol (default: test, or val where there is no test part)",
-    )
     add("--json", action="store_true", help="print the figures as JSON")
     add("--report", type=Path, metavar="FILE", help="write them as an HTML page with pictures")
     add(
@@ -152,36 +135,27 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _refuse_with_tune_weights(args: argparse.Namespace) -> None:
     """Raise for the first flag that --tune-weights would ignore."""
-    ignored = {
-        "--protocol": args.protocol != "folder",
-        "--engine kmeans": args.engine == "kmeans",
-        "--partition": args.partition,
-        "--json": args.json,
-        "--report": args.report,
-        "--against": args.against,
-        "--query-ablation": args.query_ablation,
-    }
-    flag = next((flag for flag, given in ignored.items() if given), None)
-    if flag:
-        raise UserError(f"{flag}: --tune-weights measures nothing else; omit {flag}")
+    defaults = {"protocol": "folder", "engine": "exact", "tune_weights": True}
+    for name, value in vars(args).items():
+        if value and value != defaults.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}: --tune-weights measures nothing else; omit {flag}")
 
 
-def _earlier(path: Path | None) -> dict[str, Any] | None:
+def _earlier(path: Path) -> dict[str, Any]:
     """The record in the file of --against."""
-    if path is None:
-        return None
     try:
         record = parsed_json(path.read_bytes())
+        record["parts"].items(), record["data"].items()
     except (OSError, ValueError) as error:
         raise UserError(f"--against {path}: {error}") from None
-    parts = record.get("parts") if isinstance(record, dict) else None
-    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
-        raise UserError(f"--against {path}: not written by evaluate.py --json")
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"--against {path}: not written by evaluate.py --json") from None
     return record
 
 
 def _facts(
-    database: FeatureDatabase, args: argparse.Namespace, nprobe: int, data: dict[str, str]
+    database: FeatureDatabase, args: argparse.Namespace, nprobe: int, tasks: Sequence[Task]
 ) -> dict[str, Any]:
     """What was measured, with which models and data: for JSON and the report."""
     metadata = database.metadata
@@ -193,7 +167,7 @@ def _facts(
         "features": metadata.sha256[DEEP],
         "pictures": metadata.pictures,
         "settings": metadata.settings.model_dump(),
-        "data": data,
+        "data": {task.name: task.digest(database.paths) for task in tasks},
     }
 
 
@@ -203,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _refuse_with_tune_weights(args)
     if args.json and args.against:
         raise UserError("--against: --json prints no earlier figures; omit one of the two")
-    before, device = _earlier(args.against), pick_device(config.DEVICE)
+    before = _earlier(args.against) if args.against else None
+    device = pick_device(config.DEVICE)
     database = open_database(config.DATASET_BASE)
     signals = signals_of(database, **config.distance)
     if args.tune_weights:
@@ -212,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clusters = open_clusters(database) if args.engine == "kmeans" else None
     nprobe = nprobe_of(clusters, config.NPROBE, config.TARGET_RECALL) if clusters else 0
     classifier = read_classifier(database)
-    tasks = tasks_of(database, args.protocol, config.VAL_SHARE, args.partition)
+    tasks = tasks_of(database, args.protocol, config.VAL_SHARE)
     advice = extraction_advice(database) if args.protocol == "folder" else ""
     if advice:
         print(f"by category only: {advice}", file=sys.stderr)
@@ -228,8 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             tables.append(methods_table(task, engine, signals))
             tables.append(signals_table(task, signals, database.plain))
 
-    data = {task.name: task.digest(database.paths) for task in tasks}
-    facts = {**_facts(database, args, nprobe, data), "distance": describe_distance(signals)}
+    facts = {**_facts(database, args, nprobe, tasks), "distance": describe_distance(signals)}
     if args.json:
         print(json.dumps(as_json(facts, outcomes, tables), indent=1))
     else:

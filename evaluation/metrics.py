@@ -27,19 +27,10 @@ class Figure:
     value: float
     ci95: tuple[float, float]
 
-    def as_json(self) -> dict[str, object]:
-        """The figure as plain values."""
-        return {"value": self.value, "ci95": list(self.ci95)}
-
 
 def first_hit(hits: np.ndarray) -> np.ndarray:
     """Rank of the first correct answer, from 1: Q x N bool -> Q int64, 0 where there is none."""
     return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0)
-
-
-def precision_at(hits: np.ndarray, k: int) -> np.ndarray:
-    """Share of correct answers among the first k, or among all where there are fewer: Q."""
-    return hits[:, :k].mean(axis=1)
 
 
 def average_precision(hits: np.ndarray, relevant: np.ndarray) -> np.ndarray:
@@ -79,16 +70,12 @@ def item_metrics(hits: np.ndarray, relevant: np.ndarray) -> dict[str, np.ndarray
 
 def category_metrics(hits: np.ndarray, relevant: np.ndarray) -> dict[str, np.ndarray]:
     """The metrics of retrieval by category, of each query: p@1, p@10 and map, Q each."""
-    return {
-        "p@1": precision_at(hits, 1),
-        "p@10": precision_at(hits, 10),
-        "map": average_precision(hits, relevant),
-    }
+    return {**color_metrics(hits, relevant), "map": average_precision(hits, relevant)}
 
 
 def color_metrics(hits: np.ndarray, relevant: np.ndarray) -> dict[str, np.ndarray]:
     """Colour agreement: share of the query's colour among the first answers, p@1 and p@10, Q."""
-    return {"p@1": precision_at(hits, 1), "p@10": precision_at(hits, 10)}
+    return {f"p@{k}": hits[:, :k].mean(axis=1) for k in (1, 10)}
 
 
 def top_k_metrics(logits: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:

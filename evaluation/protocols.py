@@ -62,10 +62,7 @@ class Task:
         return count_relevant(self.queries, self.gallery, self.labels)
 
     def digest(self, paths: Sequence[str]) -> str:
-        """SHA-256 of the queries, the gallery and their labels; features do not change it.
-
-        `paths` are those of all rows of the feature database.
-        """
+        """SHA-256 of the queries, the gallery and their labels, by the paths of all rows."""
         digest = hashlib.sha256()
         for rows in (self.queries, self.gallery):
             lines = [f"{paths[row]} {self.labels[row]}" for row in rows.tolist()]
@@ -113,13 +110,9 @@ def of_gallery(signals: Sequence[Signal], gallery: np.ndarray) -> list[Signal]:
 def gallery_engine(
     signals: Sequence[Signal], gallery: np.ndarray, device: torch.device | None = None
 ) -> Engine:
-    """The fastest engine that ranks a whole gallery exactly.
+    """The fastest engine that ranks a whole gallery exactly: on a CUDA device, else on the CPU.
 
-    Parameters
-    ----------
-    signals : of the whole feature database
-    gallery : rows of it
-    device : CUDA ranks there; others, and None, on the CPU
+    `signals` are of the whole feature database, `gallery` are rows of it.
     """
     on_cuda = device is not None and device.type == "cuda"
     return MatrixEngine(of_gallery(signals, gallery), device if on_cuda else None)
@@ -131,12 +124,7 @@ def query_features(task: Task, signals: Sequence[Signal]) -> list[np.ndarray]:
 
 
 def count_relevant(queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Number of correct pictures in the gallery, without the query itself: Q, int64.
-
-    Parameters
-    ----------
-    queries, gallery, labels : as in `Task`
-    """
+    """Number of correct pictures in the gallery, without the query itself: Q, int64; see `Task`."""
     of_label = dict(zip(*np.unique(labels[gallery], return_counts=True), strict=True))
     counts = np.array([of_label.get(label, 0) for label in labels[queries]], np.int64)
     return counts - np.isin(queries, gallery)
@@ -145,19 +133,10 @@ def count_relevant(queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray)
 def _compare(
     task: Task, block: slice, found: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Compare the answers to some queries of a task with the correct ones.
+    """Compare answers with the correct ones.
 
-    Parameters
-    ----------
-    task : the queries and their gallery
-    block : places of q queries among the task's
-    found : of each of them places in the gallery, nearest first
-
-    Returns
-    -------
-    answers : q x `MAX_ANSWERS` rows of the feature database, -1 where there are fewer
-    first : q, rank of the first correct answer, 0 where there is none
-    values : of each metric, q
+    `block` are places of q queries among the task's, `found` of each of them places in the
+    gallery. Returns `answers`, `first` and `values` as in `Outcome`, of q queries.
     """
     labels, gallery, queries = task.labels, task.gallery, task.queries[block]
     hits = np.zeros((len(queries), len(gallery)), bool)
@@ -199,27 +178,16 @@ def run_task(task: Task, engine: Engine, features: Sequence[np.ndarray]) -> Outc
     )
 
 
-def category_task(
-    database: FeatureDatabase, val_share: float, partition: str | None
-) -> Task | None:
+def category_task(database: FeatureDatabase, val_share: float) -> Task | None:
     """Retrieval by category: every picture of a partition is a query for the others of it.
 
-    Parameters
-    ----------
-    database : of the data set
-    val_share : as for `collection.read_labelled`
-    partition : train, val, test or all; None takes test, or val where there is no test; of the
-        in-shop part alone query and gallery
-
-    Returns
-    -------
-    None where fewer than two pictures of the partition are in the database.
+    The partition is test; of the in-shop part alone query and gallery; of a data set without a
+    test part val, see `collection.read_labelled` for `val_share`. None where fewer than two of its
+    pictures are in the database.
     """
     labelled = read_labelled(database.base, len(database.category_names), val_share)
     parts = set(labelled.partitions.tolist())
     measured = next((p for p in (("test",), ("query", "gallery")) if set(p) & parts), ("val",))
-    if partition is not None:
-        measured = tuple(parts) if partition == "all" else (partition,)
     rows = align(labelled.in_partition(*measured).paths, database.paths)
     labels = np.asarray(database.categories)
     rows = np.sort(rows[rows >= 0])
@@ -272,16 +240,14 @@ def item_tasks(database: FeatureDatabase) -> list[Task]:
     ]
 
 
-def tasks_of(
-    database: FeatureDatabase, protocol: str, val_share: float, partition: str | None
-) -> list[Task]:
+def tasks_of(database: FeatureDatabase, protocol: str, val_share: float) -> list[Task]:
     """The tasks of a protocol, the main one first.
 
     Parameters
     ----------
     database : of the data set
     protocol : one of `PROTOCOLS`; folder takes both others, as far as the data set has them
-    val_share, partition : as for `category_task`
+    val_share : as for `category_task`
 
     Raises
     ------
@@ -290,7 +256,7 @@ def tasks_of(
     base = database.base
     tasks: list[Task] = []
     if protocol != "inshop":
-        task = category_task(database, val_share, partition)
+        task = category_task(database, val_share)
         tasks += [task] if task else []
     if protocol == "inshop" or (protocol == "folder" and inshop_list(base)):
         tasks += item_tasks(database)

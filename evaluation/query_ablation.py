@@ -6,19 +6,12 @@ see `search.rerank`.
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 
 from evaluation.metrics import summarise
-from evaluation.protocols import (
-    Outcome,
-    Task,
-    gallery_engine,
-    of_gallery,
-    query_features,
-    run_task,
-)
+from evaluation.protocols import Outcome, Task, gallery_engine, of_gallery, query_features, run_task
 from evaluation.table import Table
 from search.engine import Engine
 from search.rerank import CollapsedEngine, improved, join_queries
@@ -58,19 +51,10 @@ def _means(values: dict[str, np.ndarray], task: Task) -> list[float]:
     return [float(values[name].mean()) for name in _metric_names(task)]
 
 
-def _difference(values: np.ndarray, groups: np.ndarray) -> tuple[float, tuple[float, float]]:
-    figure = summarise(values, groups)
-    return figure.value, figure.ci95
-
-
 def methods_table(task: Task, engine: Engine, signals: Sequence[Signal]) -> Table:
     """Measure every query-time method on up to `MAX_QUERIES` queries of a task.
 
-    Parameters
-    ----------
-    task : the queries and their gallery
-    engine : over the task's gallery
-    signals : of the whole feature database
+    `engine` is over the task's gallery, `signals` are of the whole feature database.
 
     Returns
     -------
@@ -87,15 +71,15 @@ def methods_table(task: Task, engine: Engine, signals: Sequence[Signal]) -> Tabl
         "expansion, then re-ranking": improved(engine, narrowed, NEIGHBOURS, True),
     }
     if task.name == "item":
-        collapsed = CollapsedEngine(engine, task.labels[task.gallery])
-        methods["best picture of each item"] = collapsed
+        items = task.labels[task.gallery]
+        methods["best picture of each item"] = CollapsedEngine(engine, items)
     main, *others = _metric_names(task)
     outcomes = {name: _timed(sampled, method, features) for name, method in methods.items()}
     plain = outcomes["plain"][0]
     rows: list[Cells] = []
     for name, (outcome, cost) in outcomes.items():
-        difference = _difference(outcome.values[main] - plain.values[main], sampled.groups)
-        rows.append((name, *_means(outcome.values, task), *difference, cost))
+        difference = summarise(outcome.values[main] - plain.values[main], sampled.groups)
+        rows.append((name, *_means(outcome.values, task), *astuple(difference), cost))
     if task.name == "item":
         rows.append(_joint_queries(plain, engine, features))
     return Table(
@@ -121,13 +105,15 @@ def _joint_queries(plain: Outcome, engine: Engine, features: Sequence[np.ndarray
     items, first, group = np.unique(
         task.labels[task.queries], return_index=True, return_inverse=True
     )
-    joint = join_queries([f[np.argsort(group, kind="stable")] for f in features], np.sort(group))
+    members = [group == number for number in range(len(items))]
+    single_queries = [join_queries([f[rows] for f in features]) for rows in members]
+    joint = [np.concatenate(own) for own in zip(*single_queries, strict=True)]
     by_item = replace(task, queries=task.queries[first], groups=items)
     outcome, cost = _timed(by_item, engine, joint)
     single = np.bincount(group, plain.values[main]) / np.bincount(group)
-    difference = _difference(outcome.values[main] - single, items)
+    difference = summarise(outcome.values[main] - single, items)
     name = f"all pictures of an item as one query ({len(items):,})"
-    return (name, *_means(outcome.values, task), *difference, cost)
+    return (name, *_means(outcome.values, task), *astuple(difference), cost)
 
 
 def signals_table(task: Task, signals: Sequence[Signal], unflipped: Sequence[np.ndarray]) -> Table:
@@ -153,12 +139,12 @@ def signals_table(task: Task, signals: Sequence[Signal], unflipped: Sequence[np.
         rest = [other for other in signals if other is not signal and other.weight]
         adds: Cells = (None, None)
         if signal.weight and rest:
-            adds = _difference(every[main] - values_of(rest)[main], sampled.groups)
+            adds = astuple(summarise(every[main] - values_of(rest)[main], sampled.groups))
         rows.append((f"{signal.name} alone (weight {signal.weight:g})", *alone, *adds))
     if unflipped:
         plain = [replace(s, features=f) for s, f in zip(signals, unflipped, strict=False)]
         values = values_of([*plain, *signals[len(plain) :]])
-        adds = _difference(every[main] - values[main], sampled.groups)
+        adds = astuple(summarise(every[main] - values[main], sampled.groups))
         rows.append(("without mirror images", *_means(values, task), *adds))
     return Table(
         f"Signals, same {task.name}, ranked exactly",

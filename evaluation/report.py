@@ -48,13 +48,9 @@ def write_report(
     database : of the outcomes' rows; its photos may be missing
     tables : shown at the end
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
     page = environment.get_template("report.html").render(
         title=title,
         facts={name: _fact(value) for name, value in facts.items()},
@@ -108,8 +104,6 @@ def _figures(outcome: Outcome) -> Table:
 def recall_curve(outcome: Outcome) -> list[tuple[int, float, float, float]]:
     """Share of queries with a correct answer among the first K, for K = 1 to `MAX_RANKS`.
 
-    Returns
-    -------
     Of each K, up to the size of the gallery: K, the share, and the lower and upper end of its 95%
     bootstrap interval, in percent.
     """
@@ -150,12 +144,8 @@ def _by_category(outcome: Outcome, database: FeatureDatabase) -> Table:
 def confusion(outcome: Outcome, database: FeatureDatabase) -> dict[str, Any] | None:
     """How often queries of a category got a first answer of each category.
 
-    Returns
-    -------
-    columns : names of the queries' categories, then of further ones of first answers
-    rows : of each category of the queries its name and its counts, as many as columns
-
-    None where there are not two categories to confuse.
+    "columns" are the queries' categories, then further ones of first answers; "rows" of each
+    category of the queries its name and its counts. None where there are not two to confuse.
     """
     queried = database.categories[outcome.task.queries]
     best = outcome.answers[:, 0]

@@ -1,6 +1,6 @@
 """Find the weights of the signals on the validation split: pictures that training did not use."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,15 +55,12 @@ def validation_tasks(
     search all in-shop training pictures for the others of their item. Pictures without a correct
     answer are no queries.
 
-    Parameters
-    ----------
-    database : of the data set
-    signals : of the database
-    val_share : share of the pictures to validate on where no model was trained
+    `val_share` of the pictures are validated on where no model was trained.
 
     Raises
     ------
-    UserError : see `_splits`; or no validation picture is in the feature database
+    UserError : a model does not record its split, or the splits differ, or are of other data; or
+        no validation picture is in the feature database
     """
     base, splits = database.base, _splits(database, val_share)
     categories = np.asarray(database.categories)
@@ -119,17 +116,7 @@ def _rows(database: FeatureDatabase, pictures: Pictures) -> np.ndarray:
 
 
 def _splits(database: FeatureDatabase, val_share: float) -> Splits:
-    """The training and validation splits of the models.
-
-    Parameters
-    ----------
-    database : of the data set
-    val_share : for untrained models, which used no picture
-
-    Raises
-    ------
-    UserError : a model does not record its split, or the splits differ, or are of other data
-    """
+    """The splits of the models; `val_share` is for untrained ones, which used no picture."""
     base, models = database.base, database.metadata.models
     trained = [model for model in models if model.held_out is not None]
     if not trained:
@@ -173,7 +160,8 @@ def best_weights(tasks: Sequence[ValidationTask], start: np.ndarray) -> np.ndarr
     -------
     S, float64.
     """
-    spreads = np.array([_spread(tasks, i) for i in range(len(start))])
+    flat = np.concatenate([task.parts.reshape(len(start), -1) for task in tasks], axis=1)
+    spreads = np.array([part[np.isfinite(part)].std() for part in flat])
     unit = start[0] * spreads[0] / np.maximum(spreads, 1e-12)
     weights, best = start.astype(np.float64), _pooled(tasks, start)
     for _ in range(MAX_ROUNDS):
@@ -190,12 +178,6 @@ def best_weights(tasks: Sequence[ValidationTask], start: np.ndarray) -> np.ndarr
     return weights
 
 
-def _spread(tasks: Sequence[ValidationTask], signal: int) -> float:
-    """Standard deviation of a signal's finite distances."""
-    parts = [task.parts[signal] for task in tasks]
-    return float(np.std(np.concatenate([part[np.isfinite(part)] for part in parts])))
-
-
 def _pooled(tasks: Sequence[ValidationTask], weights: np.ndarray) -> float:
     return pooled_score([task.score(weights) for task in tasks])
 
@@ -206,8 +188,10 @@ def tune_weights(database: FeatureDatabase, signals: Sequence[Signal], val_share
     start = np.array([signal.weight for signal in signals])
     start[0] = start[0] or 1.0
     weights = np.array([float(f"{weight:.3g}") for weight in best_weights(tasks, start)])
+    trials = {"before": start, "tuned": weights}
+    trials |= {f"{s.name} alone": np.eye(len(signals))[i] for i, s in enumerate(signals)}
     rows = []
-    for name, trial in _trials(signals, start, weights):
+    for name, trial in trials.items():
         scores = [task.score(trial) for task in tasks]
         pooled = [pooled_score(scores)] * (len(tasks) > 1)
         rows.append((name, *(score for score, _ in scores), *pooled))
@@ -223,15 +207,3 @@ def tune_weights(database: FeatureDatabase, signals: Sequence[Signal], val_share
     print(f"FASHION_COLOR_WEIGHT={found['color']:g}")
     if "palette" in found:
         print(f"FASHION_PALETTE_WEIGHT={found['palette']:g}")
-
-
-def _trials(
-    signals: Sequence[Signal], start: np.ndarray, tuned: np.ndarray
-) -> Iterator[tuple[str, np.ndarray]]:
-    """The weights to show scores of, with their names."""
-    yield "before", start
-    yield "tuned", tuned
-    for i, signal in enumerate(signals):
-        if tuned[i] and np.count_nonzero(tuned) > 1:
-            yield f"tuned without {signal.name}", np.where(np.arange(len(tuned)) == i, 0, tuned)
-        yield f"{signal.name} alone", np.eye(len(tuned))[i]

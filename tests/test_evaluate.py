@@ -78,16 +78,6 @@ def test_kmeans_with_all_clusters_is_exact_and_with_one_it_loses(measured: Path,
     assert one["engine"] == "kmeans, nprobe 1"
 
 
-def test_a_partition_may_be_chosen(measured: Path, figures) -> None:
-    parts = [line.split()[1] for line in
-             (measured / "Eval/list_eval_partition.txt").read_text().splitlines()[2:]]  # fmt: skip
-    for name in ("train", "val", "test"):
-        record = figures("--protocol", "category", "--partition", name)
-        assert record["parts"]["category"]["queries"] == parts.count(name)
-    record = figures("--protocol", "category", "--partition", "all")
-    assert record["parts"]["category"]["queries"] == len(parts)
-
-
 def test_it_needs_no_photo(measured: Path, figures) -> None:
     before = figures()
     for picture in measured.rglob("*.jpg"):
@@ -123,8 +113,6 @@ def test_a_warning_names_earlier_figures_of_other_queries(measured, capsys, tmp_
     before.write_text(capsys.readouterr().out)
     assert warning() == []
     assert warning("--protocol", "inshop") == []  # a part of it, with the same queries
-    (message,) = warning("--partition", "val")
-    assert "(category)" in message
     path = measured / "in_shop/list_eval_partition.txt"
     listed = path.read_text()
     path.unlink()  # it is a link to the drawn one
@@ -186,12 +174,6 @@ def test_an_error_is_one_line_and_status_2(measured, capsys, flags, message: str
     assert message in err
 
 
-def test_figures_that_an_earlier_file_lacks_are_omitted(measured: Path, tmp_path: Path) -> None:
-    before = tmp_path / "before.json"
-    before.write_text('{"parts": {"category": {"map": 1, "p@1": {"value": "x"}, "p@10": {}}}}')
-    evaluate.main(["--dataset-base", str(measured), "--against", str(before)])
-
-
 def test_a_missing_or_wrong_classifier_is_named_before_the_search(
     measured: Path, monkeypatch
 ) -> None:
@@ -221,7 +203,7 @@ def test_a_classifier_of_other_categories_has_no_accuracy(measured: Path, figure
     for known, there in ((strange, False), ([first, *strange[1:]], True)):
         network["categories"] = known
         (measured / "all_feat.json").write_text(json.dumps(info))
-        record = figures("--protocol", "category", "--partition", "all")
+        record = figures("--protocol", "category")
         assert ("top1" in record) == ("top1" in record["parts"]["category"]) == there
         assert "map" in record
 

@@ -31,7 +31,7 @@ def rows_of_list(path: Path) -> list[list[str]]:
 def values_of(base: Path, name: str) -> dict[str, np.ndarray]:
     database = open_database(base)
     signals = signals_of(database, ("euclidean", "cityblock"), (), 0.1, 2.0)
-    tasks = [*item_tasks(database), category_task(database, 0.1, None)]
+    tasks = [*item_tasks(database), category_task(database, 0.1)]
     (task,) = [task for task in tasks if task.name == name]
     engine = ExactEngine(of_gallery(signals, task.gallery))
     return run_task(task, engine, query_features(task, signals)).values
@@ -136,7 +136,7 @@ def test_views_of_an_item_are_one_group_and_other_pictures_their_own(measured: P
     items = np.where(number % 2, "", (number // 6).astype(str))
     replace_features(measured, "all_item.npy", items)
     database = open_database(measured)
-    task = category_task(database, 0.1, None)
+    task = category_task(database, 0.1)
     by_group = {}
     for row, group in zip(task.queries.tolist(), task.groups.tolist(), strict=True):
         by_group.setdefault(group, []).append(row)
