@@ -11,6 +11,7 @@ exit status 1 says that pictures were skipped.
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -50,7 +51,6 @@ from features.shards import (
     Shard,
     missing_rows,
     read_shards,
-    remove_shards,
     shard_name,
     split_rows,
 )
@@ -76,16 +76,10 @@ USES = (
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
-    how.add_argument(
-        "--update",
-        action="store_true",
-        help="extract what is new or changed only, drop what is gone, and keep the rest",
-    )
-    how.add_argument(
-        "--watch",
-        action="store_true",
-        help="update now, and again whenever pictures come, change or go, until Ctrl-C",
-    )
+    update = "extract what is new or changed only, drop what is gone, and keep the rest"
+    how.add_argument("--update", action="store_true", help=update)
+    watch = "update now, and again whenever pictures come, change or go, until Ctrl-C"
+    how.add_argument("--watch", action="store_true", help=watch)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,7 +147,7 @@ def run(
     UserError : pictures, models or the disk do not allow it, or another process extracts
     """
     _require_same(distributed, len(pictures), base)
-    with locked(base, "an extraction") if distributed.is_main else nullcontext():
+    with locked(base) if distributed.is_main else nullcontext():
         old = None
         if update and distributed.is_main:
             finish_writing(base)
@@ -197,7 +191,7 @@ class ModelFeatures:
     Attributes
     ----------
     columns : its matrices
-    shards : which hold them; of the main process only
+    shards : which hold them, in the order of the pictures; of the main process only
     count : pictures that this run has extracted
     seconds : that it took
     """
@@ -206,10 +200,6 @@ class ModelFeatures:
     shards: Sequence[Shard]
     count: int
     seconds: float
-
-    def parts(self, name: str) -> list[np.ndarray]:
-        """A matrix, in the order of the pictures."""
-        return [shard.matrix(name) for shard in self.shards]
 
 
 def _extract(
@@ -223,21 +213,13 @@ def _extract(
     distributed: Distributed,
     device: torch.device,
 ) -> ModelFeatures:
-    """Extract what earlier runs have not: this process its part of it, the others theirs.
-
-    Parameters
-    ----------
-    base, settings, workers, distributed, device : see `run`
-    number : of the model, from 0
-    model, dataset : what extracts, and from what
-    kind : the 16-bit type of the arithmetic; None: float32
-    """
+    """Extract what earlier runs have not by model `number`: this process its part of it."""
     total, is_main = len(dataset), distributed.is_main
     columns = columns_of(number, model, settings)
     key = key_of({**settings, **model.record.model_dump()}, dataset.dataset.pictures)
     _require_same(distributed, key, base)
     folder = base / f".extract_{number + 1}"
-    saved = read_shards(folder, key, columns, total) if is_main else []
+    saved = read_shards(folder, key, columns) if is_main else []
     rest = distributed.broadcast(missing_rows(saved, total))
     count = sum(map(len, rest))
     if total:
@@ -250,7 +232,7 @@ def _extract(
     workers = per_process(workers)
     seconds = extract(model.net, dataset, shards, device, kind, workers, size, is_main)
     distributed.barrier()
-    whole = read_shards(folder, key, columns, total) if is_main else []
+    whole = read_shards(folder, key, columns) if is_main else []
     return ModelFeatures(columns, whole, count, seconds)
 
 
@@ -264,15 +246,7 @@ def _write(
     settings: dict[str, Any],
     old: FeatureDatabase | None,
 ) -> tuple[FeatureDatabase, dict[int, str]]:
-    """Write the database if it changes.
-
-    Parameters
-    ----------
-    base, pictures, models, settings : see `run`
-    changes : from the old database
-    rows : of the pictures that were extracted
-    features : of these, for each model
-    old : the database that is updated
+    """Write the database if it changes; `features` are those of the pictures in `rows`.
 
     Returns
     -------
@@ -288,16 +262,18 @@ def _write(
         if not (old and is_same(old, pictures, places)):
             weight, bias = (tensor.cpu().numpy() for tensor in models[0].net.net.classifier())
             matrices = _matrices(base if old else None, features)
-            records, made_with = [model.record for model in models], FeatureSettings(**settings)
-            classifier = (weight, bias)
-            write_database(base, pictures, matrices, places, classifier, records, made_with, old)
+            records = [model.record for model in models]
+            made_with = FeatureSettings(**settings)
+            write_database(
+                base, pictures, matrices, places, (weight, bias), records, made_with, old
+            )
         if len(rows):
-            stamps = np.concatenate(features[0].parts(STAMPS))
+            stamps = np.concatenate([shard.matrix(STAMPS) for shard in features[0].shards])
             changes.stamps[rows] = stamps.view(np.int64)
         database = open_database(base)
         save_stamps(database, changes.stamps[places >= 0])
     for folder in base.glob(".extract_*"):  # also of models that are no longer extracted
-        remove_shards(folder)
+        shutil.rmtree(folder)
     if not readable:
         raise UserError(f"{base}: no picture can be read: {errors[min(errors)]}")
     return database, errors
@@ -305,12 +281,12 @@ def _write(
 
 def _matrices(old: Path | None, features: Sequence[ModelFeatures]) -> dict[str, Stacked]:
     """The matrices of a new database: the rows of the old one, then those of the shards."""
-    return {
-        name: Stacked([*([np.load(old / name, mmap_mode="r")] if old else []), *each.parts(name)])
-        for each in features
-        for name in each.columns
-        if name != STAMPS
-    }
+    matrices = {}
+    for each in features:
+        for name in (name for name in each.columns if name != STAMPS):
+            before = [np.load(old / name, mmap_mode="r")] if old else []
+            matrices[name] = Stacked([*before, *(shard.matrix(name) for shard in each.shards)])
+    return matrices
 
 
 def _report(

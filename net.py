@@ -1,7 +1,7 @@
 """The embedding network and the checkpoints it comes from."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from config import MAX_PIXELS
-from network.backbones import WeightsError, build_backbone, load_fitting, require_loaded
+from network.backbones import WeightsError, build_backbone, load_weights
 from network.checkpoint import checked_state_dict, read_checkpoint, write_checkpoint
 from network.device import autocast
 from network.layers import AveragePooling, CosineClassifier, GeM, Normalize
@@ -59,28 +59,15 @@ _ARCHITECTURE = TypeAdapter(Architecture)
 _SPLIT = TypeAdapter(SplitRecord | str | None)
 
 
-def parse_architecture(record: Any, where: Path, remedy: str = "train again") -> Architecture:
-    """Check the architecture that a file records; unknown fields are ignored.
-
-    Parameters
-    ----------
-    record : what the file says
-    where : the file, for the message
-    remedy : what to do where the record is wrong
-
-    Raises
-    ------
-    UserError : a field is missing or wrong
-    """
-    names = {field.name for field in fields(Architecture)}
-    known = {k: v for k, v in record.items() if k in names} if isinstance(record, dict) else record
+def _parse_architecture(record: Any, path: Path) -> Architecture:
+    """Check the architecture that a checkpoint records; unknown fields are ignored."""
     try:
-        return _ARCHITECTURE.validate_python(known)
+        return _ARCHITECTURE.validate_python(record)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "network"
         raise UserError(
-            f"{where}: written by another version ({place}: {first['msg']}); {remedy}"
+            f"{path}: written by another version ({place}: {first['msg']}); train again"
         ) from None
 
 
@@ -211,13 +198,13 @@ def initial_net(architecture: Architecture, pretrained: str) -> EmbeddingNet:
         )
         channels = _channels(backbone, architecture.backbone, architecture.crop_size)
         net = EmbeddingNet(backbone, channels, architecture)
-        if architecture.inter_dim:
+        if isinstance(net.fc, nn.Linear):
             # Orthonormal rows keep the distances of the pretrained features best.
             nn.init.orthogonal_(net.fc.weight)
             nn.init.zeros_(net.fc.bias)
         if checkpoint:
-            loaded = load_fitting(net, state or {}, architecture.backbone)
-            require_loaded(backbone, loaded, architecture.backbone)
+            heads = ("fc.", "fc2.", "norm.", "pool.")
+            load_weights(net, state or {}, architecture.backbone, may_lack=heads)
     except WeightsError as error:
         raise UserError(f"PRETRAINED {pretrained}: {error}") from None
     return net
@@ -271,7 +258,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Architecture | None]:
     content = read_checkpoint(path)
     record = content.get("network")
     state = checked_state_dict(content.get("state_dict", content), path)
-    return state, None if record is None else parse_architecture(record, path)
+    return state, None if record is None else _parse_architecture(record, path)
 
 
 def read_split(path: Path) -> SplitRecord | str | None:
@@ -332,24 +319,24 @@ def load_net(path: Path, default: Architecture | None = None) -> tuple[Embedding
     state, architecture = read_weights(path)
     has_fc = architecture is None or architecture.inter_dim > 0
     for key in ("fc.weight", "fc2.weight") if has_fc else ("fc2.weight",):
-        if key not in state:
-            raise UserError(f"{path}: holds no {key}: not a checkpoint of an embedding network")
-        if state[key].ndim != 2:
-            raise UserError(f"{path}: {key} is no matrix: not a checkpoint of an embedding network")
+        if key not in state or state[key].ndim != 2:
+            raise UserError(f"{path}: holds no matrix {key}: not a checkpoint of this project")
     if architecture is None:
         if default is None:
             raise UserError(f"{path}: a bare state dict does not say which network it belongs to")
         architecture = _architecture_of_2018(state, default)
-    logits, width = state["fc2.weight"].shape
-    if has_fc and {len(state["fc.weight"]), width} != {architecture.inter_dim}:
-        raise UserError(f"{path}: fc and fc2 are not of {architecture.inter_dim} values")
-    if logits != len(architecture.categories):
-        raise UserError(f"{path}: {logits} logits for {len(architecture.categories)} categories")
+    categories, dim = state["fc2.weight"].shape
     channels = state["fc.weight" if has_fc else "fc2.weight"].shape[1]
+    if (categories, dim) != (len(architecture.categories), architecture.inter_dim or channels):
+        raise UserError(
+            f"{path}: fc2 is {categories} x {dim}, but the network has"
+            f" {len(architecture.categories)} categories and an embedding of"
+            f" {architecture.inter_dim or channels}"
+        )
     name = architecture.backbone
     net = EmbeddingNet(build_backbone(name), channels, architecture)
     try:
-        require_loaded(net, load_fitting(net, state, name), name)
+        load_weights(net, state, name)
     except WeightsError as error:
         raise UserError(f"{path}: {error}") from None
     return net.eval(), architecture
@@ -370,6 +357,33 @@ def _architecture_of_2018(state: dict[str, Tensor], default: Architecture) -> Ar
 
 
 @torch.inference_mode()
+def start_features(
+    net: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype | None
+) -> Callable[[], list[np.ndarray]]:
+    """Begin with a batch: as `extract_features`, but on a GPU nothing is waited for.
+
+    Returns
+    -------
+    A function that waits for the features and returns them.
+    """
+    with autocast(device, dtype):
+        features = [feature.float() for feature in net(images.to(device, non_blocking=True))]
+    widths = [feature.shape[1] for feature in features]
+    on_cuda = device.type == "cuda"
+    # One copy from a GPU, to pinned memory, as PyTorch makes it: the one way it does not wait.
+    joined = torch.cat(features, 1).to("cpu", non_blocking=on_cuda)
+    done = torch.cuda.Event() if on_cuda else None
+    if done:
+        done.record(torch.cuda.current_stream(device))
+
+    def result() -> list[np.ndarray]:
+        if done:
+            done.synchronize()
+        return [np.ascontiguousarray(part.numpy()) for part in joined.split(widths, 1)]
+
+    return result
+
+
 def extract_features(
     net: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype | None
 ) -> list[np.ndarray]:
@@ -385,12 +399,4 @@ def extract_features(
     -------
     Those of the network, float32.
     """
-    with autocast(device, dtype):
-        features = [feature.float() for feature in net(images.to(device, non_blocking=True))]
-    widths = [feature.shape[1] for feature in features]
-    return split_columns(torch.cat(features, 1).cpu(), widths)  # one copy from a GPU
-
-
-def split_columns(joined: Tensor, widths: Sequence[int]) -> list[np.ndarray]:
-    """A matrix on the CPU -> matrices of some of its columns each, from the left."""
-    return [np.ascontiguousarray(part.numpy()) for part in joined.split(list(widths), 1)]
+    return start_features(net, images, device, dtype)()

@@ -97,7 +97,7 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
         return
 
     trainer = build_trainer(config, splits, net, network, device, amp, distributed)
-    with locked(models, "a training run") if distributed.is_main else nullcontext():
+    with locked(models) if distributed.is_main else nullcontext():
         distributed.barrier()
         if trainer.resume_point.path.exists():
             if resume:
@@ -120,7 +120,7 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
 def write_untrained(models: Path, net: EmbeddingNet, network: Architecture) -> None:
     """Write the network as it is before training, to extract features with."""
     path = models / "model_0_final.pth.tar"
-    with locked(models, "a training run"):
+    with locked(models):
         save_checkpoint(path, net, network, held_out=None)
         print(f"{path}: the untrained network")
         if not (models / RESUME_POINT).exists():  # nor is there a trained one to mark

@@ -1,11 +1,10 @@
 """Whether files still have their SHA-256, without reading them each time.
 
-What was read once is remembered with its stamp, which every later change of the file changes. That
-is also when the content of a file is checked.
+What was read once is remembered with its stamp, which every later change of the file changes.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,10 +21,8 @@ def file_stamp(path: Path) -> FileStamp:
     return status.st_size, status.st_ino, status.st_ctime_ns
 
 
-def first_wrong(
-    base: Path, checksums: Mapping[str, str], check: Callable[[str], str]
-) -> tuple[str, str] | None:
-    """The first of some files that has another SHA-256, or a wrong content.
+def first_wrong(base: Path, checksums: Mapping[str, str]) -> tuple[str, str] | None:
+    """The first of some files that has another SHA-256.
 
     Only files that have changed since the last call are read: under 1 s for 1 GB.
 
@@ -33,7 +30,6 @@ def first_wrong(
     ----------
     base : their folder, where the stamps are saved too if it can be written to
     checksums : the SHA-256 of each file by its name, 64 hexadecimal digits
-    check : name of a file -> what is wrong with its content, "" for nothing
 
     Returns
     -------
@@ -41,21 +37,15 @@ def first_wrong(
     """
     try:
         now = {name: [*file_stamp(base / name), sha256] for name, sha256 in checksums.items()}
+        changed = list(checksums)
+        with suppress(OSError, ValueError, AttributeError):
+            before = parsed_json((base / CHECKED).read_bytes())
+            changed = [name for name in checksums if before.get(name) != now[name]]
+        for name in changed:
+            if sha256_of(base / name) != checksums[name]:
+                return name, "not the file that all_feat.json describes"
     except OSError as error:  # another process may just be replacing it
         return Path(error.filename).name, str(error.strerror)
-    try:
-        before = parsed_json((base / CHECKED).read_bytes())
-        changed = [name for name in checksums if before.get(name) != now[name]]
-    except (OSError, ValueError, AttributeError):
-        changed = list(checksums)
-    for name in changed:
-        try:
-            same = sha256_of(base / name) == checksums[name]
-        except OSError as error:
-            return name, str(error.strerror)
-        fault = check(name) if same else "not the file that all_feat.json describes"
-        if fault:
-            return name, fault
     if changed:
         with suppress(UserError), atomic_write(base / CHECKED) as part:
             part.write_text(json.dumps(now), "utf-8")

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from features.arrays import all_finite, map_array, read_archive
+from features.arrays import map_array, read_archive
 from features.checksums import first_wrong
 from features.metadata import Metadata
 from features.path_list import PathList
@@ -145,11 +145,10 @@ def _open_files(base: Path, info: bytes | None) -> FeatureDatabase:
         if name not in metadata.checksums:
             refuse(INFO, f"damaged, or of another version: no SHA-256 of {name}")
         try:
-            files[name] = _open_file(base / name, metadata, remedy)
+            files[name] = _open_file(base / name, metadata)
         except (OSError, ValueError) as error:
             refuse(name, error)
-    checksums = {name: metadata.checksums[name] for name in names}
-    wrong = first_wrong(base, checksums, lambda name: _fault_of(name, files[name]))
+    wrong = first_wrong(base, {name: metadata.checksums[name] for name in names})
     if wrong:
         refuse(*wrong)
     return FeatureDatabase(
@@ -167,11 +166,11 @@ def _open_files(base: Path, info: bytes | None) -> FeatureDatabase:
     )
 
 
-def _open_file(path: Path, metadata: Metadata, remedy: str) -> Any:
+def _open_file(path: Path, metadata: Metadata) -> Any:
     """Open one file; a ValueError says what is wrong with its form."""
     count, names = metadata.pictures, metadata.category_names
     if path.name == LIST:
-        return PathList(path, count, remedy)
+        return PathList(path, count)
     if path.name == CLASSIFIER:
         return read_archive(path, CLASSIFIER_FORMS)
     array = map_array(path, *FORMS.get(path.name, FEATURES_FORM))
@@ -180,20 +179,6 @@ def _open_file(path: Path, metadata: Metadata, remedy: str) -> Any:
     if path.name == CATEGORY and not -1 <= array.min() <= array.max() < len(names):
         raise ValueError(f"holds other categories than the {len(names)} of {INFO}")
     return array
-
-
-def _fault_of(name: str, content: Any) -> str:
-    """What is wrong within an opened file, "" for nothing."""
-    if name in (LIST, ITEM):
-        try:
-            "".join(content).encode()
-        except UnicodeDecodeError as error:
-            return f"line {error.object.count(10, 0, error.start) + 1} is not UTF-8 text"
-        except (ValueError, SystemError):  # of numbers that are no characters
-            return "holds values that are no text"
-    elif name != CLASSIFIER and name not in FORMS and not all_finite(content):
-        return "holds NaN or infinity"
-    return ""
 
 
 def unit_rows(features: np.ndarray) -> np.ndarray:

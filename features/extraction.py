@@ -17,12 +17,12 @@ from tqdm import tqdm
 from config import Config
 from data import DETAIL, PictureDataset, eval_transform, make_loader
 from features.checksums import file_stamp
-from features.database import COLOR, CONTENT, PALETTE, deep_file, plain_file
+from features.database import COLOR, CONTENT, PALETTE, deep_file, plain_file, unit_rows
 from features.incremental import DIGEST, STAMP_BYTES, fingerprint, open_file
-from features.inference import CPU_BATCH, faster, features_in_order, keeps_embeddings, one_thread
+from features.inference import CPU_BATCH, faster, features_in_order, one_thread
 from features.metadata import ModelRecord
 from features.shards import Columns, Shard
-from net import Architecture, FeatureNet, find_model, load_net, read_split
+from net import Architecture, FeatureNet, extract_features, find_model, load_net, read_split
 from network.color import PALETTE_BINS, color_features
 from network.device import amp_type, explain_out_of_memory, query_type, to_device
 from pictures.decode import PictureError
@@ -33,6 +33,7 @@ from utils import UserError, evenly_spaced, progress_bar, sha256_of
 SAVE_SECONDS = 10.0  # of work that a kill may cost
 INFINITE = "the network's features of it are infinite or NaN; try --amp off, or another model"
 STAMPS = "stamps"
+MAX_COSINE_CHANGE = 1e-3  # of an embedding by 16 bits
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,17 @@ class Readable(Dataset[tuple[Tensor, str, Tensor]]):
         source = self.dataset
         made_of = np.zeros(STAMP_BYTES + DIGEST, np.uint8)
         try:
-            path = picture_file(source.base, source.pictures.paths[row])
             try:
-                with open_file(path) as content:
+                with open_file(picture_file(source.base, source.pictures.paths[row])) as content:
                     made_of = fingerprint(content, source.pictures.boxes[row], source.crop)
                     image = source.transform(source.picture(row, content))
             except OSError:  # reading it by its path says what is wrong
                 image = source[row][0]
-            return image, "", torch.from_numpy(made_of)
+            reason = ""
         except PictureError as error:
-            none = torch.zeros(self.crop_size, self.crop_size, 3, dtype=torch.uint8)
-            return none, str(error), torch.from_numpy(made_of)
+            image = torch.zeros(self.crop_size, self.crop_size, 3, dtype=torch.uint8)
+            reason = str(error)
+        return image, reason, torch.from_numpy(made_of)
 
 
 def dataset_of(base: Path, pictures: Pictures, crop: bool, model: LoadedModel) -> Readable:
@@ -116,25 +117,26 @@ def choose_arithmetic(
     if stored:  # maybe on another machine; its features differ by rounding only
         return query_type(stored, device), stored
     kind = amp_type(device, amp)
-    if amp == "auto" and kind and not _keeps_embeddings(models, datasets, device, kind):
+    pairs = zip(models, datasets, strict=True)
+    if kind and amp == "auto" and not all(_keeps_embeddings(*pair, device, kind) for pair in pairs):
         print("float32, as 16 bits would change these embeddings by more than rounding")
         kind = None
     return kind, str(kind or torch.float32).removeprefix("torch.")
 
 
 def _keeps_embeddings(
-    models: Sequence[LoadedModel],
-    datasets: Sequence[Readable],
-    device: torch.device,
-    kind: torch.dtype,
+    model: LoadedModel, dataset: Readable, device: torch.device, kind: torch.dtype
 ) -> bool:
-    """Whether models give the same embeddings of a few of the pictures in 16 bits."""
-    rows = evenly_spaced(len(datasets[0]), CPU_BATCH).tolist()
-    batches = (torch.stack([dataset[row][0] for row in rows]) for dataset in datasets)
-    return all(
-        keeps_embeddings(model.net, images, device, kind)
-        for model, images in zip(models, batches, strict=True)
+    """Whether a model gives the same embeddings of a few of the pictures in 16 bits.
+
+    With depthwise convolutions, as in MobileNet, it often does not.
+    """
+    rows = evenly_spaced(len(dataset), CPU_BATCH).tolist()
+    images = torch.stack([dataset[row][0] for row in rows])
+    exact, rounded = (
+        unit_rows(extract_features(model.net, images, device, dtype)[0]) for dtype in (None, kind)
     )
+    return bool((1 - (exact * rounded).sum(1)).max() <= MAX_COSINE_CHANGE)
 
 
 def extract(
@@ -172,45 +174,39 @@ def extract(
         waiting = iter(loader)  # its processes read while the network is compiled
         fast = faster(net, len(dataset), batch_size, dataset.crop_size, device, amp)
         start = time.perf_counter()
-        at_once = threads if device.type == "cpu" else 1
-        batches = features_in_order(fast, _batches(waiting), device, amp, at_once)
-        _fill(shards, batches, dataset, bar)
+        batches = ((images, (reasons, made_of)) for images, reasons, made_of in waiting)
+        results = features_in_order(fast, batches, device, amp, threads)
+        paths = dataset.dataset.pictures.paths
+        for shard in shards:
+            _fill(shard, results, paths, bar)
         return time.perf_counter() - start
 
 
-def _batches(loader: Iterator) -> Iterator[tuple[Tensor, tuple[Sequence[str], np.ndarray]]]:
-    """Batches of a `Readable`: pictures, and beside them the reasons and what they are made of."""
-    for images, reasons, made_of in loader:
-        yield images, (reasons, made_of.numpy())
-
-
 def _fill(
-    shards: Sequence[Shard],
-    batches: Iterator[tuple[list[np.ndarray], tuple[Sequence[str], np.ndarray]]],
-    dataset: Readable,
+    shard: Shard,
+    results: Iterator[tuple[list[np.ndarray], tuple[Sequence[str], Tensor]]],
+    paths: Sequence[str],
     bar: tqdm,
 ) -> None:
-    """Write the features of the planned pictures to their shards, and save these now and then."""
-    waiting, saved = list(shards), time.perf_counter()
-    for features, (reasons, made_of) in batches:
-        shard = waiting[0]
+    """Write the features of the planned pictures to their shard, and save it now and then."""
+    saved = time.perf_counter()
+    while shard.done < len(shard.planned):
+        features, (reasons, made_of) = next(results)
         place = shard.rows.stop
-        paths = dataset.dataset.pictures.paths[place : place + len(reasons)]
+        names = paths[place : place + len(reasons)]
         sound = np.all([np.isfinite(feature).all(axis=1) for feature in features], axis=0)
         errors = [
             reason or ("" if ok else f"{path!a}: {INFINITE}")
-            for reason, ok, path in zip(reasons, sound, paths, strict=True)
+            for reason, ok, path in zip(reasons, sound, names, strict=True)
         ]
         if CONTENT in shard.columns:
-            features += np.split(made_of, [STAMP_BYTES], axis=1)
+            features += np.split(made_of.numpy(), [STAMP_BYTES], axis=1)
         shard.append(features, errors)
         bar.update(len(errors))
-        full = shard.done == len(shard.planned)
-        if full or time.perf_counter() - saved > SAVE_SECONDS:
+        if time.perf_counter() - saved > SAVE_SECONDS:
             shard.save()
             saved = time.perf_counter()
-        if full:
-            waiting.pop(0)
+    shard.save()
 
 
 def load_models(
@@ -245,14 +241,8 @@ def load_models(
 
 def settings_of(config: Config, device: torch.device) -> dict[str, Any]:
     """The settings that the features depend on, but for AMP."""
-    return {
-        "COLOR_TOP_N": config.COLOR_TOP_N,
-        "PALETTE": config.PALETTE,
-        "FLIP": config.FLIP,
-        "CROP_TO_BBOX": config.CROP_TO_BBOX,
-        "EXTRACT_BATCH_SIZE": config.EXTRACT_BATCH_SIZE,
-        "DEVICE": device.type,
-    }
+    names = ("COLOR_TOP_N", "PALETTE", "FLIP", "CROP_TO_BBOX", "EXTRACT_BATCH_SIZE")
+    return {name: getattr(config, name) for name in names} | {"DEVICE": device.type}
 
 
 def columns_of(number: int, model: LoadedModel, settings: dict[str, Any]) -> Columns:

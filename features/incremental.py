@@ -6,7 +6,6 @@ stamps of all are saved beside the database: without them, each picture is read 
 
 import hashlib
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ def look(base: Path, path: str, box: np.ndarray, crop: bool) -> np.ndarray:
 
 def open_file(path: Path) -> BinaryIO:
     """Open a regular file for reading; opening a pipe would wait for its writer."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if not path.is_file():
         raise FileNotFoundError(path)
     return open(path, "rb")
 
@@ -60,9 +59,7 @@ def fingerprint(content: BinaryIO, box: np.ndarray, crop: bool) -> np.ndarray:
     The stamp is taken first: what is written to the file later gives it another one.
     """
     stamp = _stamp_of(content.fileno(), box)
-    digest = hashlib.sha256(box.tobytes() if crop else b"")
-    while block := content.read(1 << 20):
-        digest.update(block)
+    digest = hashlib.sha256((box.tobytes() if crop else b"") + content.read())
     content.seek(0)
     return np.concatenate([stamp.view(np.uint8), np.frombuffer(digest.digest(), np.uint8)])
 
@@ -70,8 +67,6 @@ def fingerprint(content: BinaryIO, box: np.ndarray, crop: bool) -> np.ndarray:
 def _stamp_of(file: str | int, box: np.ndarray) -> np.ndarray:
     """Size in bytes, inode, time of the last change in ns, and box of a picture, int64."""
     status = os.stat(file)
-    if not stat.S_ISREG(status.st_mode):
-        raise FileNotFoundError(file)
     return np.array([status.st_size, status.st_ino, status.st_ctime_ns, *box], np.int64)
 
 
@@ -104,7 +99,7 @@ def database_to_update(
     if not (base / INFO).exists():
         return None
     database = open_database(base)
-    metadata, reason = database.metadata, ""
+    metadata = database.metadata
     kinds = {"float32", {"bf16": "bfloat16", "fp16": "float16"}.get(amp, "float32")}
     if [model.sha256 for model in metadata.models] != [model.sha256 for model in models]:
         reason = "it was made by another model"
@@ -114,9 +109,10 @@ def database_to_update(
         reason = f"it was made in {metadata.settings.AMP}"
     elif database.content is None:
         reason = "it is of an older version, which did not look at what pictures hold"
-    if reason:
-        print(f"{base / INFO}: {reason}; all pictures are extracted again")
-    return None if reason else database
+    else:
+        return database
+    print(f"{base / INFO}: {reason}; all pictures are extracted again")
+    return None
 
 
 def find_changes(database: FeatureDatabase | None, pictures: Pictures, crop: bool) -> Changes:

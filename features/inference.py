@@ -1,30 +1,29 @@
 """Many pictures through a network, as fast as its device runs it; a query takes it as it is.
 
 On a CPU each core has a batch of its own: no core waits for another, and no feature depends on the
-number of cores. On a GPU the next batches are copied there while one is computed.
+number of cores. On a GPU the next batches are prepared while one is computed.
 """
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from features.database import unit_rows
-from net import FeatureNet, extract_features, split_columns
-from network.compile import compile_net, fold_batch_norms
+from net import FeatureNet, extract_features, start_features
 from network.device import autocast
 from utils import UserError
 
 T = TypeVar("T")
 
 CPU_BATCH = 16  # pictures: their conv maps stay in a core's cache
-MAX_COSINE_CHANGE = 1e-3  # of an embedding by 16 bits
 # From so many pictures on, compiling saves more time than it takes: 10 to 20 s on a CPU, up to a
 # minute on a GPU, which needs a tenth of a millisecond for a picture.
 MIN_PICTURES_TO_COMPILE = {"cpu": 3_000, "cuda": 100_000}
@@ -54,32 +53,57 @@ def faster(
     if pictures >= MIN_PICTURES_TO_COMPILE.get(device.type, pictures + 1):
         example = torch.zeros(batch, side, side, 3, dtype=torch.uint8, device=device)
         try:
-            return compile_net(net, example, dtype)
+            return _compiled(net, example, dtype)
         except (UserError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever compiler and driver raise where they do not fit
             reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
             print(f"extraction will be slower, torch.compile fails: {reason}", file=sys.stderr)
-    net.net.backbone = fold_batch_norms(net.net.backbone)
+    from torch.fx.experimental.optimization import fuse
+
+    with suppress(Exception):  # of a forward pass that depends on values; of many types
+        net.net.backbone = fuse(net.net.backbone).to(memory_format=torch.channels_last)
     return net
 
 
-def keeps_embeddings(
-    net: FeatureNet, images: Tensor, device: torch.device, dtype: torch.dtype
-) -> bool:
-    """Whether a network gives the same embeddings in a 16-bit type, up to `MAX_COSINE_CHANGE`.
-
-    With depthwise convolutions, as in MobileNet, it often does not.
+class CompiledNet(nn.Module):
+    """A network compiled for batches of one size; smaller ones are filled up to it.
 
     Parameters
     ----------
-    net, device, dtype : see `net.extract_features`
-    images : a few pictures, B x H x W x 3, uint8
+    net : batch -> tensors with a row for each element; in evaluation mode, on its device
+    batch : that size
     """
-    exact, rounded = (
-        unit_rows(extract_features(net, images, device, kind)[0]) for kind in (None, dtype)
-    )
-    return bool((1 - (exact * rounded).sum(1)).max() <= MAX_COSINE_CHANGE)
+
+    def __init__(self, net: nn.Module, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.compiled = torch.compile(net, dynamic=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See `net`; at most `batch` rows."""
+        missing = self.batch - len(images)
+        # A whole batch, too, is copied: one made outside of inference mode would be compiled for.
+        full = F.pad(images, (0, 0) * (images.dim() - 1) + (0, missing))
+        return [feature[: len(images)] for feature in self.compiled(full)]
+
+
+def _compiled(net: nn.Module, example: Tensor, dtype: torch.dtype | None) -> CompiledNet:
+    """Compile a network for batches like `example`.
+
+    It is compiled once if it is then run as here: with the number of threads that PyTorch has now,
+    in inference mode and under `autocast` of the same type.
+    """
+    from torch._inductor import config
+
+    # It warns of a missing CUDA on every machine that has none.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    compiled = CompiledNet(net, len(example))
+    # Frozen weights let it fold the batch norms and reorder the weights in memory. (As an option
+    # of torch.compile this comes too late.)
+    with config.patch(freezing=True), torch.inference_mode(), autocast(example.device, dtype):
+        compiled(example)
+    return compiled
 
 
 @contextmanager
@@ -116,72 +140,20 @@ def features_in_order(
     threads : batches at once on a CPU
     """
     if device.type == "cuda":
-        yield from in_order(_CudaBatches(net, device, dtype).start, batches, BATCHES_AHEAD)
-        return
+        torch.backends.cudnn.benchmark = True  # all batches have one size
     with ThreadPoolExecutor(threads) as pool:
 
         def start(images: Tensor) -> Callable[[], list[np.ndarray]]:
-            return pool.submit(extract_features, net, images, device, dtype).result
+            if device.type == "cpu":
+                return pool.submit(extract_features, net, images, device, dtype).result
+            return start_features(net, images, device, dtype)
 
-        yield from in_order(start, batches, 2 * threads)
-
-
-def in_order(
-    start: Callable[[Tensor], Callable[[], list[np.ndarray]]],
-    batches: Iterable[tuple[Tensor, T]],
-    ahead: int,
-) -> Iterator[tuple[list[np.ndarray], T]]:
-    """Results of batches in their order.
-
-    Parameters
-    ----------
-    start : begins with a batch; what it returns waits for the result
-    batches : with what comes with them
-    ahead : batches that are begun before the result of one is waited for
-    """
-    waiting: deque[tuple[Callable[[], list[np.ndarray]], T]] = deque()
-    for images, companion in batches:
-        waiting.append((start(images), companion))
-        if len(waiting) > ahead:
-            result, companion = waiting.popleft()
+        ahead = 2 * threads if device.type == "cpu" else BATCHES_AHEAD
+        waiting: deque[tuple[Callable[[], list[np.ndarray]], T]] = deque()
+        for images, companion in batches:
+            waiting.append((start(images), companion))
+            if len(waiting) > ahead:
+                result, companion = waiting.popleft()
+                yield result(), companion
+        for result, companion in waiting:
             yield result(), companion
-    for result, companion in waiting:
-        yield result(), companion
-
-
-class _CudaBatches:
-    """Runs batches on a GPU without waiting: copies there and back overlap with computing.
-
-    Parameters
-    ----------
-    net, device, dtype : see `net.extract_features`
-    """
-
-    def __init__(self, net: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
-        self.net = net
-        self.device = device
-        self.dtype = dtype
-        self.copies = torch.cuda.Stream(device)
-        torch.backends.cudnn.benchmark = True  # all batches have one size
-
-    @torch.inference_mode()
-    def start(self, images: Tensor) -> Callable[[], list[np.ndarray]]:
-        """Begin with a batch; what is returned waits for its features."""
-        computing = torch.cuda.current_stream(self.device)
-        with torch.cuda.stream(self.copies):
-            on_device = images.to(self.device, non_blocking=True)
-        computing.wait_stream(self.copies)
-        on_device.record_stream(computing)  # its memory is not used again before
-        with autocast(self.device, self.dtype):
-            features = [feature.float() for feature in self.net(on_device)]
-        # To pinned memory, as PyTorch does it: the one way a copy does not wait.
-        joined = torch.cat(features, 1).to("cpu", non_blocking=True)
-        widths = [feature.shape[1] for feature in features]
-        done = torch.cuda.Event()
-        done.record(computing)
-
-        def result() -> list[np.ndarray]:
-            done.synchronize()
-            return split_columns(joined, widths)
-
-        return result

@@ -1,9 +1,9 @@
 """Features of an unfinished extraction on disk: they survive a kill, and the next run goes on."""
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +28,7 @@ class _State(BaseModel):
     errors: dict[int, str]
 
 
+@dataclass
 class Shard:
     """The features of consecutive pictures of an unfinished extraction.
 
@@ -40,21 +41,17 @@ class Shard:
     key : a hash of all that the features depend on
     planned : numbers of the pictures that it is for, in the extraction
     columns : its matrices
-
-    Attributes
-    ----------
     done : how many of them are in it
     errors : why some of these could not be read, by their numbers
     """
 
-    def __init__(self, folder: Path, key: str, planned: range, columns: Columns) -> None:
-        self.folder = folder
-        self.key = key
-        self.planned = planned
-        self.columns = columns
-        self.done = 0
-        self.errors: dict[int, str] = {}
-        self.files: dict[str, BinaryIO] = {}
+    folder: Path
+    key: str
+    planned: range
+    columns: Columns
+    done: int = 0
+    errors: dict[int, str] = field(default_factory=dict)
+    files: dict[str, BinaryIO] = field(default_factory=dict)
 
     @property
     def rows(self) -> range:
@@ -75,7 +72,7 @@ class Shard:
         """
         if not self.files:
             with writing(self.folder):
-                remove_shards(self.folder)
+                shutil.rmtree(self.folder, ignore_errors=True)
                 self.folder.mkdir(parents=True)
                 for name in self.columns:
                     self.files[name] = open(self.folder / name, "wb")  # noqa: SIM115
@@ -91,10 +88,9 @@ class Shard:
             with writing(self.folder / name):
                 file.flush()
                 os.fsync(file.fileno())
-        rows = {"start": self.rows.start, "done": self.done}
-        state = {"key": self.key, **rows, "errors": self.errors}
+        state = _State(key=self.key, start=self.rows.start, done=self.done, errors=self.errors)
         with atomic_write(self.folder / STATE) as part:
-            part.write_text(json.dumps(state), "utf-8")
+            part.write_text(state.model_dump_json(), "utf-8")
 
     def matrix(self, name: str) -> np.ndarray:
         """One of its matrices, `done` x its width, mapped."""
@@ -102,23 +98,21 @@ class Shard:
         return np.memmap(self.folder / name, dtype, "r", shape=(self.done, width))
 
 
-def read_shards(folder: Path, key: str, columns: Columns, total: int) -> list[Shard]:
+def read_shards(folder: Path, key: str, columns: Columns) -> list[Shard]:
     """The shards that runs of an extraction have saved, in order; all others there are removed.
 
     Parameters
     ----------
     folder : of the shards of one model
     key, columns : see `Shard`
-    total : number of pictures of the extraction
     """
     found: list[Shard] = []
     for place in sorted(folder.iterdir()) if folder.is_dir() else []:
         shard = _read_shard(place, key, columns)
-        free = found[-1].rows.stop if found else 0
-        if shard and free <= shard.rows.start and shard.rows.stop <= total:
+        if shard and (not found or found[-1].rows.stop <= shard.rows.start):
             found.append(shard)
         else:
-            remove_shards(place)
+            shutil.rmtree(place)
     return found
 
 
@@ -126,16 +120,15 @@ def _read_shard(folder: Path, key: str, columns: Columns) -> Shard | None:
     """A saved shard; None where it is not whole, or another extraction's."""
     try:
         state = _State.model_validate_json((folder / STATE).read_bytes())
-        shard = Shard(folder, key, range(state.start, state.start + state.done), columns)
-        shard.done, shard.errors = state.done, state.errors
         whole = all(
             state.done * width * np.dtype(dtype).itemsize <= (folder / name).stat().st_size
             for name, (width, dtype) in columns.items()
         )
     except (OSError, ValueError):
         return None
-    belongs = state.key == key and folder.name == shard_name(state.start)
-    return shard if whole and belongs and state.errors.keys() <= set(shard.rows) else None
+    planned = range(state.start, state.start + state.done)
+    shard = Shard(folder, key, planned, columns, state.done, state.errors)
+    return shard if whole and state.key == key else None
 
 
 def shard_name(start: int) -> str:
@@ -177,13 +170,3 @@ def split_rows(rows: Sequence[range], parts: int, batch: int, total: int) -> lis
         ]
         for share in shares
     ]
-
-
-def remove_shards(folder: Path) -> None:
-    """Delete shards, or one: first the states, so that a kill leaves no half of one behind."""
-    if not folder.is_dir():
-        folder.unlink(missing_ok=True)
-        return
-    for state in [folder / STATE, *folder.glob(f"*/{STATE}")]:
-        state.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)

@@ -36,12 +36,7 @@ OUTDATED = ("all_feat_*.npy", "all_plain_feat_*", PALETTE, "all_*.codes.npy", "a
 
 
 class Stacked:
-    """Matrices of the same width, read as if one lay below the other.
-
-    Parameters
-    ----------
-    parts : n x D each
-    """
+    """Matrices of the same width, n x D each, read as if one lay below the other."""
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self.parts = parts
@@ -96,8 +91,8 @@ def write_database(
     UserError : it cannot be written; the old one is as it was
     """
     rows = np.flatnonzero(places >= 0)
-    with ExitStack() as stack:
-        info_part = stack.enter_context(atomic_write(base / INFO))  # entered first: renamed last
+    # The first that is entered is the last that is renamed.
+    with atomic_write(base / INFO) as info_part, ExitStack() as stack:
 
         def write(name: str, content: Iterable[Any]) -> str:
             part = stack.enter_context(atomic_write(base / name))
@@ -127,8 +122,9 @@ def write_database(
         _write(info_part, [metadata.to_json()])
         (base / INFO).unlink(missing_ok=True)
         sync_folder(base)
-        for file in [file for pattern in OUTDATED for file in base.glob(pattern)]:
-            file.unlink(missing_ok=True)
+        for pattern in OUTDATED:
+            for file in list(base.glob(pattern)):
+                file.unlink()
 
 
 def finish_writing(base: Path) -> None:

@@ -3,16 +3,15 @@
 import pickle  # for its error alone
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 
-from network.layers import MEAN, STD, channel_values
 from utils import UserError
 
-# Names of classifiers and auxiliary classifiers: no part of a backbone.
-HEADS = ("fc.", "classifier.", "head", "aux", "AuxLogits.")
+HEADS = ("fc.", "classifier.", "head")  # how the names of classifiers begin
 
 
 class WeightsError(Exception):
@@ -40,62 +39,51 @@ def build_backbone(
     """
     if name.startswith("timm/"):
         model = _timm_model(name.removeprefix("timm/"), imagenet)
-        cut = _TimmFeatures
     else:
         model = _torchvision_model(name, imagenet)
-        cut = _torchvision_conv_map
-    loaded = load_fitting(model, weights, name) if weights is not None else None
-    backbone = cut(model)
-    if loaded is not None:
-        require_loaded(backbone, loaded, name)
-    return backbone
+    if weights is not None:
+        load_weights(model, weights, name, may_lack=HEADS)
+    return _TimmFeatures(model) if name.startswith("timm/") else _torchvision_conv_map(model)
 
 
-def load_fitting(module: nn.Module, weights: Mapping[str, Tensor], name: str) -> set[int]:
-    """Load the tensors that fit by name and shape.
+def load_weights(
+    module: nn.Module, weights: Mapping[str, Tensor], name: str, may_lack: tuple[str, ...] = ()
+) -> None:
+    """Load weights by name.
 
-    Returns
-    -------
-    The `id` of each of the module's tensors that got its value: names change when the module
-    becomes a part of another one, the tensors stay.
+    Parameters
+    ----------
+    module : of the backbone `name`
+    weights : a state dict
+    may_lack : how the names of tensors begin that may be missing, superfluous or of another shape
 
     Raises
     ------
-    WeightsError : a tensor has no namesake and is of no classifier: the weights of a deeper model
+    WeightsError : another tensor is missing, superfluous or of another shape
     """
-    own = module.state_dict(keep_vars=True)
-    strange = [key for key in weights if key not in own and not key.startswith(HEADS)]
-    if strange:
-        raise WeightsError(
-            f"not the weights of a {name}: it has no {strange[0]}"
-            + (f", nor {len(strange) - 1} others of them" if len(strange) > 1 else "")
-        )
+    own = module.state_dict()
     fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
-    with torch.no_grad():
-        for key, value in fitting.items():
-            own[key].copy_(value)
-    return {id(own[key]) for key in fitting}
-
-
-def require_loaded(module: nn.Module, loaded: set[int], name: str) -> None:
-    """Raise a `WeightsError` unless every tensor of a module is among the `loaded`."""
-    own = module.state_dict(keep_vars=True)
     # Written since PyTorch 0.4.1 only, and used by no batch norm with a momentum.
-    wanted = {k: v for k, v in own.items() if not k.endswith("num_batches_tracked")}
-    missing = [key for key, tensor in wanted.items() if id(tensor) not in loaded]
-    if missing:
+    wrong = [
+        key
+        for key in {**own, **weights}
+        if key not in fitting and not key.startswith(may_lack) and "num_batches_tracked" not in key
+    ]
+    if wrong:
         raise WeightsError(
-            f"not the weights of a {name}: {len(missing)} of {len(wanted)} tensors are missing or"
-            f" of another shape, {missing[0]} among them"
+            f"not the weights of a {name}: {len(wrong)} tensors are missing, of another shape or of"
+            f" no use, {wrong[0]} among them"
         )
+    for key, value in fitting.items():
+        own[key].copy_(value)
 
 
 class _VitFeatures(nn.Module):
     """torchvision's vision transformer up to its last patch tokens, as a conv map."""
 
-    def __init__(self, vit: nn.Module) -> None:
+    def __init__(self, vit: Any) -> None:
         super().__init__()
-        self.vit = vit
+        self.vit: Any = vit
         vit.heads = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +104,7 @@ class _TimmFeatures(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.model.forward_features(x)
@@ -127,22 +115,7 @@ class _TimmFeatures(nn.Module):
         return features
 
 
-class _HalfNormalised(nn.Module):
-    """ImageNet's normalisation -> mean and deviation 0.5, which GoogLeNet and Inception expect."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", channel_values(MEAN), persistent=False)
-        self.register_buffer("std", channel_values(STD), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x * self.std + self.mean - 0.5) / 0.5
-
-
-def _torchvision_conv_map(model: nn.Module) -> nn.Module:
+def _torchvision_conv_map(model: Any) -> nn.Module:
     """Cut the pooling and the classifier off."""
     if hasattr(model, "class_token"):  # ViT
         return _VitFeatures(model)
@@ -153,24 +126,22 @@ def _torchvision_conv_map(model: nn.Module) -> nn.Module:
         return nn.Sequential(model.features, nn.ReLU()) if dense else model.features
     if hasattr(model, "layers"):  # MNASNet
         return model.layers
-    parts: list[nn.Module] = [_HalfNormalised()] if hasattr(model, "transform_input") else []
-    for name, child in model.named_children():  # ResNet, RegNet, ShuffleNet, Inception, MaxVit ...
+    parts: list[nn.Module] = []
+    for name, child in model.named_children():  # ResNet, RegNet, ShuffleNet, MaxVit
         if name in {"avgpool", "fc", "classifier"}:
             break
-        if not name.lower().startswith("aux"):
-            parts += child if isinstance(child, nn.ModuleList) else [child]
+        parts += child if isinstance(child, nn.ModuleList) else [child]
     return nn.Sequential(*parts)
 
 
 def _torchvision_model(name: str, imagenet: bool) -> nn.Module:
     from torchvision import models
 
-    if name not in models.list_models(module=models):
+    # These two expect another normalisation of their input, and have auxiliary classifiers.
+    if name not in models.list_models(module=models, exclude=("googlenet", "inception_v3")):
         raise _unknown(name)
     if not imagenet:
-        # Without it these two print a warning.
-        options = {"init_weights": True} if name in {"googlenet", "inception_v3"} else {}
-        return models.get_model(name, weights=None, **options)
+        return models.get_model(name, weights=None)
     # The first weights of each model, not the newest: those the literature's figures start from.
     weights = next(iter(models.get_model_weights(name)))
     place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]

@@ -52,7 +52,8 @@ class ColorFeature(nn.Module):
         ------
         UserError : the conv map has fewer than T cells
         """
-        cells = conv_map.shape[-2] * conv_map.shape[-1]
+        height, width = conv_map.shape[-2:]
+        cells = height * width
         if cells < self.top_n:
             raise UserError(
                 f"COLOR_TOP_N is {self.top_n}, but the conv map has {cells} cells;"
@@ -60,7 +61,7 @@ class ColorFeature(nn.Module):
             )
         response = conv_map.float().mean(1).flatten(1)
         strongest = response.argsort(dim=1, descending=True, stable=True)[:, : self.top_n]
-        colors = F.adaptive_avg_pool2d(x.float(), conv_map.shape[-2:]).flatten(2)
+        colors = F.adaptive_avg_pool2d(x.float(), (height, width)).flatten(2)
         return colors.gather(2, strongest[:, None].expand(-1, 3, -1)).flatten(1)
 
 

@@ -370,7 +370,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     config, args = parse_args(argv, __doc__ or "", ("DATASET_BASE", "SEED"), _arguments)
     work = config.DATASET_BASE.resolve().with_name(".soak")
-    with locked(work, "a soak"):
+    with locked(work):
         for old in (work / "data", work / "undisturbed"):
             shutil.rmtree(old, ignore_errors=True)  # of a soak that was stopped
         soak = Soak(config.DATASET_BASE, work, 32, config.SEED)

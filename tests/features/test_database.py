@@ -153,38 +153,25 @@ def cut(name: str, share: float) -> Damage:
     return lambda base: os.truncate(base / name, int(share * (base / name).stat().st_size))
 
 
-def classifier(save: Callable[..., object] = np.savez, **arrays: object) -> Damage:
+def classifier(**arrays: object) -> Damage:
     """Change some arrays of the classifier; None removes one."""
 
     def damage(base: Path) -> None:
         path = base / "all_classifier.npz"
         with np.load(path) as file:
             content = {**file, **arrays}
-        save(path, **{key: value for key, value in content.items() if value is not None})
+        np.savez(path, **{key: value for key, value in content.items() if value is not None})
         rehash(base, path.name)
 
     return damage
 
 
-def spoilt(features: np.ndarray, value: float) -> np.ndarray:
-    features[-1, -1] = value
-    return features
-
-
-def no_characters(items: np.ndarray) -> np.ndarray:
-    items = items.astype("<U16")
-    items.view(np.uint32)[0] = 0x7FFFFFFF
-    return items
-
-
 PICKLE = pickle.dumps(Malicious())
-BOMB = classifier(np.savez_compressed, weight=np.zeros((20, 200_000)))
 DAMAGE: dict[str, tuple[str, Damage]] = {
     **{f"{name} cut at {share}": (name, cut(name, share))
        for name in (*FILES, "all_feat.json") for share in (0, 0.01, 0.5, 0.99)},
     **{f"no {name}": (name, replaced(name, lambda path: None)) for name in FILES},
     **{f"a folder for {name}": (name, replaced(name, Path.mkdir)) for name in FILES},
-    **{f"a pipe for {name}": (name, replaced(name, os.mkfifo)) for name in FILES},
     **{f"a pickle for {name}": (name, put(name, lambda _: PICKLE)) for name in FILES[:-1]},
     "objects": ("all_item.npy", array("all_item.npy", lambda x: np.array([Malicious()] * len(x)))),
     "objects in the classifier": (
@@ -192,8 +179,6 @@ DAMAGE: dict[str, tuple[str, Damage]] = {
     "swapped for the plain ones": ("all_feat.npy", swapped("all_feat.npy", "all_plain_feat_1.npy")),
     "swapped for the colours": ("all_feat.npy", swapped("all_feat.npy", "all_color_feat.npy")),
     "swapped with the items": ("all_category.npy", swapped("all_category.npy", "all_item.npy")),
-    "NaN": ("all_feat.npy", array("all_feat.npy", lambda x: spoilt(x, np.nan))),
-    "infinity": ("all_color_feat.npy", array("all_color_feat.npy", lambda x: spoilt(x, -np.inf))),
     "float64": ("all_feat.npy", array("all_feat.npy", lambda x: x.astype(np.float64))),
     "big-endian": ("all_feat.npy", array("all_feat.npy", lambda x: x.astype(">f4"))),
     "a vector": ("all_feat.npy", array("all_feat.npy", np.ravel)),
@@ -204,13 +189,9 @@ DAMAGE: dict[str, tuple[str, Damage]] = {
     "a category below -1": ("all_category.npy", array("all_category.npy", lambda x: x * 0 - 2)),
     "wide categories": ("all_category.npy", array("all_category.npy", lambda x: x.astype(int))),
     "items that are numbers": ("all_item.npy", array("all_item.npy", lambda x: np.arange(len(x)))),
-    "items that are no text": ("all_item.npy", array("all_item.npy", no_characters)),
-    "a list that is no UTF-8": (
-        "all_feat.list", put("all_feat.list", lambda old: old.replace(b"img/", b"im\xe9/", 1))),
     "a longer list": ("all_feat.list", put("all_feat.list", lambda old: old + b"a\n")),
     "NaN in the classifier": ("all_classifier.npz", classifier(bias=np.full(3, np.nan))),
     "a classifier without bias": ("all_classifier.npz", classifier(bias=None)),
-    "a compressed classifier": ("all_classifier.npz", BOMB),
     "nested JSON": ("all_feat.json", text("[" * 10**6)),
     "JSON that is no UTF-8": ("all_feat.json", text(b'{"\xff": 1}')),
     "JSON that is a list": ("all_feat.json", text("[]")),

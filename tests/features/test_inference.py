@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -16,15 +17,13 @@ from features import extraction
 from features.extraction import Readable
 from features.inference import (
     MIN_PICTURES_TO_COMPILE,
+    CompiledNet,
     faster,
     features_in_order,
-    in_order,
-    keeps_embeddings,
     one_thread,
 )
 from net import Architecture, EmbeddingNet, FeatureNet, extract_features, initial_net
 from network.color import ColorFeature, Palette
-from network.compile import CompiledNet
 from network.device import to_device
 from tests.fake_cuda import pictures
 from utils import UserError
@@ -129,21 +128,8 @@ def test_without_a_compiler_it_is_slower_and_reported(capsys: pytest.CaptureFixt
     assert_same(extract_features(fast, PICTURES, CPU, None), plain, 1e-5)
 
 
-def test_results_come_in_order_and_not_too_far_ahead() -> None:
-    begun, results = [0], []
-
-    def start(i: int) -> Callable[[], int]:
-        begun[0] += 1
-        return lambda: i * i
-
-    for result, name in in_order(start, ((i, str(i)) for i in range(20)), 3):
-        assert begun[0] - len(results) <= 4
-        results.append((result, name))
-    assert results == [(i * i, str(i)) for i in range(20)]
-
-
 def test_batches_run_at_once_on_a_cpu() -> None:
-    """As many as there are threads; the first error is raised."""
+    """As many as there are threads, results in order; the first error is raised."""
     running, most, lock = [0], [0], threading.Lock()
 
     class Slow(nn.Module):
@@ -158,12 +144,20 @@ def test_batches_run_at_once_on_a_cpu() -> None:
                 running[0] -= 1
             return [images.flatten(1).float()[:, :2]]
 
-    batches = [(PICTURES[i : i + 1], i) for i in range(8)]
-    found = list(features_in_order(Slow(), batches, CPU, None, 3))
+    begun, found = [0], []
+
+    def batches() -> Iterator[tuple[torch.Tensor, int]]:
+        for i in range(16):
+            begun[0] += 1
+            yield PICTURES[i % 8, None], i
+
+    for features, i in features_in_order(Slow(), batches(), CPU, None, 3):
+        assert begun[0] - len(found) <= 7  # not too far ahead
+        found.append((features, i))
     assert most[0] == 3
-    assert [number for _, number in found] == list(range(8))
+    assert [number for _, number in found] == list(range(16))
     for features, i in found:
-        np.testing.assert_array_equal(features[0], PICTURES[i : i + 1].flatten(1)[:, :2].float())
+        np.testing.assert_array_equal(features[0], PICTURES[i % 8, None].flatten(1)[:, :2].float())
     with pytest.raises(ValueError, match="no pictures"):
         list(features_in_order(Slow(), [(PICTURES[:1], 0), (PICTURES[:0], 1)], CPU, None, 2))
 
@@ -179,13 +173,14 @@ def test_the_number_of_threads_is_restored() -> None:
 
 def test_16_bits_are_used_where_embeddings_stay_the_same() -> None:
     net = feature_net()
-    assert keeps_embeddings(net, PICTURES, CPU, torch.bfloat16)
+    model, dataset = SimpleNamespace(net=net), [(picture,) for picture in PICTURES]
+    assert extraction._keeps_embeddings(model, dataset, CPU, torch.bfloat16)
     norm = nn.BatchNorm2d(32).eval()
     norm.running_mean.fill_(1000)  # differences of large numbers: 8 bits do not tell them apart
     shift = nn.BatchNorm2d(32).eval()
     shift.bias.data.fill_(1000)
     net.net.backbone.append(shift).append(norm)
-    assert not keeps_embeddings(net, PICTURES, CPU, torch.bfloat16)
+    assert not extraction._keeps_embeddings(model, dataset, CPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,28 +123,15 @@ def directory(name: str) -> Damage:
     return damage
 
 
-def pipe(name: str) -> Damage:
-    def damage(base: Path) -> None:
-        (base / name).unlink()
-        os.mkfifo(base / name)
-
-    return damage
-
-
-def spoilt(features: np.ndarray, value: float) -> np.ndarray:
-    features[-1, -1] = value
-    return features
-
-
 PICKLE = pickle.dumps(Malicious())
 
 
 @pytest.mark.parametrize("script", ["evaluate", "kmeans", "retrieval"])
-def test_every_script_refuses_features_that_are_no_numbers(base: Path, refused, script) -> None:
-    """Other faults of a database, of which there are a hundred, are in test_database.py."""
-    array("all_palette_feat.npy", lambda x: spoilt(x, np.nan))(base)
+def test_every_script_refuses_features_of_other_numbers(base: Path, refused, script) -> None:
+    """Other faults of a database are in test_database.py."""
+    array("all_palette_feat.npy", lambda x: x.astype(np.float64))(base)
     flags = query(base) if script == "retrieval" else ()
-    refused(script, "all_palette_feat.npy", f"holds NaN or infinity; {EXTRACT}", *flags)
+    refused(script, "all_palette_feat.npy", f"of 2 dimensions; {EXTRACT}", *flags)
 
 
 def test_features_of_another_width_are_not_compared(base: Path, refused) -> None:
@@ -161,7 +147,6 @@ KMEANS: dict[str, Damage] = {
     "a pickle": lambda base: (base / "models/kmeans.m").write_bytes(PICKLE),
     "objects": archive("models/kmeans.m", labels=np.array([Malicious()])),
     "a folder": directory("models/kmeans.m"),
-    "a pipe": pipe("models/kmeans.m"),
 }
 
 
@@ -233,15 +218,6 @@ def without_storage(name: str, shape: tuple[int, ...]) -> Callable[[dict], objec
     return lambda content: content["state_dict"].update({name: torch.zeros(()).expand(shape)})
 
 
-def deflated(path: Path) -> None:
-    """The same archive, compressed: what a bomb is made of."""
-    with zipfile.ZipFile(path) as file:
-        content = {name: file.read(name) for name in file.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, value in content.items():
-            file.writestr(name, bytes(len(value)) if "/data/" in name else value)
-
-
 CHECKPOINTS: dict[str, Callable[[Path], object]] = {
     **{f"cut at {share}": lambda path, s=share: os.truncate(path, int(s * path.stat().st_size))
        for share in (0, 0.01, 0.5, 0.99)},
@@ -249,12 +225,9 @@ CHECKPOINTS: dict[str, Callable[[Path], object]] = {
     "a pickle in torch's archive": lambda path: torch.save({"state_dict": Malicious()}, path),
     "a pickle in its old format": lambda path: torch.save(
         {"state_dict": Malicious()}, path, _use_new_zipfile_serialization=False),
-    "compressed": deflated,
     "a huge weight": saved(without_storage("fc.weight", (10**9, 10**6))),
     "a weight of one dimension": saved(without_storage("fc.weight", (16,))),
     "a scalar": saved(without_storage("fc2.weight", ())),
-    "a sparse weight": saved(
-        lambda c: c["state_dict"].update({"fc.weight": torch.zeros(16, 1280).to_sparse()})),
     "a weight that is a string": saved(lambda c: c["state_dict"].update({"fc.weight": "x"})),
     "a longer embedding": saved(lambda c: c["network"].update(inter_dim=10**9)),
     "an embedding of words": saved(lambda c: c["network"].update(inter_dim="many")),
@@ -269,13 +242,13 @@ CHECKPOINTS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", CHECKPOINTS.values(), ids=CHECKPOINTS)
 def test_wrong_checkpoints_are_named(base: Path, refused, damage) -> None:
-    """Guards network.checkpoint, net.parse_architecture and net.load_net."""
+    """Guards network.checkpoint, net._parse_architecture and net.load_net."""
     damage(base / MODEL)
     flags = ("--dumped-model", base / MODEL, *MACHINE)
     refused("feature_extractor", MODEL, "", *flags)
 
 
-@pytest.mark.parametrize("kind", ["a pickle", "compressed", "a huge weight", "cut at 0.5"])
+@pytest.mark.parametrize("kind", ["a pickle", "cut at 0.5"])
 def test_wrong_weights_to_start_from_are_named(base: Path, refused, kind: str) -> None:
     """Guards net.read_weights for PRETRAINED: no loader of its own."""
     CHECKPOINTS[kind](base / MODEL)
@@ -289,11 +262,6 @@ def test_weights_of_nan_are_no_start(base: Path, refused) -> None:
         train.main(["--dataset-base", str(base), "--pretrained", str(base / MODEL)])
 
 
-def misshape(state: dict) -> None:
-    """Let the optimizer's memory of a parameter be of another shape."""
-    state[0]["momentum_buffer"] = torch.zeros(7)
-
-
 RESUME: dict[str, Callable[[Path], object]] = {
     "a pickle": lambda path: path.write_bytes(PICKLE),
     "cut": lambda path: os.truncate(path, 5000),
@@ -303,7 +271,6 @@ RESUME: dict[str, Callable[[Path], object]] = {
     "an identity that is a number": saved(lambda c: c.update(identity=1)),
     "weights of another network": saved(lambda c: c["state_dict"].pop("fc.weight")),
     "an optimizer of nothing": saved(lambda c: c.update(optimizer={})),
-    "an optimizer of other shapes": saved(lambda c: misshape(c["optimizer"]["state"])),
     "a generator of words": saved(lambda c: c.update(rng="x")),
 }
 
