@@ -23,37 +23,14 @@ import numpy as np
 import torch
 
 from config import DISTANCE, MILVUS
+from features import extraction, incremental, shards
 from features.database import DEEP, FeatureDatabase, open_database
-from features.extraction import (
-    STAMPS,
-    LoadedModel,
-    Readable,
-    choose_arithmetic,
-    columns_of,
-    dataset_of,
-    extract,
-    key_of,
-    load_models,
-    settings_of,
-)
-from features.incremental import (
-    Changes,
-    database_to_update,
-    find_changes,
-    is_same,
-    save_stamps,
-)
+from features.extraction import STAMPS, LoadedModel, Readable
+from features.incremental import Changes
 from features.inference import CPU_BATCH
 from features.lock import locked
 from features.metadata import FeatureSettings
-from features.shards import (
-    Columns,
-    Shard,
-    missing_rows,
-    read_shards,
-    shard_name,
-    split_rows,
-)
+from features.shards import Columns, Shard
 from features.watch import changes_below
 from features.writer import Stacked, finish_writing, write_database
 from network.distributed import Distributed, init_distributed, per_process
@@ -93,19 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 pictures = read_collection(
                     base, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE
                 )
-                models = load_models(config, pictures.category_names, device)
-                status = run(
-                    base,
-                    pictures,
-                    models,
-                    settings_of(config, device),
-                    config.AMP,
-                    config.NUM_WORKERS,
-                    config.distance,
-                    update,
-                    distributed,
-                    device,
-                )
+                models = extraction.load_models(config, pictures.category_names, device)
+                settings = extraction.settings_of(config, device)
+                job = Job(base, pictures, models, settings, config.NUM_WORKERS, distributed, device)
+                status = run(job, config.AMP, config.distance, update)
                 if update and distributed.is_main:
                     milvus = Place(**config.milvus)
                     push_update(open_database(base), config.distance, milvus, config.TARGET_RECALL)
@@ -116,72 +84,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def run(
-    base: Path,
-    pictures: Pictures,
-    models: Sequence[LoadedModel],
-    settings: dict[str, Any],
-    amp: str,
-    workers: int,
-    distance: Mapping[str, Any],
-    update: bool,
-    distributed: Distributed,
-    device: torch.device,
-) -> int:
-    """Extract all pictures, or those only that have changed; returns the exit status.
+@dataclass(frozen=True)
+class Job:
+    """What is extracted, and by what.
 
-    Parameters
+    Attributes
     ----------
     base : DATASET_BASE
     pictures, models : what is extracted, and by what
-    settings : see `FeatureSettings`, without AMP
-    amp : the setting AMP
+    settings : see `FeatureSettings`
     workers : processes of this machine that read pictures
-    distance : the arguments of `signals_of`
-    update : keep the features of what has not changed
     distributed : the processes that extract together; the main one writes the database
     device : of this process
-
-    Raises
-    ------
-    UserError : pictures, models or the disk do not allow it, or another process extracts
     """
-    _require_same(distributed, len(pictures), base)
-    with locked(base) if distributed.is_main else nullcontext():
-        old = None
-        if update and distributed.is_main:
-            finish_writing(base)
-            old = database_to_update(base, [model.record for model in models], settings, amp)
-        crop = settings["CROP_TO_BBOX"]
-        changes = find_changes(old, pictures, crop)
-        rows = distributed.broadcast(np.flatnonzero(changes.origin < 0))
-        if old:
-            print(f"{len(pictures):,} pictures, {len(rows):,} of them new or changed")
-            clustering.follow(distance, old)  # the last update may have been killed before
-        datasets = [dataset_of(base, pictures.select(rows), crop, model) for model in models]
-        kind: torch.dtype | None = None
-        if distributed.is_main:
-            stored = old.metadata.settings.AMP if old else ""
-            kind, settings["AMP"] = choose_arithmetic(amp, stored, models, datasets, device)
-        kind, settings = distributed.broadcast((kind, settings))
-        features = [
-            _extract(base, number, model, dataset, settings, kind, workers, distributed, device)
-            for number, (model, dataset) in enumerate(zip(models, datasets, strict=True))
-        ]
-        if not distributed.is_main:
-            return 0
-        database, errors = _write(base, pictures, changes, rows, features, models, settings, old)
-        # So that no query has to make them.
-        open_quantised(database, signals_of(database, **{**distance, "model_weights": ()}))
-        clustering.follow(distance, database)
-    _report(database, old, changes, features, errors)
-    return 1 if errors else 0
 
+    base: Path
+    pictures: Pictures
+    models: Sequence[LoadedModel]
+    settings: dict[str, Any]
+    workers: int
+    distributed: Distributed
+    device: torch.device
 
-def _require_same(distributed: Distributed, value: object, base: Path) -> None:
-    """Raise a UserError where a process has another value than the main one."""
-    if value != distributed.broadcast(value):
-        raise UserError(f"{base}: rank {distributed.rank} finds other pictures or models there")
+    def require_same(self, value: object) -> None:
+        """Raise a UserError where a process has another value than the main one."""
+        if value != self.distributed.broadcast(value):
+            rank = self.distributed.rank
+            raise UserError(f"{self.base}: rank {rank} finds other pictures or models there")
 
 
 @dataclass(frozen=True)
@@ -202,48 +131,84 @@ class ModelFeatures:
     seconds: float
 
 
-def _extract(
-    base: Path,
-    number: int,
-    model: LoadedModel,
-    dataset: Readable,
-    settings: dict[str, Any],
-    kind: torch.dtype | None,
-    workers: int,
-    distributed: Distributed,
-    device: torch.device,
-) -> ModelFeatures:
-    """Extract what earlier runs have not by model `number`: this process its part of it."""
-    total, is_main = len(dataset), distributed.is_main
-    columns = columns_of(number, model, settings)
-    key = key_of({**settings, **model.record.model_dump()}, dataset.dataset.pictures)
-    _require_same(distributed, key, base)
-    folder = base / f".extract_{number + 1}"
-    saved = read_shards(folder, key, columns) if is_main else []
-    rest = distributed.broadcast(missing_rows(saved, total))
+def run(job: Job, amp: str, distance: Mapping[str, Any], update: bool) -> int:
+    """Extract all pictures, or those only that have changed; returns the exit status.
+
+    Parameters
+    ----------
+    job : its settings get the arithmetic, AMP
+    amp : the setting AMP
+    distance : the arguments of `signals_of`
+    update : keep the features of what has not changed
+
+    Raises
+    ------
+    UserError : pictures, models or the disk do not allow it, or another process extracts
+    """
+    base, pictures, models, settings = job.base, job.pictures, job.models, job.settings
+    is_main, crop = job.distributed.is_main, settings["CROP_TO_BBOX"]
+    job.require_same(len(pictures))
+    with locked(base) if is_main else nullcontext():
+        old = None
+        if update and is_main:
+            finish_writing(base)
+            records = [model.record for model in models]
+            old = incremental.database_to_update(base, records, settings, amp)
+        changes = incremental.find_changes(old, pictures, crop)
+        rows = job.distributed.broadcast(np.flatnonzero(changes.origin < 0))
+        if old:
+            print(f"{len(pictures):,} pictures, {len(rows):,} of them new or changed")
+            clustering.follow(distance, old)  # the last update may have been killed before
+        new = pictures.select(rows)
+        datasets = [extraction.dataset_of(base, new, crop, model) for model in models]
+        arithmetic: tuple[torch.dtype | None, str] = None, ""
+        if is_main:
+            stored = old.metadata.settings.AMP if old else ""
+            arithmetic = extraction.choose_arithmetic(amp, stored, models, datasets, job.device)
+        kind, settings["AMP"] = job.distributed.broadcast(arithmetic)
+        features = [_extract(job, number, each, kind) for number, each in enumerate(datasets)]
+        if not is_main:
+            return 0
+        database, errors = _write(job, changes, rows, features, old)
+        # So that no query has to make them.
+        open_quantised(database, signals_of(database, **{**distance, "model_weights": ()}))
+        clustering.follow(distance, database)
+    _report(database, old, changes, features, errors)
+    return 1 if errors else 0
+
+
+def _extract(job: Job, number: int, dataset: Readable, kind: torch.dtype | None) -> ModelFeatures:
+    """Extract by a model what earlier runs have not: this process its part of the dataset."""
+    model, distributed, settings = job.models[number], job.distributed, job.settings
+    columns = extraction.columns_of(number, model, settings)
+    facts = {**settings, **model.record.model_dump()}
+    key = extraction.key_of(facts, dataset.dataset.pictures)
+    job.require_same(key)
+    total, folder = len(dataset), job.base / f".extract_{number + 1}"
+    saved = shards.read_shards(folder, key, columns) if distributed.is_main else []
+    rest = distributed.broadcast(shards.missing_rows(saved, total))
     count = sum(map(len, rest))
     if total:
         resumed = f", going on from {total - count:,}" if count < total else ""
-        print(f"{total:,} pictures, {model.file} on {device}{resumed}", flush=True)
+        print(f"{total:,} pictures, {model.file} on {job.device}{resumed}", flush=True)
     size = settings["EXTRACT_BATCH_SIZE"]
-    size = min(size, CPU_BATCH) if device.type == "cpu" else size
-    own = split_rows(rest, distributed.world_size, size, total)[distributed.rank]
-    shards = [Shard(folder / shard_name(rows.start), key, rows, columns) for rows in own]
-    workers = per_process(workers)
-    seconds = extract(model.net, dataset, shards, device, kind, workers, size, is_main)
+    size = min(size, CPU_BATCH) if job.device.type == "cpu" else size
+    own = shards.split_rows(rest, distributed.world_size, size, total)[distributed.rank]
+    planned = [Shard(folder / shards.shard_name(rows.start), key, rows, columns) for rows in own]
+    workers = per_process(job.workers)
+    seconds = extraction.extract(
+        model.net, dataset, planned, job.device, kind, workers, size, distributed.is_main
+    )
     distributed.barrier()
-    whole = read_shards(folder, key, columns) if is_main else []
+    whole = shards.read_shards(folder, key, columns) if distributed.is_main else []
     return ModelFeatures(columns, whole, count, seconds)
 
 
 def _write(
-    base: Path,
-    pictures: Pictures,
+    job: Job,
     changes: Changes,
     rows: np.ndarray,
     features: Sequence[ModelFeatures],
-    models: Sequence[LoadedModel],
-    settings: dict[str, Any],
     old: FeatureDatabase | None,
 ) -> tuple[FeatureDatabase, dict[int, str]]:
     """Write the database if it changes; `features` are those of the pictures in `rows`.
@@ -259,23 +224,27 @@ def _write(
     places[rows[sorted(errors)]] = -1
     readable = bool((places >= 0).any())
     if readable:
-        if not (old and is_same(old, pictures, places)):
-            weight, bias = (tensor.cpu().numpy() for tensor in models[0].net.net.classifier())
-            matrices = _matrices(base if old else None, features)
-            records = [model.record for model in models]
-            made_with = FeatureSettings(**settings)
+        if not (old and incremental.is_same(old, job.pictures, places)):
+            weight, bias = (tensor.cpu().numpy() for tensor in job.models[0].net.net.classifier())
             write_database(
-                base, pictures, matrices, places, (weight, bias), records, made_with, old
+                job.base,
+                job.pictures,
+                _matrices(job.base if old else None, features),
+                places,
+                (weight, bias),
+                [model.record for model in job.models],
+                FeatureSettings(**job.settings),
+                old,
             )
         if len(rows):
             stamps = np.concatenate([shard.matrix(STAMPS) for shard in features[0].shards])
             changes.stamps[rows] = stamps.view(np.int64)
-        database = open_database(base)
-        save_stamps(database, changes.stamps[places >= 0])
-    for folder in base.glob(".extract_*"):  # also of models that are no longer extracted
+        database = open_database(job.base)
+        incremental.save_stamps(database, changes.stamps[places >= 0])
+    for folder in job.base.glob(".extract_*"):  # also of models that are no longer extracted
         shutil.rmtree(folder)
     if not readable:
-        raise UserError(f"{base}: no picture can be read: {errors[min(errors)]}")
+        raise UserError(f"{job.base}: no picture can be read: {errors[min(errors)]}")
     return database, errors
 
 

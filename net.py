@@ -187,24 +187,22 @@ def initial_net(architecture: Architecture, pretrained: str) -> EmbeddingNet:
     ------
     UserError : an unknown backbone, weights that cannot be had, or that are another backbone's
     """
-    from_file = pretrained not in {"imagenet", "none"}
-    state = read_weights(Path(pretrained))[0] if from_file else None
-    if state and not all(bool(value.isfinite().all()) for value in state.values()):
+    name, from_file = architecture.backbone, pretrained not in {"imagenet", "none"}
+    state = _read_weights(Path(pretrained))[0] if from_file else {}
+    if not all(bool(value.isfinite().all()) for value in state.values()):
         raise UserError(f"PRETRAINED {pretrained}: holds NaN or infinity")
-    checkpoint = state is not None and any(key.startswith("backbone.") for key in state)
+    is_checkpoint = any(key.startswith("backbone.") for key in state)
     try:
-        backbone = build_backbone(
-            architecture.backbone, pretrained == "imagenet", None if checkpoint else state
-        )
-        channels = _channels(backbone, architecture.backbone, architecture.crop_size)
+        of_library = state if from_file and not is_checkpoint else None
+        backbone = build_backbone(name, pretrained == "imagenet", of_library)
+        channels = _channels(backbone, name, architecture.crop_size)
         net = EmbeddingNet(backbone, channels, architecture)
         if isinstance(net.fc, nn.Linear):
             # Orthonormal rows keep the distances of the pretrained features best.
             nn.init.orthogonal_(net.fc.weight)
             nn.init.zeros_(net.fc.bias)
-        if checkpoint:
-            heads = ("fc.", "fc2.", "norm.", "pool.")
-            load_weights(net, state or {}, architecture.backbone, may_lack=heads)
+        if is_checkpoint:
+            load_weights(net, state, name, may_lack=("fc.", "fc2.", "norm.", "pool."))
     except WeightsError as error:
         raise UserError(f"PRETRAINED {pretrained}: {error}") from None
     return net
@@ -212,23 +210,16 @@ def initial_net(architecture: Architecture, pretrained: str) -> EmbeddingNet:
 
 @torch.inference_mode()
 def _channels(backbone: nn.Module, name: str, crop_size: int) -> int:
-    """Channels of the conv map of a backbone.
-
-    Raises
-    ------
-    UserError : it makes no conv map of an input of that size
-    """
+    """Channels of the conv map of a backbone; a `UserError` where it makes none of that size."""
     try:
-        shape = backbone.eval()(torch.zeros(1, 3, crop_size, crop_size)).shape
+        _, channels, _, _ = backbone.eval()(torch.zeros(1, 3, crop_size, crop_size)).shape
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"BACKBONE {name} cannot take CROP_SIZE={crop_size}: {reason}; try 224, or another"
-            " backbone"
+            f"BACKBONE {name} makes no conv map with CROP_SIZE={crop_size}: {reason}; try 224, or"
+            " another backbone"
         ) from None
-    if len(shape) != 4:
-        raise UserError(f"BACKBONE {name} has no conv map; use another one")
-    return shape[1]
+    return channels
 
 
 def save_checkpoint(
@@ -243,18 +234,8 @@ def save_checkpoint(
     write_checkpoint(path, {"network": asdict(architecture), "state_dict": state, **facts})
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], Architecture | None]:
-    """Read the weights of a checkpoint.
-
-    Returns
-    -------
-    The state dict, and the architecture recorded with it: None for a bare state dict, as the 2018
-    project and torchvision write them.
-
-    Raises
-    ------
-    UserError : no such file, or no checkpoint
-    """
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], Architecture | None]:
+    """Read a checkpoint's weights and its architecture; for a bare state dict that is None."""
     content = read_checkpoint(path)
     record = content.get("network")
     state = checked_state_dict(content.get("state_dict", content), path)
@@ -316,7 +297,7 @@ def load_net(path: Path, default: Architecture | None = None) -> tuple[Embedding
     ------
     UserError : the file cannot be read, or is of another network
     """
-    state, architecture = read_weights(path)
+    state, architecture = _read_weights(path)
     has_fc = architecture is None or architecture.inter_dim > 0
     for key in ("fc.weight", "fc2.weight") if has_fc else ("fc2.weight",):
         if key not in state or state[key].ndim != 2:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -126,31 +126,25 @@ def _open_files(base: Path, info: bytes | None) -> FeatureDatabase:
     remedy = f"run: python feature_extractor.py --dataset-base {base}"
     if info is None:
         raise UserError(f"{base}: no feature database ({INFO}); {remedy}")
-
-    def refuse(name: str, fault: object) -> NoReturn:
-        raise UserError(f"{base / name}: {fault}; {remedy}")
-
+    name, fault = INFO, "damaged, or of another version"
+    files: dict[str, Any] = {}
     try:
         metadata = Metadata.from_json(info)
-    except ValueError as error:
-        refuse(INFO, f"damaged, or of another version: {error}")
-    models, settings = range(len(metadata.models)), metadata.settings
-    deep = [deep_file(number) for number in models]
-    plain = [plain_file(number) for number in models] if settings.FLIP else []
-    names = [*deep, *plain, COLOR, CATEGORY, ITEM, LIST, CLASSIFIER]
-    names += [PALETTE] if settings.PALETTE else []
-    names += [CONTENT] if CONTENT in metadata.sha256_others else []  # older versions had none
-    files: dict[str, Any] = {}
-    for name in names:
-        if name not in metadata.checksums:
-            refuse(INFO, f"damaged, or of another version: no SHA-256 of {name}")
-        try:
+        models, settings = range(len(metadata.models)), metadata.settings
+        deep = [deep_file(number) for number in models]
+        plain = [plain_file(number) for number in models] if settings.FLIP else []
+        names = [*deep, *plain, COLOR, CATEGORY, ITEM, LIST, CLASSIFIER]
+        names += [PALETTE] if settings.PALETTE else []
+        names += [CONTENT] if CONTENT in metadata.sha256_others else []  # older versions had none
+        checksums = {name: metadata.checksums[name] for name in names}
+        fault = ""
+        for name in names:
             files[name] = _open_file(base / name, metadata)
-        except (OSError, ValueError) as error:
-            refuse(name, error)
-    wrong = first_wrong(base, {name: metadata.checksums[name] for name in names})
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{base / name}: {fault}{': ' if fault else ''}{error}; {remedy}") from None
+    wrong = first_wrong(base, checksums)
     if wrong:
-        refuse(*wrong)
+        raise UserError(f"{base / wrong[0]}: {wrong[1]}; {remedy}")
     return FeatureDatabase(
         base=base,
         deep=tuple(files[name] for name in deep),

@@ -42,20 +42,14 @@ class LoadedModel:
 
     file: Path
     net: FeatureNet
-    architecture: Architecture
     record: ModelRecord
 
 
 class Readable(Dataset[tuple[Tensor, str, Tensor]]):
     """A dataset whose unreadable pictures become zeros and a reason instead of an error.
 
-    With each picture comes what it is made of, see `incremental.look`: its bytes are hashed and
-    decoded from one open file.
-
-    Parameters
-    ----------
-    dataset : the pictures
-    crop_size : side in px of their tensors
+    With each picture, of `crop_size` x `crop_size` px, comes what it is made of, see
+    `incremental.look`: its bytes are hashed and decoded from one open file.
     """
 
     def __init__(self, dataset: PictureDataset, crop_size: int) -> None:
@@ -85,7 +79,7 @@ class Readable(Dataset[tuple[Tensor, str, Tensor]]):
 
 def dataset_of(base: Path, pictures: Pictures, crop: bool, model: LoadedModel) -> Readable:
     """The pictures as a model takes them."""
-    size, side = model.architecture.img_size, model.architecture.crop_size
+    size, side = model.record.network.img_size, model.record.network.crop_size
     dataset = PictureDataset(base, pictures, eval_transform(size, side), crop, DETAIL * size)
     return Readable(dataset, side)
 
@@ -219,9 +213,8 @@ def load_models(
     UserError : one is missing, damaged or of another network, or was replaced meanwhile
     """
     base = config.DATASET_BASE
-    default = Architecture(
-        config.BACKBONE, config.INTER_DIM, category_names, config.IMG_SIZE, config.CROP_SIZE
-    )
+    sizes = config.IMG_SIZE, config.CROP_SIZE
+    default = Architecture(config.BACKBONE, config.INTER_DIM, category_names, *sizes)
     names = config.MODELS or (config.DUMPED_MODEL,)
     files = [find_model(base, name) for name in names]
     stamps = [file_stamp(file) for file in files]
@@ -233,7 +226,7 @@ def load_models(
         record = ModelRecord(
             file=name, sha256=sha256_of(file), network=architecture, held_out=read_split(file)
         )
-        models.append(LoadedModel(file, features, architecture, record))
+        models.append(LoadedModel(file, features, record))
     if stamps != [file_stamp(file) for file in files]:
         raise UserError(f"{', '.join(names)}: replaced while it was read; run this again")
     return models
@@ -252,7 +245,6 @@ def columns_of(number: int, model: LoadedModel, settings: dict[str, Any]) -> Col
     if not number:
         widths |= {COLOR: 3 * settings["COLOR_TOP_N"]}
         widths |= {PALETTE: PALETTE_BINS**3} if settings["PALETTE"] else {}
-    if settings["FLIP"]:
-        widths[plain_file(number)] = dim
+    widths |= {plain_file(number): dim} if settings["FLIP"] else {}
     made_of = {} if number else {STAMPS: (STAMP_BYTES, "|u1"), CONTENT: (DIGEST, "|u1")}
     return {name: (width, "<f4") for name, width in widths.items()} | made_of

@@ -172,21 +172,12 @@ def _pictures_of(database: FeatureDatabase) -> str:
 
 
 def is_same(database: FeatureDatabase, pictures: Pictures, places: np.ndarray) -> bool:
-    """Whether a database would be written as it is.
-
-    Parameters
-    ----------
-    database : the existing one, of M pictures
-    pictures : the table of the N pictures as they are now
-    places : N, int64; the row of the database that has a picture's features, M or more where it is
-        new, -1 where it is unreadable
-    """
-    rows = np.flatnonzero(places >= 0)
-    skipped = np.flatnonzero(places < 0)
+    """Whether a database would be written as it is; `places` as for `writer.write_database`."""
+    rows, paths = np.flatnonzero(places >= 0), np.array(pictures.paths, object)
     return (
         np.array_equal(places[rows], np.arange(len(database.categories)))
-        and [pictures.paths[row] for row in rows] == list(database.paths)
-        and [pictures.paths[row] for row in skipped] == database.metadata.skipped
+        and paths[rows].tolist() == list(database.paths)
+        and paths[places < 0].tolist() == database.metadata.skipped
         and pictures.category_names == database.category_names
         and np.array_equal(pictures.categories[rows], database.categories)
         and np.array_equal(pictures.items[rows].astype(str), database.items)

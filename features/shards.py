@@ -18,7 +18,7 @@ Columns = Mapping[str, tuple[int, str]]  # width and dtype of each matrix, by it
 
 
 class _State(BaseModel):
-    """What state.json says of a shard: `done` pictures from `start` on, and why some failed."""
+    """What state.json says of a shard."""
 
     model_config = ConfigDict(strict=True)
 
@@ -59,17 +59,7 @@ class Shard:
         return self.planned[: self.done]
 
     def append(self, features: Sequence[np.ndarray], errors: Sequence[str]) -> None:
-        """Add the next B pictures.
-
-        Parameters
-        ----------
-        features : for each matrix B x its width
-        errors : for each picture why it has no features, or ""
-
-        Raises
-        ------
-        UserError : it cannot be written
-        """
+        """Add the next B pictures: for each matrix B x its width; why a picture has none, or ""."""
         if not self.files:
             with writing(self.folder):
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -99,13 +89,7 @@ class Shard:
 
 
 def read_shards(folder: Path, key: str, columns: Columns) -> list[Shard]:
-    """The shards that runs of an extraction have saved, in order; all others there are removed.
-
-    Parameters
-    ----------
-    folder : of the shards of one model
-    key, columns : see `Shard`
-    """
+    """The shards of a model that earlier runs have saved, in order; all others are removed."""
     found: list[Shard] = []
     for place in sorted(folder.iterdir()) if folder.is_dir() else []:
         shard = _read_shard(place, key, columns)
@@ -160,13 +144,12 @@ def split_rows(rows: Sequence[range], parts: int, batch: int, total: int) -> lis
     -------
     For each process ranges of consecutive pictures, in order.
     """
-    starts = [np.arange(gap.start, gap.stop, batch) for gap in rows]
-    shares = np.array_split(np.concatenate([np.empty(0, np.int64), *starts]), parts)
+    starts = [start for gap in rows for start in range(gap.start, gap.stop, batch)]
     return [
         [
             range(int(run[0]), min(int(run[-1]) + batch, total))
             for run in np.split(share, np.flatnonzero(np.diff(share) != batch) + 1)
             if len(run)
         ]
-        for share in shares
+        for share in np.array_split(np.array(starts, np.int64), parts)
     ]

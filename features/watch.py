@@ -24,9 +24,7 @@ def changes_below(base: Path) -> Iterator[None]:
     try:
         from watchfiles import watch
     except ImportError:
-        raise UserError(
-            "--watch needs the package watchfiles: pip install -r requirements-watch.txt"
-        ) from None
+        raise UserError("--watch needs watchfiles: pip install -r requirements-watch.txt") from None
     top = base.resolve()
 
     def concerns_pictures(_: object, path: str) -> bool:

@@ -91,8 +91,7 @@ def write_database(
     UserError : it cannot be written; the old one is as it was
     """
     rows = np.flatnonzero(places >= 0)
-    # The first that is entered is the last that is renamed.
-    with atomic_write(base / INFO) as info_part, ExitStack() as stack:
+    with atomic_write(base / INFO) as info_part, ExitStack() as stack:  # the first is renamed last
 
         def write(name: str, content: Iterable[Any]) -> str:
             part = stack.enter_context(atomic_write(base / name))
@@ -122,9 +121,8 @@ def write_database(
         _write(info_part, [metadata.to_json()])
         (base / INFO).unlink(missing_ok=True)
         sync_folder(base)
-        for pattern in OUTDATED:
-            for file in list(base.glob(pattern)):
-                file.unlink()
+        for file in [file for pattern in OUTDATED for file in base.glob(pattern)]:
+            file.unlink()
 
 
 def finish_writing(base: Path) -> None:

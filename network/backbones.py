@@ -1,10 +1,8 @@
 """Classification models of torchvision and timm -> backbones that end in their last conv map."""
 
-import pickle  # for its error alone
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -149,13 +147,12 @@ def _torchvision_model(name: str, imagenet: bool) -> nn.Module:
         # First so that no code in the file is run; torchvision's own loading would run it.
         weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
         return models.get_model(name, weights=weights)
-    except (URLError, OSError) as error:
+    except Exception as error:  # of many types
+        reason = str(error).split("\n")[0]
         raise UserError(
-            f"PRETRAINED imagenet: {weights.url} cannot be downloaded ({error}); get it elsewhere"
-            f" and put it at {place}, or set PRETRAINED to the file, or to none"
+            f"PRETRAINED imagenet: {weights.url} cannot be downloaded to {place}, or is damaged"
+            f" there ({reason}); get it elsewhere, or set PRETRAINED to the file, or to none"
         ) from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
-        raise UserError(f"PRETRAINED imagenet: {place} is damaged; delete it") from None
 
 
 def _timm_model(name: str, imagenet: bool) -> nn.Module:
@@ -168,8 +165,6 @@ def _timm_model(name: str, imagenet: bool) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=imagenet, num_classes=0)
     except Exception as error:  # the hub's client raises many types when it is out of reach
-        if not imagenet:
-            raise
         raise UserError(
             f"PRETRAINED imagenet: the weights of timm/{name} cannot be downloaded: {error}; set"
             " PRETRAINED to a file with them, or to none"

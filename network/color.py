@@ -24,33 +24,17 @@ WHITE = (0.95047, 1.0, 1.08883)
 
 
 class ColorFeature(nn.Module):
-    """Colours of the cells of the picture to which the network responds most.
-
-    Parameters
-    ----------
-    top_n : number of cells T
-    """
+    """Colours of the T cells of the picture to which the network responds most."""
 
     def __init__(self, top_n: int) -> None:
         super().__init__()
         self.top_n = top_n
 
     def forward(self, x: Tensor, conv_map: Tensor) -> Tensor:
-        """Describe the colours of pictures.
+        """Network's input N x 3 x H x W and conv map N x C x h x w -> N x 3T, float32.
 
-        Parameters
-        ----------
-        x : the network's input, N x 3 x H x W
-        conv_map : N x C x h x w, its response
-
-        Returns
-        -------
-        N x 3T, float32: R of the T cells with the strongest mean response, strongest first (of
-        equal ones the first in reading order), then G, then B.
-
-        Raises
-        ------
-        UserError : the conv map has fewer than T cells
+        R of the T cells with the strongest mean response, strongest first (of equal ones the first
+        in reading order), then G, then B. A `UserError` where the conv map has fewer cells.
         """
         height, width = conv_map.shape[-2:]
         cells = height * width
@@ -117,16 +101,9 @@ class Palette(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, x: Tensor, conv_map: Tensor) -> Tensor:
-        """Describe the colours of pictures.
+        """Network's input N x 3 x H x W and conv map N x C x h x w -> N x 512, float32, length 1.
 
-        Parameters
-        ----------
-        x : the network's input, as `network.layers.Normalize` gives it, N x 3 x H x W
-        conv_map : N x C x h x w, its response
-
-        Returns
-        -------
-        N x 512, float32, of length 1: 8 bins of L, in each 8 of a, in each 8 of b.
+        8 bins of L, in each 8 of a, in each 8 of b.
         """
         shade = torch.addcmul(self.shift, x.float(), self.scale)
         shade = shade.mul_(255 / 256).floor_().clamp_(0, SHADES - 1)

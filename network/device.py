@@ -24,23 +24,17 @@ def pick_device(name: str) -> torch.device:
     ------
     UserError : this machine has no such device
     """
-    device = _find_device(name)
+    cards, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= cards:
+        raise UserError(f"DEVICE {name}: this machine has {cards} CUDA devices")
+    if device.type == "mps" and not mps:
+        raise UserError("DEVICE mps: not on this machine")
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-    return device
-
-
-def _find_device(name: str) -> torch.device:
-    if name == "auto":
-        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    device = torch.device(name)
-    cards = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= cards:
-        raise UserError(f"DEVICE {name}: this machine has {cards} CUDA devices")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("DEVICE mps: not on this machine")
     return device
 
 

@@ -34,6 +34,7 @@ def test_float32_on_cuda_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     backends = SimpleNamespace(
         cudnn=SimpleNamespace(allow_tf32=True),
         cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=True)),
+        mps=SimpleNamespace(is_available=lambda: False),
     )
     monkeypatch.setattr(torch, "backends", backends)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
