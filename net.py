@@ -243,16 +243,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], Architecture | None]:
 
 
 def read_split(path: Path) -> SplitRecord | str | None:
-    """Read which split of the data a checkpoint was trained on.
-
-    Returns
-    -------
-    The fields of `SplitRecord`; None: it is untrained; "unknown": the file does not record it.
-
-    Raises
-    ------
-    UserError : no such file, or no checkpoint
-    """
+    """The split that a checkpoint was trained with; None: untrained; "unknown": not recorded."""
     try:
         return _SPLIT.validate_python(read_checkpoint(path).get("held_out", "unknown"))
     except ValidationError:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,10 +116,9 @@ def open_database(base: Path) -> FeatureDatabase:
 
 
 def _read_info(base: Path) -> bytes | None:
-    try:
-        return (base / INFO).read_bytes() if (base / INFO).is_file() else None
-    except OSError:
-        return None
+    with suppress(OSError):
+        return (base / INFO).read_bytes()
+    return None
 
 
 def _open_files(base: Path, info: bytes | None) -> FeatureDatabase:

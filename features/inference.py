@@ -67,13 +67,7 @@ def faster(
 
 
 class CompiledNet(nn.Module):
-    """A network compiled for batches of one size; smaller ones are filled up to it.
-
-    Parameters
-    ----------
-    net : batch -> tensors with a row for each element; in evaluation mode, on its device
-    batch : that size
-    """
+    """A network compiled for batches of the size `batch`; smaller ones are filled up to it."""
 
     def __init__(self, net: nn.Module, batch: int) -> None:
         super().__init__()
@@ -81,7 +75,6 @@ class CompiledNet(nn.Module):
         self.compiled = torch.compile(net, dynamic=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """See `net`; at most `batch` rows."""
         missing = self.batch - len(images)
         # A whole batch, too, is copied: one made outside of inference mode would be compiled for.
         full = F.pad(images, (0, 0) * (images.dim() - 1) + (0, missing))

@@ -128,21 +128,10 @@ def missing_rows(shards: Sequence[Shard], total: int) -> list[range]:
 
 
 def split_rows(rows: Sequence[range], parts: int, batch: int, total: int) -> list[list[range]]:
-    """Split the missing pictures of an extraction between processes.
+    """Split the missing pictures of an extraction: for each of `parts` processes its ranges.
 
-    Parts differ by at most one batch. The batches are those of one process that was not
-    interrupted, and so the features are the same.
-
-    Parameters
-    ----------
-    rows : what is missing; each range begins with a whole batch
-    parts : number of processes
-    batch : pictures of a batch
-    total : number of pictures of the extraction
-
-    Returns
-    -------
-    For each process ranges of consecutive pictures, in order.
+    Each range begins with a whole batch, of `batch` pictures. Parts differ by at most one batch.
+    The batches are those of one process that was not interrupted, so the features are the same.
     """
     starts = [start for gap in rows for start in range(gap.start, gap.stop, batch)]
     return [

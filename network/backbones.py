@@ -35,13 +35,11 @@ def build_backbone(
     UserError : no such model, or its ImageNet weights cannot be had
     WeightsError : `weights` are another model's
     """
-    if name.startswith("timm/"):
-        model = _timm_model(name.removeprefix("timm/"), imagenet)
-    else:
-        model = _torchvision_model(name, imagenet)
+    of_timm = name.startswith("timm/")
+    model = (_timm_model if of_timm else _torchvision_model)(name, imagenet)
     if weights is not None:
         load_weights(model, weights, name, may_lack=HEADS)
-    return _TimmFeatures(model) if name.startswith("timm/") else _torchvision_conv_map(model)
+    return _TimmFeatures(model) if of_timm else _torchvision_conv_map(model)
 
 
 def load_weights(
@@ -159,14 +157,15 @@ def _timm_model(name: str, imagenet: bool) -> nn.Module:
     try:
         import timm
     except ImportError:
-        raise UserError(f"BACKBONE timm/{name}: timm is missing; run: pip install timm") from None
-    if not timm.is_model(name):
-        raise _unknown(f"timm/{name}")
+        raise UserError(f"BACKBONE {name}: timm is missing; run: pip install timm") from None
+    own_name = name.removeprefix("timm/")
+    if not timm.is_model(own_name):
+        raise _unknown(name)
     try:
-        return timm.create_model(name, pretrained=imagenet, num_classes=0)
+        return timm.create_model(own_name, pretrained=imagenet, num_classes=0)
     except Exception as error:  # the hub's client raises many types when it is out of reach
         raise UserError(
-            f"PRETRAINED imagenet: the weights of timm/{name} cannot be downloaded: {error}; set"
+            f"PRETRAINED imagenet: the weights of {name} cannot be downloaded: {error}; set"
             " PRETRAINED to a file with them, or to none"
         ) from None
 
