@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 from torchvision import models
 
 import feature_extractor
+from features import extraction
 from utils import run_script
 
 ROOT = Path(__file__).parent.parent
@@ -133,14 +134,14 @@ def test_what_one_model_cannot_read_is_left_out_of_all(base: Path, capsys, monke
     assert extract(base) == 0
     paths = (base / "all_feat.list").read_text().splitlines()
     shutil.copyfile(base / "models/model_best.pth.tar", base / "models/same.pth.tar")
-    extracting = feature_extractor.extract
+    extracting = extraction.extract
 
     def extract_and_break(*arguments):
         seconds = extracting(*arguments)
         (base / paths[3]).write_text("no picture")
         return seconds
 
-    monkeypatch.setattr(feature_extractor, "extract", extract_and_break)
+    monkeypatch.setattr(extraction, "extract", extract_and_break)
     capsys.readouterr()
     assert extract(base, "--models", "model_best.pth.tar,same.pth.tar") == 1
     out, err = capsys.readouterr()
@@ -165,7 +166,7 @@ def test_models_that_cannot_read_any_picture_together_leave_the_old_database(
     whole = [path.read_bytes() for path in pictures]
     for path in pictures[:9]:
         path.write_bytes(b"")
-    extracting = feature_extractor.extract
+    extracting = extraction.extract
 
     def extract_and_swap(*arguments):
         seconds = extracting(*arguments)
@@ -173,7 +174,7 @@ def test_models_that_cannot_read_any_picture_together_leave_the_old_database(
             path.write_bytes(whole[i] if i < 9 else b"")
         return seconds
 
-    monkeypatch.setattr(feature_extractor, "extract", extract_and_swap)
+    monkeypatch.setattr(extraction, "extract", extract_and_swap)
     assert extract(base, "--models", "model_best.pth.tar,same.pth.tar") == 2
     assert "no picture can be read" in capsys.readouterr().err
     assert files_of(base) == before
@@ -194,6 +195,7 @@ SHARD = ".extract_1/000000000000"
 KILL = """
 import os, signal, sys
 import feature_extractor
+from features import extraction
 from features import extraction
 from features import shards
 extraction.SAVE_SECONDS = 0.0
