@@ -122,7 +122,7 @@ def write_database(
         (base / INFO).unlink(missing_ok=True)
         sync_folder(base)
         for file in [file for pattern in OUTDATED for file in base.glob(pattern)]:
-            file.unlink()
+            file.unlink(missing_ok=True)
 
 
 def finish_writing(base: Path) -> None:
