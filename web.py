@@ -8,7 +8,6 @@ reach the address can search: for another HOST than this machine's own, set TOKE
 PASSWORD.
 """
 
-import ipaddress
 import socket
 import sys
 from collections.abc import Sequence
@@ -16,8 +15,8 @@ from collections.abc import Sequence
 from config import DISTANCE, MILVUS, SERVER, Config
 from utils import UserError, parse_args, run_script
 
+LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 GRACE_SECONDS = 2  # for running requests when the server ends
-BACKLOG = 128  # waiting connections
 
 USES = (
     *("DATASET_BASE", "DUMPED_MODEL", "MODELS", *DISTANCE, "NPROBE", "TARGET_RECALL"),
@@ -29,7 +28,7 @@ def _listen(host: str, port: int) -> socket.socket:
     """Open the port, so that an error of it is reported before anything is loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((host, port), family=family)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]
         raise UserError(
@@ -41,27 +40,15 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _is_open(config: Config) -> bool:
-    """Whether other machines have access without credentials."""
-    if config.TOKEN or config.USER:
-        return False
-    try:
-        return not ipaddress.ip_address(config.HOST).is_loopback
-    except ValueError:
-        return config.HOST != "localhost"
-
-
-def _missing(error: ImportError) -> UserError:
-    return UserError(
-        f"the page needs more packages ({error}); run: pip install -r requirements-web.txt"
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     config, _ = parse_args(argv, __doc__ or "", USES)
     if bool(config.USER) != bool(config.PASSWORD):
         raise UserError("USER and PASSWORD go together; set both, or none")
-    listener = _listen(config.HOST, config.PORT)
+    with _listen(config.HOST, config.PORT) as listener:
+        _serve(config, listener)
+
+
+def _serve(config: Config, listener: socket.socket) -> None:
     try:
         import python_multipart  # noqa: F401, else missing only at the first upload
         import uvicorn
@@ -69,26 +56,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         from server.api import build_app
         from server.collection import LiveCollection
     except ImportError as error:
-        raise _missing(error) from None
+        raise UserError(
+            f"the page needs more packages ({error}); run: pip install -r requirements-web.txt"
+        ) from None
     live = LiveCollection(config)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            build_app(config, live),
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-    )
+    app = build_app(config, live)
+    settings = uvicorn.Config(app, log_level="warning", server_header=False)
+    settings.timeout_graceful_shutdown = GRACE_SECONDS
     port = listener.getsockname()[1]
     host = f"[{config.HOST}]" if ":" in config.HOST else config.HOST
-    if _is_open(config):
+    if config.HOST not in LOCAL_HOSTS and not (config.TOKEN or config.USER):
         print(
             f"everybody who can reach {config.HOST} can search and see these pictures; set TOKEN"
             " (--token), or USER and PASSWORD",
             file=sys.stderr,
         )
     print(f"{len(live.collection):,} pictures: http://{host}:{port}", flush=True)
-    server.run(sockets=[listener])
+    uvicorn.Server(settings).run(sockets=[listener])
 
 
 if __name__ == "__main__":

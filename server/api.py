@@ -1,10 +1,8 @@
 """The JSON interface and the page's files, as one application."""
 
-from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
@@ -15,10 +13,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from config import Config
-from server.batcher import BusyError
 from server.collection import LiveCollection
 from server.guard import Guard, problem
-from server.query import UnknownError, require_pictures
+from server.query import require_pictures
 from server.schemas import (
     CollectionMap,
     CollectionState,
@@ -31,17 +28,11 @@ from server.schemas import (
     SearchForm,
     SearchOptions,
 )
-from server.service import IMAGE_SIDES, Service
+from server.service import Service
 from utils import AwayError, UserError
 
 PAGE = Path(__file__).parent / "page"
 
-STATUS: dict[type[UserError], int] = {
-    UnknownError: 404,
-    BusyError: 503,
-    AwayError: 503,
-    UserError: 409,
-}
 Responses = dict[int | str, dict[str, Any]]
 PROBLEM = {"application/problem+json": {"schema": Problem.model_json_schema()}}
 IMAGE: Responses = {
@@ -52,18 +43,17 @@ ENCODING = {"file": {"contentType": "image/*"}, "options": {"contentType": "appl
 SEARCH_BODY = {"requestBody": {"content": {"multipart/form-data": {"encoding": ENCODING}}}}
 
 
-def _errors(*statuses: int) -> Responses:
-    """The description of the errors of a route."""
-    return {s: {"description": HTTPStatus(s).phrase, "content": PROBLEM} for s in statuses}
-
-
 async def _service(request: Request) -> Service:
     return request.app.state.service
 
 
 Serving = Annotated[Service, Depends(_service)]
 Id = Annotated[int, PathParameter(ge=0, lt=2**53)]
-router = APIRouter(prefix="/api", responses=_errors(401, 403, 405))
+ERRORS: Responses = {
+    "4XX": {"description": "The request cannot be answered", "content": PROBLEM},
+    "503": {"description": "Too many requests, or Milvus is away", "content": PROBLEM},
+}
+router = APIRouter(prefix="/api", responses=ERRORS)
 
 
 async def _require_multipart(request: Request) -> None:
@@ -71,12 +61,7 @@ async def _require_multipart(request: Request) -> None:
         raise HTTPException(415, "send multipart/form-data with `file` and `options`")
 
 
-@router.post(
-    "/search",
-    dependencies=[Depends(_require_multipart)],
-    responses=_errors(400, 404, 408, 409, 413, 415, 422, 503),
-    openapi_extra=SEARCH_BODY,
-)
+@router.post("/search", dependencies=[Depends(_require_multipart)], openapi_extra=SEARCH_BODY)
 async def search(
     form: Annotated[SearchForm, Form(media_type="multipart/form-data")], service: Serving
 ) -> SearchAnswer:
@@ -84,7 +69,7 @@ async def search(
     return await service.search(form.file, form.options)
 
 
-@router.post("/explain", responses=_errors(400, 404, 408, 409, 413, 422, 503))
+@router.post("/explain")
 async def explain(body: ExplainOptions, service: Serving) -> Explanation:
     """Why an answer has its rank."""
     return await service.explain(body.search, body.answer)
@@ -93,7 +78,7 @@ async def explain(body: ExplainOptions, service: Serving) -> Explanation:
 @router.get("/collection")
 async def collection_state(service: Serving) -> CollectionState:
     """The collection, and which engines are ready."""
-    return await run_sync(service.live.current().state, limiter=service.ranking)
+    return await service.rank(service.live.current().state)
 
 
 @router.get("/map")
@@ -102,7 +87,7 @@ async def collection_map(service: Serving) -> CollectionMap:
     return await service.map()
 
 
-@router.get("/items/{id}", responses=_errors(404, 422))
+@router.get("/items/{id}")
 async def item(id: Id, service: Serving) -> Item:
     """A picture of the collection."""
     collection = service.live.current()
@@ -110,11 +95,11 @@ async def item(id: Id, service: Serving) -> Item:
     return collection.item(id)
 
 
-@router.get("/image/{id}", response_class=Response, responses=_errors(404, 422) | IMAGE)
+@router.get("/image/{id}", response_class=Response, responses=IMAGE)
 async def image(
     id: Id,
     service: Serving,
-    size: Annotated[int, Query(ge=16, le=IMAGE_SIDES[-1], description="long side in px")] = 384,
+    size: Annotated[int, Query(ge=16, le=2048, description="long side in px")] = 384,
     v: Annotated[str | None, Query(description="version of the collection")] = None,
 ) -> Response:
     """The picture itself, as JPEG, scaled down."""
@@ -127,7 +112,7 @@ async def image(
 async def health(service: Serving) -> Health:
     """The server answers, and what it searches."""
     now = service.live.current()
-    return Health(pictures=len(now), collection=now.version, device=str(now.searcher.device))
+    return Health(pictures=len(now), collection=now.version, device=str(now.device))
 
 
 @router.get("/metrics", response_class=Response, responses=TEXT)
@@ -144,13 +129,7 @@ def _first_error(errors: Any) -> str:
 
 
 def build_app(config: Config, live: LiveCollection) -> FastAPI:
-    """The application.
-
-    Parameters
-    ----------
-    config : the settings
-    live : the collection
-    """
+    """The application, which serves the collection `live` by the settings."""
     app = FastAPIOffline(
         title="deep-fashion-retrieval",
         summary="Finds the garments of a collection that are most similar to a picture.",
@@ -159,15 +138,7 @@ def build_app(config: Config, live: LiveCollection) -> FastAPI:
         openapi_url="/openapi.json",
     )
     app.state.service = Service(live)
-    app.add_middleware(
-        Guard,
-        host=config.HOST,
-        token=config.TOKEN,
-        user=config.USER,
-        password=config.PASSWORD,
-        max_bytes=config.MAX_UPLOAD * 1_000_000,
-        observe=app.state.service.metrics.observe,
-    )
+    app.add_middleware(Guard, config=config, observe=app.state.service.metrics.observe)
     app.include_router(router)
     _add_error_handlers(app, live)
 
@@ -184,16 +155,13 @@ def _add_error_handlers(app: FastAPI, live: LiveCollection) -> None:
 
     @app.exception_handler(UserError)
     async def user_error(request: Request, error: UserError) -> Response:
-        status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+        status = 503 if isinstance(error, AwayError) else 409
         detail = live.collection.hide(str(error))
         return problem(HTTPException(status, detail), request.url.path)
 
     @app.exception_handler(StarletteHTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        response = problem(error, request.url.path)
-        if error.status_code == 405:  # Starlette's static files do not say it
-            response.headers.setdefault("Allow", "GET, HEAD")
-        return response
+        return problem(error, request.url.path)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

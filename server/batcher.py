@@ -2,68 +2,46 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from anyio.to_thread import run_sync
+from fastapi import HTTPException
 
 from search.query import Query
 from server.collection import Collection
 from server.query import Features
-from utils import UserError
 
 BATCH = 8  # pictures at once
 MAX_WAITING = 32  # pictures
 
 
-class BusyError(UserError):
-    """Too many pictures are waiting."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    collection: Collection
-    query: Query
-    result: asyncio.Future[Features]
-
-
 class Batcher:
-    """Sends the waiting pictures through the networks, several at once.
-
-    Parameters
-    ----------
-    observe : called with the size of each batch
-    """
+    """Sends the waiting pictures through the networks; reports each batch's size to `observe`."""
 
     def __init__(self, observe: Callable[[float], object]) -> None:
         self.observe = observe
-        self.waiting: list[_Job] = []
+        self.waiting: dict[asyncio.Future[Features], tuple[Collection, Query]] = {}
         self.lock = asyncio.Lock()
 
     async def extract(self, collection: Collection, query: Query) -> Features:
-        """The features of a picture, of each signal 1 x D.
-
-        Raises
-        ------
-        BusyError : too many pictures are waiting
-        """
+        """The features of a picture, of each signal 1 x D; 503 where too many pictures wait."""
         if len(self.waiting) >= MAX_WAITING:
-            raise BusyError("too many pictures are waiting for the network; try again")
-        job = _Job(collection, query, asyncio.get_running_loop().create_future())
-        self.waiting.append(job)
+            raise HTTPException(503, "too many pictures are waiting for the network; try again")
+        result: asyncio.Future[Features] = asyncio.get_running_loop().create_future()
+        self.waiting[result] = (collection, query)
         async with self.lock:
-            if job in self.waiting:  # else an earlier batch had room for it
+            if result in self.waiting:  # else an earlier batch had room for it
                 await self._extract_batch(collection)
-        return await job.result
+        return await result
 
     async def _extract_batch(self, collection: Collection) -> None:
-        jobs = [job for job in self.waiting if job.collection is collection][:BATCH]
-        self.waiting = [job for job in self.waiting if job not in jobs]
-        self.observe(len(jobs))
+        results = [r for r, (wanted, _) in self.waiting.items() if wanted is collection][:BATCH]
+        queries = [self.waiting.pop(result)[1] for result in results]
+        self.observe(len(queries))
         try:
-            features = await run_sync(collection.searcher.extract, [job.query for job in jobs])
+            features = await run_sync(collection.extract, queries)
         except BaseException as error:  # cancelled, too: nobody may wait for ever
-            for job in jobs:
-                job.result.set_exception(error)
+            for result in results:
+                result.set_exception(error)
         else:
-            for i, job in enumerate(jobs):
-                job.result.set_result([signal[i : i + 1] for signal in features])
+            for i, result in enumerate(results):
+                result.set_result([signal[i : i + 1] for signal in features])

@@ -4,12 +4,11 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from config import Config
 from features.checksums import FileStamp, file_stamp
-from features.database import INFO, FeatureDatabase
+from features.database import INFO
 from search import Searcher
 from search.engines import ENGINES
 from search.milvus import RECORD
@@ -19,26 +18,18 @@ from utils import UserError
 CHECK_SECONDS = 1.0  # between checks whether the files were replaced
 
 
-@dataclass(frozen=True)
-class Collection:
-    """An opened collection.
+class Collection(Searcher):
+    """An opened collection; `version` changes with its features.
 
-    Attributes
-    ----------
-    searcher : searches it
-    version : changes with its features
+    Raises
+    ------
+    UserError : see `Searcher`
     """
 
-    searcher: Searcher
-    version: str
-
-    def __len__(self) -> int:
-        return len(self.searcher)
-
-    @property
-    def database(self) -> FeatureDatabase:
-        """The features of its pictures."""
-        return self.searcher.database
+    def __init__(self, config: Config) -> None:
+        super().__init__(config.DATASET_BASE, config)
+        checksums = repr(sorted(self.database.metadata.sha256.items())).encode()
+        self.version = hashlib.sha256(checksums).hexdigest()[:12]
 
     def item(self, row: int) -> Item:
         """The description of a picture."""
@@ -52,55 +43,34 @@ class Collection:
 
     def state(self) -> CollectionState:
         """The description of the collection and its engines."""
-        database = self.database
-        counts = Counter(database.categories.tolist())
+        names, counts = self.database.category_names, Counter(self.database.categories.tolist())
         return CollectionState(
-            name=self.searcher.base.resolve().name,
+            name=self.base.resolve().name,
             version=self.version,
             pictures=len(self),
-            items=len(set(database.items.tolist()) - {""}),
-            categories={
-                database.category_names[number]: count
-                for number, count in sorted(counts.items())
-                if number >= 0
-            },
+            items=len(set(self.database.items.tolist()) - {""}),
+            categories={names[i]: count for i, count in sorted(counts.items()) if i >= 0},
             engines=[self._engine_state(name) for name in ENGINES],
         )
 
     def _engine_state(self, name: str) -> EngineState:
         if name == "milvus":  # without connecting to its server, which may be away
-            ready = (self.database.base / RECORD).exists()
+            ready = (self.base / RECORD).exists()
             reason = "" if ready else "not pushed; run: python milvus_push.py"
             return EngineState(name=name, ready=ready, reason=reason)
         try:
-            engine = self.searcher.engine(name)
+            engine = self.engine(name)
         except UserError as error:
             return EngineState(name=name, ready=False, reason=self.hide(str(error)))
         return EngineState(name=name, ready=True, searched=engine.searched, recall=engine.recall)
 
     def hide(self, text: str) -> str:
         """A message without the path of the collection on this machine."""
-        return text.replace(str(self.searcher.base), "DATASET_BASE")
-
-
-def open_collection(config: Config) -> Collection:
-    """Open the collection of the settings.
-
-    Raises
-    ------
-    UserError : see `Searcher`
-    """
-    searcher = Searcher(config.DATASET_BASE, config)
-    checksums = repr(sorted(searcher.database.metadata.sha256.items())).encode()
-    return Collection(searcher, hashlib.sha256(checksums).hexdigest()[:12])
+        return text.replace(str(self.base), "DATASET_BASE")
 
 
 class LiveCollection:
     """The current collection: opened again when its files are replaced.
-
-    Parameters
-    ----------
-    config : the settings
 
     Raises
     ------
@@ -112,7 +82,7 @@ class LiveCollection:
         self.lock = threading.Lock()
         self.stamp = _stamp(config.DATASET_BASE)
         self.checked = time.monotonic()
-        self.collection = open_collection(config)
+        self.collection = Collection(config)
 
     def current(self) -> Collection:
         """The collection, whose files are checked once a second.
@@ -125,8 +95,7 @@ class LiveCollection:
             self.checked = time.monotonic()
             stamp = _stamp(self.config.DATASET_BASE)
             if stamp and stamp != self.stamp:
-                self.collection = open_collection(self.config)
-                self.stamp = stamp
+                self.collection, self.stamp = Collection(self.config), stamp
         except UserError as error:  # an extraction that has not finished, or has failed
             print(f"the older collection stays: {error}", flush=True)
         finally:

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,10 +18,9 @@ from network.device import autocast, query_type, to_device
 from pictures.decode import read_picture
 from pictures.folder import picture_file
 from search.engine import ExactEngine
-from search.signals import Signal
 from server.collection import Collection
-from server.query import Features, QueryMemory, palette_colors, query_features
-from server.ranking import finite, signals_for
+from server.query import QueryMemory, palette_colors, query_features
+from server.ranking import signals_for
 from server.schemas import Cell, Explanation, Part, SearchOptions, Shade, View
 
 MAX_SHADES, MIN_SHARE = 8, 0.01  # of a palette
@@ -30,31 +30,30 @@ JPEG_QUALITY = 85
 def explain(
     collection: Collection, memory: QueryMemory, options: SearchOptions, row: int
 ) -> Explanation:
-    """Explain an answer.
-
-    Parameters
-    ----------
-    collection : was searched
-    memory : has the uploaded pictures
-    options : of the search; its `query` names the uploaded pictures
-    row : the answer
+    """Explain the answer `row` of a search by `options`.
 
     Raises
     ------
-    UnknownError : the uploaded pictures are not kept any more
+    HTTPException : 404, the uploaded pictures are not kept any more
     PictureError : a picture of the collection cannot be read any more
     """
     query = query_features(collection, memory, options, options.query)
     parts: list[Part] = []
     distance, query_image = None, None
     if query is not None:
-        parts, distance = _parts(signals_for(collection, options, query), query, row)
-        query_image = _query_image(collection, memory, options, query)
+        signals = signals_for(collection, options, query)
+        answer = ExactEngine(signals).search(query, 1, np.array([row]))[0]
+        distance = float(answer.distances[0])
+        parts = [
+            Part(signal=s.name, metric=s.metric, value=value, weight=s.weight)
+            for s, value in zip(signals, answer.parts[0].tolist(), strict=True)
+            if s.weight
+        ]
+        query_image = _query_image(collection, memory, options)
     images = [image for image in (query_image, _image_of(collection, row)) if image is not None]
-    searcher, settings = collection.searcher, collection.database.metadata.settings
-    net, device = searcher.nets[0], searcher.device
-    maps, palettes = inspect(net, torch.stack(images), device, settings.AMP)
-    maps, palettes = maps.cpu(), palettes.cpu()
+    settings = collection.database.metadata.settings
+    inspected = inspect(collection.nets[0], torch.stack(images), collection.device, settings.AMP)
+    maps, palettes = (values.cpu() for values in inspected)
     views = [
         _view(*of_picture, settings.COLOR_TOP_N)
         for of_picture in zip(images, maps, palettes, strict=True)
@@ -68,39 +67,23 @@ def explain(
     )
 
 
-def _parts(signals: Sequence[Signal], query: Features, row: int) -> tuple[list[Part], float | None]:
-    """What each signal with a weight adds to the distance of a picture, and the distance."""
-    answer = ExactEngine(signals).search(query, 1, np.array([row]))[0]
-    parts = [
-        Part(signal=signal.name, metric=signal.metric, value=finite(value), weight=signal.weight)
-        for signal, value in zip(signals, answer.parts[0].tolist(), strict=True)
-        if signal.weight
-    ]
-    return parts, finite(float(answer.distances[0]))
-
-
 def _query_image(
-    collection: Collection, memory: QueryMemory, options: SearchOptions, query: Features
+    collection: Collection, memory: QueryMemory, options: SearchOptions
 ) -> Tensor | None:
-    """The picture that is nearest to the query among those searched by; None: there is none."""
-    candidates: list[tuple[np.ndarray, Tensor | int]] = []
+    """The first picture that was searched by, None where there was none."""
     if options.query:
-        uploaded = memory.get(collection, options.query)
-        deep = [features[0] for features in uploaded.features]
-        candidates += zip(deep, uploaded.images, strict=True)
-    deep_features = collection.searcher.signals[0].features
-    for row in options.pictures or options.like:
-        candidates.append((deep_features[row : row + 1], row))
-    if not candidates:
-        return None
-    _, nearest = min(candidates, key=lambda pair: float(np.linalg.norm(pair[0] - query[0])))
-    return nearest if isinstance(nearest, Tensor) else _image_of(collection, nearest)
+        return memory.get(collection, options.query).images[0]
+    rows = options.pictures or options.like
+    return _image_of(collection, rows[0]) if rows else None
 
 
 def _image_of(collection: Collection, row: int) -> Tensor:
     """A picture of the collection as the first network takes it."""
-    database = collection.database
-    return collection.searcher.read(picture_file(database.base, database.paths[row])).images[0]
+    return collection.read(_file_of(collection, row)).images[0]
+
+
+def _file_of(collection: Collection, row: int) -> Path:
+    return picture_file(collection.base, collection.database.paths[row])
 
 
 @torch.inference_mode()
@@ -138,19 +121,14 @@ def _view(image: Tensor, conv_map: Tensor, palette: Tensor, cell_count: int) -> 
     # As in `ColorFeature`.
     strongest = conv_map.mean(0).flatten().argsort(descending=True, stable=True)[:cell_count]
     means = F.adaptive_avg_pool2d(image.permute(2, 0, 1).float(), (rows, columns)).flatten(1)
-    cells = []
-    for place in strongest.tolist():
-        red, green, blue = (round(value) for value in means[:, place].tolist())
-        color = f"#{red:02x}{green:02x}{blue:02x}"
-        cells.append(Cell(row=place // columns, column=place % columns, color=color))
+    cells = [
+        Cell(row=i // columns, column=i % columns, color=_hex(means[:, i].tolist()))
+        for i in strongest.tolist()
+    ]
     data = base64.b64encode(_jpeg(Image.fromarray(image.numpy()))).decode()
-    return View(
-        image=f"data:image/jpeg;base64,{data}",
-        rows=rows,
-        columns=columns,
-        cells=cells,
-        shades=_shades(palette.numpy() ** 2),
-    )
+    shades = _shades(palette.numpy() ** 2)
+    address = f"data:image/jpeg;base64,{data}"
+    return View(image=address, rows=rows, columns=columns, cells=cells, shades=shades)
 
 
 def _shades(shares: np.ndarray) -> list[Shade]:
@@ -159,10 +137,15 @@ def _shades(shares: np.ndarray) -> list[Shade]:
     lab = palette_colors()[largest].astype(np.float32)
     rgb = cv2.cvtColor(lab[None], cv2.COLOR_LAB2RGB)[0].clip(0, 1)
     return [
-        Shade(color="#" + "".join(f"{round(255 * value):02x}" for value in color), share=share)
-        for color, share in zip(rgb.tolist(), shares[largest].tolist(), strict=True)
+        Shade(color=_hex(color), share=share)
+        for color, share in zip((255 * rgb).tolist(), shares[largest].tolist(), strict=True)
         if share > MIN_SHARE
     ]
+
+
+def _hex(rgb: Sequence[float]) -> str:
+    """#rrggbb of values from 0 to 255."""
+    return "#" + "".join(f"{round(value):02x}" for value in rgb)
 
 
 def thumbnail(collection: Collection, row: int, side: int) -> bytes:
@@ -172,8 +155,7 @@ def thumbnail(collection: Collection, row: int, side: int) -> bytes:
     ------
     PictureError : it cannot be read any more
     """
-    file = picture_file(collection.database.base, collection.database.paths[row])
-    picture = read_picture(file, min_side=side)
+    picture = read_picture(_file_of(collection, row), min_side=side)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return _jpeg(picture)
 

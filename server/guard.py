@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from config import Config
 from server.schemas import Problem
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -56,29 +57,20 @@ class Guard:
     Parameters
     ----------
     app : the application, which turns an `HTTPException` into a response
-    host : address it is served at. A request that names another one may come from a page elsewhere
-        whose name was made to lead here (DNS rebinding)
-    token, user, password : the credentials; without them everybody has access
-    max_bytes : of a request's body
-    observe : called with method, route, status and seconds of each request
+    config : HOST, TOKEN, USER, PASSWORD and MAX_UPLOAD. A request that names another host may come
+        from a page elsewhere whose name was made to lead here (DNS rebinding)
+    observe : called with route, status and seconds of each request
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        host: str,
-        token: str,
-        user: str,
-        password: str,
-        max_bytes: int,
-        observe: Callable[[str, str, int, float], object],
+        self, app: ASGIApp, config: Config, observe: Callable[[str, int, float], object]
     ) -> None:
         self.app = app
-        self.hosts = None if host in ALL_NETWORKS else LOCAL_HOSTS | {host.lower()}
-        self.token = token.encode()
-        self.user_password = f"{user}:{password}".encode() if user else b""
-        self.max_bytes = max_bytes
-        self.too_large = f"more than {max_bytes / 1e6:.0f} MB; see MAX_UPLOAD (--max-upload)"
+        self.hosts = None if config.HOST in ALL_NETWORKS else LOCAL_HOSTS | {config.HOST.lower()}
+        self.token = config.TOKEN.encode()
+        self.user_password = f"{config.USER}:{config.PASSWORD}".encode() if config.USER else b""
+        self.max_bytes = config.MAX_UPLOAD * 1_000_000
+        self.too_large = f"more than {config.MAX_UPLOAD} MB; see MAX_UPLOAD (--max-upload)"
         self.observe = observe
         self.searches = 0
 
@@ -101,7 +93,12 @@ class Guard:
 
         try:
             self._check(scope)
-            await self._pass_on(scope, self._limited(receive), send_with_headers)
+            is_search = scope["method"] == "POST"
+            self.searches += is_search
+            try:
+                await self.app(scope, self._limited(receive), send_with_headers)
+            finally:
+                self.searches -= is_search
         except HTTPException as error:
             await problem(error, path)(scope, receive, send_with_headers)
         except Exception:
@@ -111,15 +108,7 @@ class Guard:
             raise
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self.observe(scope["method"], route, status or 500, time.perf_counter() - start)
-
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_search = scope["method"] == "POST"
-        self.searches += is_search
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            self.searches -= is_search
+            self.observe(route, status or 500, time.perf_counter() - start)
 
     def _check(self, scope: Scope) -> None:
         """Raise the refusal of a request that has no access, or is too much."""

@@ -75,10 +75,10 @@ def _as_map(
     low, high = places.min(axis=0), places.max(axis=0)
     size = max(float((high - low).max()), 1e-12)
     places = 0.5 + (places.astype(np.float64) - (low + high) / 2) / size  # to 0 to 1
-    points = []
-    for row, (x, y) in zip(rows.tolist(), places.round(5).tolist(), strict=True):
-        item = collection.item(row)
-        points.append(Point(id=row, x=x, y=y, category=item.category, image=item.image))
+    points = [
+        Point(**collection.item(row).model_dump(include={"id", "category", "image"}), x=x, y=y)
+        for row, (x, y) in zip(rows.tolist(), places.round(5).tolist(), strict=True)
+    ]
     try:
         clusters, missing = clusters_of(collection), ""
     except UserError as error:
@@ -101,20 +101,14 @@ def clusters_of(collection: Collection) -> list[Cluster]:
     for number, (rows, centroid) in enumerate(zip(members, clusters.centroids, strict=True)):
         if not len(rows):
             continue
-        rows = np.sort(rows)
         features = database.deep[0][rows]
         features = unit_rows(features) if clusters.normalised else features
         order = np.argsort(np.linalg.norm(features - centroid, axis=1), kind="stable")
         names = Counter(database.category(row) for row in rows.tolist())
         category, count = names.most_common(1)[0]
         typical = [collection.item(row) for row in rows[order[:TYPICAL]].tolist()]
+        share = count / len(rows)
         found.append(
-            Cluster(
-                number=number,
-                size=len(rows),
-                category=category,
-                share=count / len(rows),
-                typical=typical,
-            )
+            Cluster(number=number, size=len(rows), category=category, share=share, typical=typical)
         )
     return sorted(found, key=lambda cluster: -cluster.size)

@@ -8,11 +8,12 @@ formula, with the weights of Manning, Raghavan and Schuetze, Introduction to Inf
 import secrets
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from cachetools import TTLCache
+from fastapi import HTTPException
 
 from features.database import unit_rows
 from network.color import CHROMA, MEAN, PALETTE_BINS, STD, lab_of_rgb
@@ -30,22 +31,9 @@ LAB_SPREAD = (12.0, 8.0, 8.0)  # standard deviation of L, a and b around a garme
 Features = list[np.ndarray]  # of each signal 1 x D
 
 
-class UnknownError(UserError):
-    """The collection has no such picture or category, or the query is not kept any more."""
+class Uploaded(NamedTuple):
+    """The uploaded pictures of a query; `images` as the first network takes them, H x W x 3."""
 
-
-@dataclass(frozen=True)
-class Uploaded:
-    """The uploaded pictures of a query.
-
-    Attributes
-    ----------
-    models : SHA-256 of the models that made the features
-    features : of each picture
-    images : of each picture, as the first network takes it: H x W x 3, uint8
-    """
-
-    models: list[str]
     features: list[Features]
     images: list[torch.Tensor]
 
@@ -55,14 +43,14 @@ class QueryMemory:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.queries: TTLCache[str, Uploaded] = TTLCache(MAX_QUERIES, QUERY_SECONDS)
+        self.queries: TTLCache[tuple, Uploaded] = TTLCache(MAX_QUERIES, QUERY_SECONDS)
 
     def add(self, collection: Collection, features: list[Features], queries: list[Query]) -> str:
         """Keep the pictures of a query; returns its name."""
         name = secrets.token_hex(16)
         images = [query.images[0] for query in queries]
         with self.lock:
-            self.queries[name] = Uploaded(_models(collection), features, images)
+            self.queries[_key(collection, name)] = Uploaded(features, images)
         return name
 
     def get(self, collection: Collection, name: str) -> Uploaded:
@@ -70,40 +58,35 @@ class QueryMemory:
 
         Raises
         ------
-        UnknownError : they are not kept any more, or belong to other models
+        HTTPException : 404, they are not kept any more, or belong to other models
         """
         with self.lock:
-            uploaded = self.queries.get(name)
-        if not uploaded or uploaded.models != _models(collection):
-            raise UnknownError("this query is not kept any more; send its pictures again")
+            uploaded = self.queries.get(_key(collection, name))
+        if uploaded is None:
+            raise HTTPException(404, "this query is not kept any more; send its pictures again")
         return uploaded
 
 
-def _models(collection: Collection) -> list[str]:
-    return [model.sha256 for model in collection.database.metadata.models]
+def _key(collection: Collection, name: str) -> tuple[str, ...]:
+    """The features of other models are of no use."""
+    return (name, *(model.sha256 for model in collection.database.metadata.models))
 
 
 def require_pictures(collection: Collection, options: SearchOptions, *others: int) -> None:
-    """Refuse options that name a picture or a category that the collection does not have.
-
-    Raises
-    ------
-    UnknownError
-    """
+    """Answer 404 to options that name a picture or a category that the collection does not have."""
     for row in (*options.pictures, *options.like, *options.unlike, *others):
         if row >= len(collection):
-            raise UnknownError(f"no picture {row}; there are {len(collection):,}")
+            raise HTTPException(404, f"no picture {row}; there are {len(collection):,}")
     if options.category:
         try:
             collection.database.rows_of(options.category)
         except UserError as error:
-            raise UnknownError(str(error).removeprefix("--")) from None
+            raise HTTPException(404, str(error).removeprefix("--")) from None
 
 
 def features_of(collection: Collection, rows: Sequence[int]) -> list[Features]:
     """Features of pictures of the collection."""
-    signals = collection.searcher.signals
-    return [[signal.features[row : row + 1] for signal in signals] for row in rows]
+    return [[signal.features[row : row + 1] for signal in collection.signals] for row in rows]
 
 
 def query_features(
@@ -111,18 +94,13 @@ def query_features(
 ) -> Features | None:
     """The features of everything that is searched by, as one query; None: there is nothing.
 
-    Parameters
-    ----------
-    collection : is searched
-    memory : has the uploaded pictures
-    options : what to search by
-    name : of the uploaded pictures in `memory`; None: there are none
+    `name` is that of the uploaded pictures in `memory`, None where there are none.
 
     Raises
     ------
-    UnknownError : the uploaded pictures are not kept any more
+    HTTPException : 404, the uploaded pictures are not kept any more
     """
-    signals = collection.searcher.signals
+    signals = collection.signals
     uploaded = memory.get(collection, name).features if name else []
     queries = uploaded + features_of(collection, options.pictures)
     liked = features_of(collection, options.like)
@@ -159,12 +137,8 @@ def combine(
 def color_features(signals: Sequence[Signal], color: str) -> dict[str, np.ndarray]:
     """The colour signals of a garment of one colour, by name: 1 x D each.
 
-    Light and shade spread the colour: its palette is a normal distribution around it in CIELAB.
-
-    Parameters
-    ----------
-    signals : of the collection
-    color : #rrggbb
+    Light and shade spread the colour, given as #rrggbb: its palette is a normal distribution
+    around it in CIELAB.
     """
     rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)], np.float64) / 255
     lab, centres = lab_of_rgb(torch.tensor(rgb)[None])[0].numpy(), palette_colors()

@@ -19,20 +19,19 @@ CATEGORY_NEIGHBOURS = 20  # nearest pictures that decide the category of a query
 CUT_NEIGHBOURS = 200  # nearest pictures in cut that are ranked by how far their colour is
 
 
-def is_deep(signal: Signal) -> bool:
+def _is_deep(signal: Signal) -> bool:
     """Whether it is a network's embedding, not colour."""
     return signal.name.startswith("deep")
 
 
-def scale(signals: Sequence[Signal], deep: float, color: float) -> list[Signal]:
+def _scale(signals: Sequence[Signal], deep: float, color: float) -> list[Signal]:
     """The signals with their weights multiplied."""
-    factors = {True: deep, False: color}
-    return [replace(s, weight=s.weight * factors[is_deep(s)]) for s in signals]
+    return [replace(s, weight=s.weight * (deep if _is_deep(s) else color)) for s in signals]
 
 
 def balanced(signals: Sequence[Signal], balance: float) -> list[Signal]:
     """The signals with their weights moved to the network's (0) or to colour (1)."""
-    return scale(signals, min(1.0, 2 * (1 - balance)), min(1.0, 2 * balance))
+    return _scale(signals, min(1.0, 2 * (1 - balance)), min(1.0, 2 * balance))
 
 
 def signals_for(collection: Collection, options: SearchOptions, query: Features) -> list[Signal]:
@@ -42,24 +41,23 @@ def signals_for(collection: Collection, options: SearchOptions, query: Features)
     ------
     UserError : no signal has a weight
     """
-    signals = collection.searcher.signals
-    pairs = zip(signals, query, strict=True)
-    if any(features.any() for signal, features in pairs if is_deep(signal)):
+    signals = collection.signals
+    if any(features.any() for s, features in zip(signals, query, strict=True) if _is_deep(s)):
         signals = balanced(signals, options.balance)
     else:  # by a colour alone
-        signals = scale(signals, 0, 1)
+        signals = _scale(signals, 0, 1)
     if not any(signal.weight for signal in signals):
         raise UserError("no signal has a weight; move the balance, or see the server's settings")
     return signals
 
 
-def _category_for(collection: Collection, options: SearchOptions, query: Features) -> str:
+def _category_for(collection: Collection, options: SearchOptions, query: Features | None) -> str:
     """The category to search, "" for all.
 
     That of the options; for other colours that of the query, else the most frequent one among its
     nearest pictures.
     """
-    if options.category or not options.other_color:
+    if options.category or not options.other_color or query is None:
         return options.category or ""
     database = collection.database
     if options.pictures and database.category(options.pictures[0]):
@@ -71,8 +69,8 @@ def _category_for(collection: Collection, options: SearchOptions, query: Feature
 
 def _cut_engine(collection: Collection) -> NamedEngine:
     """The exact engine by the deep signals only."""
-    signals = scale(collection.searcher.signals, 1, 0)
-    return collection.searcher.engine("exact", [signal.weight for signal in signals])
+    signals = _scale(collection.signals, 1, 0)
+    return collection.engine("exact", [signal.weight for signal in signals])
 
 
 def search(
@@ -84,41 +82,37 @@ def search(
 ) -> SearchAnswer:
     """Answer a search; a search by nothing, with evenly spaced pictures of the collection.
 
-    Parameters
-    ----------
-    collection : is searched
-    memory : has the uploaded pictures
-    options : what to search by, and how
-    name : of the uploaded pictures in `memory`; None: there are none
-    watch : records the seconds
+    `name` is that of the uploaded pictures in `memory`, None where there are none; `watch` records
+    the seconds.
 
     Raises
     ------
-    UnknownError : the uploaded pictures are not kept any more
+    HTTPException : 404, the uploaded pictures are not kept any more
     UserError : the engine is not set up
     """
     with watch.step("ranking"):
         query = query_features(collection, memory, options, name)
-        if query is None:
-            return _browse(collection, options, watch)
-        signals = signals_for(collection, options, query)
+        signals = [] if query is None else signals_for(collection, options, query)
         weights = {signal.name: signal.weight for signal in signals}
         category = _category_for(collection, options, query)
         rows = collection.database.rows_of(category) if category else None
-        if options.other_color:
+        if query is None:
+            named, answer = _browse(collection, rows, options)
+        elif options.other_color:
             named, answer = _other_color(collection, signals, rows, query, options)
         else:
-            named = collection.searcher.engine(options.engine, list(weights.values()))
+            named = collection.engine(options.engine, list(weights.values()))
             engine = _without_query(collection, named, options)
             answer = engine.search(query, options.count, rows)[0]
+            if rows is not None and named.name != "exact":
+                named = replace(named, recall=None)
         answers = _found(collection, signals, answer)
-    is_measured = named.name == "exact" or rows is None
     return SearchAnswer(
         query=name,
         answers=answers,
         engine=named.name,
         searched=named.searched,
-        recall=named.recall if is_measured and not options.other_color else None,
+        recall=named.recall,
         category=category,
         weights=weights,
         seconds=dict(watch.seconds),
@@ -126,25 +120,15 @@ def search(
     )
 
 
-def _browse(collection: Collection, options: SearchOptions, watch: Stopwatch) -> SearchAnswer:
+def _browse(
+    collection: Collection, rows: np.ndarray | None, options: SearchOptions
+) -> tuple[NamedEngine, Answer]:
     """Some pictures to begin with."""
-    category = options.category or ""
-    rows = collection.database.rows_of(category) if category else np.arange(len(collection))
+    rows = np.arange(len(collection)) if rows is None else rows
     rows = rows[evenly_spaced(len(rows), options.count)]
-    return SearchAnswer(
-        query=None,
-        answers=[
-            Found(**collection.item(row).model_dump(), rank=rank, distance=None, parts={})
-            for rank, row in enumerate(rows.tolist(), 1)
-        ],
-        engine=options.engine,
-        searched="nothing: evenly spaced pictures",
-        recall=None,
-        category=category,
-        weights={},
-        seconds=dict(watch.seconds),
-        collection=collection.version,
-    )
+    answer = Answer(rows, np.full(len(rows), np.nan), np.empty((len(rows), 0)))
+    engine = collection.engine().engine
+    return NamedEngine(options.engine, engine, "nothing: evenly spaced pictures", None), answer
 
 
 def _other_color(
@@ -163,9 +147,9 @@ def _other_color(
     engine = _without_query(collection, named, options)
     count = max(CUT_NEIGHBOURS, 2 * options.count)
     near = np.sort(engine.search(query, count, rows)[0].rows)
-    answer = ExactEngine(scale(signals, 1, -1)).search(query, options.count, near)[0]
+    answer = ExactEngine(_scale(signals, 1, -1)).search(query, options.count, near)[0]
     searched = f"different colours first among the {len(near):,} nearest in cut"
-    return replace(named, searched=searched), answer
+    return replace(named, searched=searched, recall=None), answer
 
 
 def _without_query(collection: Collection, named: NamedEngine, options: SearchOptions) -> Engine:
@@ -197,20 +181,10 @@ class _Without:
 
 def _found(collection: Collection, signals: Sequence[Signal], answer: Answer) -> list[Found]:
     """An answer for the page."""
-    columns = (answer.rows.tolist(), answer.distances.tolist(), answer.parts.tolist())
-    return [
-        Found(
-            **collection.item(row).model_dump(),
-            rank=rank,
-            distance=finite(distance),
-            parts={
-                s.name: finite(part) for s, part in zip(signals, parts, strict=True) if s.weight
-            },
-        )
-        for rank, (row, distance, parts) in enumerate(zip(*columns, strict=True), 1)
-    ]
-
-
-def finite(value: float) -> float | None:
-    """None for NaN and infinity, which JSON does not have."""
-    return value if np.isfinite(value) else None
+    found = []
+    for rank, row in enumerate(answer.rows.tolist(), 1):
+        distance, values = float(answer.distances[rank - 1]), answer.parts[rank - 1].tolist()
+        parts = {s.name: value for s, value in zip(signals, values, strict=True) if s.weight}
+        item = collection.item(row).model_dump()
+        found.append(Found(**item, rank=rank, distance=distance, parts=parts))
+    return found

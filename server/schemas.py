@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 from fastapi import UploadFile
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Json, WithJsonSchema
 
-MAX_ANSWERS = 200
 MAX_PICTURES = 16  # of one query
 
 
@@ -15,9 +14,7 @@ def _integer(value: Any) -> Any:
 
 
 INTEGER = BeforeValidator(_integer)
-Id = Annotated[
-    int, Field(ge=0, lt=2**53, description="number of a picture of the collection"), INTEGER
-]
+Id = Annotated[int, Field(ge=0, lt=2**53), INTEGER]
 
 
 class SearchOptions(BaseModel):
@@ -28,8 +25,7 @@ class SearchOptions(BaseModel):
     query: str | None = Field(
         default=None,
         pattern="^[0-9a-f]{32}$",
-        description="`query` of an earlier answer: its uploaded pictures, without uploading them"
-        " again; kept for half an hour",
+        description="`query` of an answer of the last half hour: its uploaded pictures again",
     )
     pictures: list[Id] = Field(
         default=[], max_length=MAX_PICTURES, description="pictures of the collection to search by"
@@ -41,7 +37,7 @@ class SearchOptions(BaseModel):
     color: str | None = Field(
         default=None,
         pattern="^#[0-9a-fA-F]{6}$",
-        description="colour to search by, as #rrggbb; it replaces the colour of the pictures",
+        description="as #rrggbb; it replaces the colour of the pictures",
     )
     box: list[Annotated[int, INTEGER]] | None = Field(
         default=None,
@@ -53,15 +49,14 @@ class SearchOptions(BaseModel):
         default=0.5,
         ge=0,
         le=1,
-        description="0 ranks by the network's features alone, 1 by colour alone, 0.5 by the"
-        " weights of the server's settings",
+        description="0: the network alone, 1: colour alone, 0.5: as in the settings",
     )
     other_color: bool = Field(
-        default=False, description="same cut, other colour: different colours first, same category"
+        default=False, description="same cut and category, different colours first"
     )
     engine: Literal["exact", "kmeans", "milvus"] = "exact"
     count: Annotated[int, INTEGER] = Field(
-        default=20, ge=1, le=MAX_ANSWERS, description="number of answers"
+        default=20, ge=1, le=200, description="number of answers"
     )
     category: str | None = Field(
         default=None, max_length=200, description="search this category only"
@@ -99,9 +94,7 @@ class Found(Item):
 
     rank: int
     distance: float | None = Field(description="smaller is nearer; null: not defined")
-    parts: dict[str, float | None] = Field(
-        description="value of each signal with a weight, before the weight"
-    )
+    parts: dict[str, float | None] = Field(description="of each signal, before its weight")
 
 
 class SearchAnswer(BaseModel):
@@ -111,9 +104,7 @@ class SearchAnswer(BaseModel):
     answers: list[Found]
     engine: str
     searched: str = Field(description="which part of the collection the engine has compared")
-    recall: float | None = Field(
-        description="expected recall@10; null: not measured for this search"
-    )
+    recall: float | None = Field(description="expected recall@10; null: not measured")
     category: str = Field(description="the only one searched; empty: all were searched")
     weights: dict[str, float] = Field(description="of the signals")
     seconds: dict[str, float] = Field(description="of each step")
@@ -151,15 +142,15 @@ class ExplainOptions(BaseModel):
 
 
 class Cell(BaseModel):
-    """A cell of the network's last feature map."""
+    """A cell of the network's last feature map, with its mean colour as #rrggbb."""
 
     row: int
     column: int
-    color: str = Field(description="its mean colour, #rrggbb")
+    color: str
 
 
 class Shade(BaseModel):
-    """A colour of the palette."""
+    """A colour of the palette, as #rrggbb."""
 
     color: str
     share: float
@@ -192,8 +183,7 @@ class Explanation(BaseModel):
     query: View | None = Field(description="null where no picture was searched by")
     answer: View
     similar: list[list[float]] = Field(
-        description="cosine similarity of the feature maps' cells, -1 to 1: a row for each cell of"
-        " the query, a column for each of the answer, in reading order"
+        description="cosine of cells: a row for each of the query, a column for each of the answer"
     )
 
 

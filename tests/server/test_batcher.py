@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fastapi import HTTPException
 
 from search.query import Query
-from server.batcher import BATCH, MAX_WAITING, Batcher, BusyError
+from server.batcher import BATCH, MAX_WAITING, Batcher
 from server.collection import Collection
 from server.query import Features, features_of
 
@@ -19,8 +20,8 @@ pytest_plugins = ("tests.server.web_base",)
 @pytest.fixture(scope="module")
 def queries(collection: Collection) -> list[Query]:
     """Pictures of the collection, as the network takes them."""
-    base, paths = collection.database.base, collection.database.paths
-    return [collection.searcher.read(base / path) for path in paths[:24]]
+    base, paths = collection.base, collection.database.paths
+    return [collection.read(base / path) for path in paths[:24]]
 
 
 def test_each_picture_gets_its_own_features(collection: Collection, queries: list[Query]) -> None:
@@ -32,7 +33,7 @@ def test_each_picture_gets_its_own_features(collection: Collection, queries: lis
         return await asyncio.gather(*(batcher.extract(collection, query) for query in queries))
 
     for row, found in enumerate(asyncio.run(extract())):
-        alone = collection.searcher.extract([queries[row]])
+        alone = collection.extract([queries[row]])
         (stored,) = features_of(collection, [row])
         for one, same, kept in zip(found, alone, stored, strict=True):
             assert one.shape == same.shape == kept.shape
@@ -42,29 +43,29 @@ def test_each_picture_gets_its_own_features(collection: Collection, queries: lis
     assert max(sizes) == BATCH
 
 
-class SlowSearcher:
-    """A searcher whose network waits for an event."""
+class SlowCollection:
+    """A collection whose network waits for an event."""
 
     def __init__(self, collection: Collection) -> None:
-        self.searcher = collection.searcher
+        self.collection = collection
         self.started, self.go_on = threading.Event(), threading.Event()
 
     def extract(self, queries: list[Query]) -> list[np.ndarray]:
         self.started.set()
         assert self.go_on.wait(60)
-        return self.searcher.extract(queries)
+        return self.collection.extract(queries)
 
 
 @pytest.fixture
-def slow(collection: Collection) -> Collection:
+def slow(collection: Collection) -> SlowCollection:
     """The collection with such a network."""
-    return replace(collection, searcher=SlowSearcher(collection))
+    return SlowCollection(collection)
 
 
-async def start(batcher: Batcher, slow: Collection, query: Query) -> asyncio.Task[Features]:
+async def start(batcher: Batcher, slow: SlowCollection, query: Query) -> asyncio.Task[Features]:
     """A picture that is now in the network."""
     task = asyncio.create_task(batcher.extract(slow, query))
-    while not slow.searcher.started.is_set():
+    while not slow.started.is_set():
         await asyncio.sleep(0.01)
     return task
 
@@ -78,16 +79,16 @@ async def wait_in_queue(
     return tasks
 
 
-def test_a_full_queue_is_busy(slow: Collection, queries: list[Query]) -> None:
+def test_a_full_queue_is_busy(slow: SlowCollection, queries: list[Query]) -> None:
     """Guards the memory; the waiting ones are answered, and then there is room again."""
 
     async def fill() -> None:
         batcher = Batcher(lambda size: None)
         tasks = [await start(batcher, slow, queries[0])]
         tasks += await wait_in_queue(batcher, slow, [queries[1]] * MAX_WAITING)
-        with pytest.raises(BusyError, match="try again"):
+        with pytest.raises(HTTPException, match="try again"):
             await batcher.extract(slow, queries[2])
-        slow.searcher.go_on.set()
+        slow.go_on.set()
         assert len(await asyncio.gather(*tasks)) == MAX_WAITING + 1
         await batcher.extract(slow, queries[2])
 
@@ -95,7 +96,7 @@ def test_a_full_queue_is_busy(slow: Collection, queries: list[Query]) -> None:
 
 
 def test_a_fault_reaches_its_batch_only_and_a_cancelled_request_no_other(
-    slow: Collection, collection: Collection, queries: list[Query]
+    slow: SlowCollection, collection: Collection, queries: list[Query]
 ) -> None:
     async def fail() -> None:
         batcher = Batcher(lambda size: None)
@@ -104,7 +105,7 @@ def test_a_fault_reaches_its_batch_only_and_a_cancelled_request_no_other(
         bad = await wait_in_queue(batcher, slow, [broken, queries[2]])
         good = await wait_in_queue(batcher, collection, [queries[3], queries[4], queries[5]])
         good.pop(0).cancel()
-        slow.searcher.go_on.set()
+        slow.go_on.set()
         assert await first
         for task in bad:
             with pytest.raises(RuntimeError):

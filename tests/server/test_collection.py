@@ -44,14 +44,14 @@ def refreshed(live: LiveCollection) -> Collection:
 def test_a_new_extraction_is_opened_and_the_older_one_still_answers(live: LiveCollection) -> None:
     first = refreshed(live)
     assert refreshed(live) is first
-    before = np.array(first.searcher.signals[0].features[:5])
+    before = np.array(first.signals[0].features[:5])
     features = replace_them(live.config.DATASET_BASE)
     assert live.current() is first  # not checked so soon
     second = refreshed(live)
     assert second is not first
     assert second.version != first.version
-    assert np.array_equal(second.searcher.signals[0].features, features)
-    assert np.array_equal(first.searcher.signals[0].features[:5], before)  # a request that goes on
+    assert np.array_equal(second.signals[0].features, features)
+    assert np.array_equal(first.signals[0].features[:5], before)  # a request that goes on
     assert refreshed(live) is second
 
 
@@ -67,14 +67,12 @@ def test_a_broken_one_leaves_the_older(live: LiveCollection, capsys) -> None:
     (base / "all_feat.json").unlink()
     assert refreshed(live) is first
     (base / "all_feat.json").write_bytes(info)
-    assert np.array_equal(refreshed(live).searcher.signals[0].features, features)
+    assert np.array_equal(refreshed(live).signals[0].features, features)
 
 
 def test_the_slider_moves_weights(collection: Collection) -> None:
     def weights(balance: float) -> dict[str, float]:
-        return {
-            signal.name: signal.weight for signal in balanced(collection.searcher.signals, balance)
-        }
+        return {signal.name: signal.weight for signal in balanced(collection.signals, balance)}
 
     assert weights(0.5) == {"deep": 1, "color": 0.1, "palette": 4}
     assert weights(0) == {"deep": 1, "color": 0, "palette": 0}
@@ -94,5 +92,5 @@ def test_an_engine_without_its_file_is_not_ready(live: LiveCollection) -> None:
 
 
 def test_the_path_of_the_collection_is_hidden(collection: Collection) -> None:
-    base = collection.searcher.base
+    base = collection.base
     assert collection.hide(f"{base}/all_feat.npy: damaged") == "DATASET_BASE/all_feat.npy: damaged"

@@ -59,8 +59,8 @@ def test_the_parts_add_up_to_the_distance_of_the_search(explained, options: dict
 def test_the_cells_are_those_of_the_colour_feature(explained, collection: Collection) -> None:
     """Their mean colours, strongest first, as the feature database has them."""
     explained, found = explained(2, pictures=[7])
-    names = [signal.name for signal in collection.searcher.signals]
-    stored = collection.searcher.signals[names.index("color")].features
+    names = [signal.name for signal in collection.signals]
+    stored = collection.signals[names.index("color")].features
     for view, row in ((explained.query, 7), (explained.answer, found.id)):
         rgb = np.asarray(stored[row]).reshape(3, -1).T * STD + MEAN
         assert len(view.cells) == len(rgb) == 3
@@ -73,10 +73,8 @@ def test_the_cells_are_those_of_the_colour_feature(explained, collection: Collec
 
 def test_the_palette_s_greatest_parts_are_shown(explained, collection: Collection) -> None:
     explained, found = explained(2, pictures=[7])
-    names = [signal.name for signal in collection.searcher.signals]
-    palette = (
-        np.asarray(collection.searcher.signals[names.index("palette")].features[found.id]) ** 2
-    )
+    names = [signal.name for signal in collection.signals]
+    palette = np.asarray(collection.signals[names.index("palette")].features[found.id]) ** 2
     shares = [shade.share for shade in explained.answer.shades]
     assert shares == sorted(shares, reverse=True)
     assert shares == pytest.approx(np.sort(palette)[::-1][: len(shares)], abs=1e-3)

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from config import Config
 from server import guard
 from server.guard import HEADERS, MAX_SEARCHES, Guard
 from tests.server.web_base import Server, post, serving
@@ -212,7 +213,7 @@ def test_no_path_leads_out(server: Server, path: str) -> None:
 def passed_through(app: ASGIApp) -> tuple[httpx.Response, Guard, list[int]]:
     """The response to a request that is never wholly sent, and the statuses reported."""
     statuses: list[int] = []
-    guard = Guard(app, "localhost", "", "", "", 1000, lambda *report: statuses.append(report[2]))
+    guard = Guard(app, Config(_env_file=None), lambda *report: statuses.append(report[1]))
 
     async def body() -> AsyncIterator[bytes]:
         yield b"-"

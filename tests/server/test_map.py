@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from config import Config
 from search.clusters import open_clusters
-from server.collection import Collection, open_collection
+from server.collection import Collection
 from server.map import TYPICAL, Maps, clusters_of, tsne
 from server.schemas import CollectionMap
 
@@ -23,7 +23,7 @@ def own(served: Path, tmp_path: Path) -> Collection:
     """A copy of the collection."""
     base = tmp_path / "own"
     shutil.copytree(served, base, copy_function=os.link)
-    return open_collection(Config(DATASET_BASE=base, DEVICE="cpu", _env_file=None))
+    return Collection(Config(DATASET_BASE=base, DEVICE="cpu", _env_file=None))
 
 
 def finished(maps: Maps, collection: Collection) -> CollectionMap:
@@ -81,9 +81,9 @@ def test_clusters_have_typical_pictures(collection: Collection) -> None:
 
 
 def test_missing_clusters_have_a_reason(own: Collection) -> None:
-    (own.database.base / "models" / "kmeans.m").unlink()
+    (own.base / "models" / "kmeans.m").unlink()
     found = Maps().get(own)
     assert found.clusters == []
     assert "run: python kmeans.py" in found.missing
-    assert str(own.database.base) not in found.missing
+    assert str(own.base) not in found.missing
     assert found.points

@@ -4,12 +4,13 @@ import io
 
 import numpy as np
 import pytest
+from fastapi import HTTPException
 from scipy.spatial.distance import cdist
 
 from network.color import PALETTE_BINS
 from server import query
 from server.collection import Collection
-from server.query import QueryMemory, UnknownError, color_features
+from server.query import QueryMemory, color_features
 from tests.server.web_base import png_of
 
 pytest_plugins = ("tests.server.web_base",)
@@ -17,15 +18,14 @@ COLORS = ["#ff0000", "#00aa00", "#2040ff", "#ffffff", "#101010", "#f2cc3d"]
 
 
 def test_the_palette_of_a_flat_picture_is_nearest_to_its_own_colour(collection: Collection) -> None:
-    searcher = collection.searcher
-    features = [color_features(searcher.signals, color) for color in COLORS]
+    features = [color_features(collection.signals, color) for color in COLORS]
     assert set(features[0]) == {"color", "palette"}
     palettes = np.concatenate([one["palette"] for one in features])
     assert np.linalg.norm(palettes, axis=1) == pytest.approx(np.ones(len(COLORS)), abs=1e-5)
     assert palettes.shape[1] == PALETTE_BINS**3
-    number = [signal.name for signal in searcher.signals].index("palette")
-    pictures = [searcher.read(io.BytesIO(png_of(color))) for color in COLORS]
-    own = searcher.extract(pictures)[number]
+    number = [signal.name for signal in collection.signals].index("palette")
+    pictures = [collection.read(io.BytesIO(png_of(color))) for color in COLORS]
+    own = collection.extract(pictures)[number]
     assert np.argmin(cdist(own, palettes), axis=1).tolist() == list(range(len(COLORS)))
 
 
@@ -37,10 +37,10 @@ def test_uploaded_pictures_are_forgotten_in_time_and_when_there_are_many(
     names = [memory.add(collection, [], []) for _ in range(3)]
     assert len(set(names)) == 3
     assert memory.get(collection, names[2]).features == []
-    with pytest.raises(UnknownError, match="send its pictures again"):
+    with pytest.raises(HTTPException, match="send its pictures again"):
         memory.get(collection, names[0])
     monkeypatch.setattr(query, "QUERY_SECONDS", 0.0)
     memory = QueryMemory()
     name = memory.add(collection, [], [])
-    with pytest.raises(UnknownError):
+    with pytest.raises(HTTPException):
         memory.get(collection, name)

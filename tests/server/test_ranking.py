@@ -105,7 +105,7 @@ def test_a_picture_of_the_collection_finds_its_neighbours_without_itself(
 def weighted_distances(collection: Collection, rows: list[int]) -> dict[str, np.ndarray]:
     """Of each signal its part of the distance of all pictures to some pictures as one query."""
     parts = {}
-    for signal in collection.searcher.signals:
+    for signal in collection.signals:
         (query,) = join_queries([np.asarray(signal.features[rows])])
         parts[signal.name] = signal.weight * cdist(query, signal.features, signal.metric)[0]
     return parts
@@ -138,7 +138,7 @@ def test_more_and_less_like_move_the_query_by_rocchio(
     found = search(pictures=queries, like=liked, unlike=unliked, count=20)["answers"]
     assert not {one["id"] for one in found} & {*queries, *liked, *unliked}
     total = np.zeros(len(collection))
-    for signal in collection.searcher.signals:
+    for signal in collection.signals:
         features = np.asarray(signal.features, np.float64)
         moved = features[queries].mean(0) + LIKE_WEIGHT * features[liked].mean(0)
         moved = moved - UNLIKE_WEIGHT * features[unliked].mean(0)
@@ -175,8 +175,8 @@ def test_a_colour_beside_a_picture_takes_the_place_of_its_colour(
 ) -> None:
     found = search(pictures=[9], color="#b3202c", count=10)["answers"]
     parts = weighted_distances(collection, [9])
-    colors = color_features(collection.searcher.signals, "#b3202c")
-    for signal in collection.searcher.signals:
+    colors = color_features(collection.signals, "#b3202c")
+    for signal in collection.signals:
         if signal.name in colors:
             distances = cdist(colors[signal.name], signal.features, signal.metric)[0]
             parts[signal.name] = signal.weight * distances

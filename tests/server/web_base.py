@@ -25,7 +25,7 @@ import feature_extractor
 import kmeans
 import train
 from config import Config
-from server.collection import Collection, open_collection
+from server.collection import Collection
 from tests.conftest import BY_CTRL_C, ROOT
 
 MACHINE = ("--amp", "off", "--device", "cpu", "--num-workers", "0")
@@ -99,7 +99,7 @@ def served(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def collection(served: Path) -> Collection:
     """The collection as the server opens it, in this process."""
-    return open_collection(Config(DATASET_BASE=served, DEVICE="cpu", _env_file=None))
+    return Collection(Config(DATASET_BASE=served, DEVICE="cpu", _env_file=None))
 
 
 @pytest.fixture(scope="session")
