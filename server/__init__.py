@@ -1,5 +1,5 @@
 """The web server: a page that searches the collection, and the JSON interface behind it.
 
-Begin with `api`, which has the routes, and `service`, which answers them: `query` makes features of
+Begin with `api`, which has the routes: `query` makes features of
 what is searched by, `ranking` ranks the collection, `explain` says why. `page/` is the browser's.
 """

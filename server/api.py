@@ -1,9 +1,25 @@
 """The JSON interface and the page's files, as one application."""
 
+import asyncio
+import io
+import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Query, Request, Response
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+from fastapi import (
+    APIRouter,
+    Depends,
+    FastAPI,
+    Form,
+    HTTPException,
+    Query,
+    Request,
+    Response,
+    UploadFile,
+)
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
@@ -13,9 +29,17 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from config import Config
-from server.collection import LiveCollection
+from pictures.decode import PictureError
+from search.query import Query as SearchQuery
+from server.batcher import Batcher
+from server.collection import Collection, LiveCollection
+from server.explain import explain as explain_answer
+from server.explain import thumbnail
 from server.guard import Guard, problem
-from server.query import require_pictures
+from server.map import Maps
+from server.metrics import Metrics
+from server.query import QueryMemory, require_pictures
+from server.ranking import search as search_collection
 from server.schemas import (
     CollectionMap,
     CollectionState,
@@ -28,8 +52,7 @@ from server.schemas import (
     SearchForm,
     SearchOptions,
 )
-from server.service import Service
-from utils import AwayError, UserError
+from utils import AwayError, Stopwatch, UserError
 
 PAGE = Path(__file__).parent / "page"
 
@@ -39,8 +62,20 @@ IMAGE: Responses = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
 }
 TEXT: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
-ENCODING = {"file": {"contentType": "image/*"}, "options": {"contentType": "application/json"}}
-SEARCH_BODY = {"requestBody": {"content": {"multipart/form-data": {"encoding": ENCODING}}}}
+
+
+class Service:
+    """What the requests share."""
+
+    def __init__(self, live: LiveCollection) -> None:
+        self.live = live
+        self.metrics = Metrics()
+        self.memory = QueryMemory()
+        self.maps = Maps()
+        self.network = Batcher(self.metrics.batch.observe)
+        cores = os.cpu_count() or 1
+        self.read = partial(run_sync, limiter=CapacityLimiter(cores))  # decoded pictures are large
+        self.rank = partial(run_sync, limiter=CapacityLimiter(cores))
 
 
 async def _service(request: Request) -> Service:
@@ -61,18 +96,39 @@ async def _require_multipart(request: Request) -> None:
         raise HTTPException(415, "send multipart/form-data with `file` and `options`")
 
 
-@router.post("/search", dependencies=[Depends(_require_multipart)], openapi_extra=SEARCH_BODY)
+@router.post("/search", dependencies=[Depends(_require_multipart)])
 async def search(
     form: Annotated[SearchForm, Form(media_type="multipart/form-data")], service: Serving
 ) -> SearchAnswer:
     """Find the most similar pictures, nearest first."""
-    return await service.search(form.file, form.options)
+    collection, options, watch = service.live.current(), form.options, Stopwatch()
+    require_pictures(collection, options)
+    if form.file:
+        with watch.step("reading"):
+            queries = [
+                await service.read(_read, collection, file, options.box) for file in form.file
+            ]
+        with watch.step("network"):
+            extracting = (service.network.extract(collection, query) for query in queries)
+            features = await asyncio.gather(*extracting)
+        name = service.memory.add(collection, features, queries)
+        options = options.model_copy(update={"query": name})
+    return await service.rank(search_collection, collection, service.memory, options, watch)
+
+
+def _read(collection: Collection, file: UploadFile, box: list[int] | None) -> SearchQuery:
+    """An uploaded picture as the networks take it."""
+    cut = (box[0], box[1], box[2], box[3]) if box else None
+    return collection.read(io.BytesIO(file.file.read()), cut)
 
 
 @router.post("/explain")
 async def explain(body: ExplainOptions, service: Serving) -> Explanation:
     """Why an answer has its rank."""
-    return await service.explain(body.search, body.answer)
+    collection = service.live.current()
+    require_pictures(collection, body.search, body.answer)
+    arguments = (collection, service.memory, body.search, body.answer)
+    return await service.rank(explain_answer, *arguments)
 
 
 @router.get("/collection")
@@ -84,7 +140,7 @@ async def collection_state(service: Serving) -> CollectionState:
 @router.get("/map")
 async def collection_map(service: Serving) -> CollectionMap:
     """The clusters with their typical pictures, and the pictures in two dimensions."""
-    return await service.map()
+    return await service.rank(service.maps.get, service.live.current())
 
 
 @router.get("/items/{id}")
@@ -103,7 +159,14 @@ async def image(
     v: Annotated[str | None, Query(description="version of the collection")] = None,
 ) -> Response:
     """The picture itself, as JPEG, scaled down."""
-    data = await service.image(id, size, v)
+    collection = service.live.current()
+    if v not in (None, collection.version):
+        raise HTTPException(404, f"picture {id} of an older collection; search again")
+    require_pictures(collection, SearchOptions(), id)
+    try:
+        data = await service.read(thumbnail, collection, id, size)
+    except PictureError:
+        raise HTTPException(404, f"picture {id} cannot be read any more") from None
     cache = "private, max-age=86400, immutable" if v else "no-cache"
     return Response(data, media_type="image/jpeg", headers={"Cache-Control": cache})
 
@@ -120,12 +183,6 @@ async def metrics(service: Serving) -> Response:
     """Counts and times for Prometheus."""
     text = service.metrics.text(len(service.live.current()))
     return Response(text, media_type=CONTENT_TYPE_LATEST)
-
-
-def _first_error(errors: Any) -> str:
-    """The first error of a validation in words; its place without "body", "path" or "query"."""
-    place = ".".join(str(part) for part in errors[0]["loc"][1:])
-    return f"{place or 'body'}: {errors[0]['msg'].removeprefix('Value error, ')}"
 
 
 def build_app(config: Config, live: LiveCollection) -> FastAPI:
@@ -165,4 +222,6 @@ def _add_error_handlers(app: FastAPI, live: LiveCollection) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return problem(HTTPException(422, _first_error(error.errors())), request.url.path)
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])  # without "body" or "query"
+        return problem(HTTPException(422, f"{place or 'body'}: {first['msg']}"), request.url.path)

@@ -37,7 +37,7 @@ def explain(
     HTTPException : 404, the uploaded pictures are not kept any more
     PictureError : a picture of the collection cannot be read any more
     """
-    query = query_features(collection, memory, options, options.query)
+    query = query_features(collection, memory, options)
     parts: list[Part] = []
     distance, query_image = None, None
     if query is not None:

@@ -25,7 +25,6 @@ LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 ALL_NETWORKS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104, only compared with
 MAX_SEARCHES = 48  # at once; each may hold an upload in memory
 BODY_SECONDS = 60.0  # to send a request, as it takes the place of another
-RETRY_SECONDS = 1
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none';"
     " form-action 'self'; frame-ancestors 'none'"
@@ -44,11 +43,8 @@ def problem(error: HTTPException, path: str) -> JSONResponse:
     content = Problem(
         title=HTTPStatus(status).phrase, status=status, detail=str(error.detail), instance=path
     )
-    headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
-    headers |= error.headers or {}
-    return JSONResponse(
-        content.model_dump(), status, headers, media_type="application/problem+json"
-    )
+    headers = ({"Retry-After": "1"} if status == 503 else {}) | dict(error.headers or {})
+    return JSONResponse(content.model_dump(), status, headers, "application/problem+json")
 
 
 class Guard:

@@ -90,18 +90,18 @@ def features_of(collection: Collection, rows: Sequence[int]) -> list[Features]:
 
 
 def query_features(
-    collection: Collection, memory: QueryMemory, options: SearchOptions, name: str | None
+    collection: Collection, memory: QueryMemory, options: SearchOptions
 ) -> Features | None:
     """The features of everything that is searched by, as one query; None: there is nothing.
 
-    `name` is that of the uploaded pictures in `memory`, None where there are none.
+    `memory` has the uploaded pictures that `options.query` names.
 
     Raises
     ------
     HTTPException : 404, the uploaded pictures are not kept any more
     """
     signals = collection.signals
-    uploaded = memory.get(collection, name).features if name else []
+    uploaded = memory.get(collection, options.query).features if options.query else []
     queries = uploaded + features_of(collection, options.pictures)
     liked = features_of(collection, options.like)
     if not queries:

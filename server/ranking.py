@@ -74,16 +74,11 @@ def _cut_engine(collection: Collection) -> NamedEngine:
 
 
 def search(
-    collection: Collection,
-    memory: QueryMemory,
-    options: SearchOptions,
-    name: str | None,
-    watch: Stopwatch,
+    collection: Collection, memory: QueryMemory, options: SearchOptions, watch: Stopwatch
 ) -> SearchAnswer:
     """Answer a search; a search by nothing, with evenly spaced pictures of the collection.
 
-    `name` is that of the uploaded pictures in `memory`, None where there are none; `watch` records
-    the seconds.
+    `memory` has the uploaded pictures, `watch` records the seconds.
 
     Raises
     ------
@@ -91,71 +86,57 @@ def search(
     UserError : the engine is not set up
     """
     with watch.step("ranking"):
-        query = query_features(collection, memory, options, name)
+        query = query_features(collection, memory, options)
         signals = [] if query is None else signals_for(collection, options, query)
-        weights = {signal.name: signal.weight for signal in signals}
         category = _category_for(collection, options, query)
         rows = collection.database.rows_of(category) if category else None
         if query is None:
-            named, answer = _browse(collection, rows, options)
-        elif options.other_color:
-            named, answer = _other_color(collection, signals, rows, query, options)
+            rows = np.arange(len(collection)) if rows is None else rows
+            rows = rows[evenly_spaced(len(rows), options.count)]
+            answer = Answer(rows, np.full(len(rows), np.nan), np.empty((len(rows), 0)))
+            searched, recall = "nothing: evenly spaced pictures", None
         else:
-            named = collection.engine(options.engine, list(weights.values()))
-            engine = _without_query(collection, named, options)
-            answer = engine.search(query, options.count, rows)[0]
-            if rows is not None and named.name != "exact":
-                named = replace(named, recall=None)
+            answer, searched, recall = _rank(collection, signals, rows, query, options)
         answers = _found(collection, signals, answer)
     return SearchAnswer(
-        query=name,
+        query=options.query,
         answers=answers,
-        engine=named.name,
-        searched=named.searched,
-        recall=named.recall,
+        engine="exact" if options.other_color else options.engine,
+        searched=searched,
+        recall=recall,
         category=category,
-        weights=weights,
+        weights={signal.name: signal.weight for signal in signals},
         seconds=dict(watch.seconds),
         collection=collection.version,
     )
 
 
-def _browse(
-    collection: Collection, rows: np.ndarray | None, options: SearchOptions
-) -> tuple[NamedEngine, Answer]:
-    """Some pictures to begin with."""
-    rows = np.arange(len(collection)) if rows is None else rows
-    rows = rows[evenly_spaced(len(rows), options.count)]
-    answer = Answer(rows, np.full(len(rows), np.nan), np.empty((len(rows), 0)))
-    engine = collection.engine().engine
-    return NamedEngine(options.engine, engine, "nothing: evenly spaced pictures", None), answer
-
-
-def _other_color(
+def _rank(
     collection: Collection,
     signals: Sequence[Signal],
     rows: np.ndarray | None,
     query: Features,
     options: SearchOptions,
-) -> tuple[NamedEngine, Answer]:
-    """The nearest in cut, different colours first: the weights of colour become negative.
+) -> tuple[Answer, str, float | None]:
+    """The answer without the pictures of the query, what was searched, and the expected recall.
 
-    Only the `CUT_NEIGHBOURS` nearest by the deep signals are ranked: most of the collection has
-    another colour.
+    For other colours, the weights of colour become negative, among the `CUT_NEIGHBOURS` nearest by
+    the deep signals: most of the collection has another colour.
     """
-    named = _cut_engine(collection)
-    engine = _without_query(collection, named, options)
-    count = max(CUT_NEIGHBOURS, 2 * options.count)
-    near = np.sort(engine.search(query, count, rows)[0].rows)
-    answer = ExactEngine(_scale(signals, 1, -1)).search(query, options.count, near)[0]
-    searched = f"different colours first among the {len(near):,} nearest in cut"
-    return replace(named, searched=searched, recall=None), answer
-
-
-def _without_query(collection: Collection, named: NamedEngine, options: SearchOptions) -> Engine:
-    """The engine, whose answers omit the pictures of the query, and show each item once."""
-    engine: Engine = _Without(named.engine, {*options.pictures, *options.like, *options.unlike})
-    return CollapsedEngine(engine, collection.database.items) if options.per_item else engine
+    if options.other_color:
+        named, count = _cut_engine(collection), max(CUT_NEIGHBOURS, 2 * options.count)
+    else:
+        weights = [signal.weight for signal in signals]
+        named, count = collection.engine(options.engine, weights), options.count
+    engine: Engine = _Without(named.engine, [*options.pictures, *options.like, *options.unlike])
+    if options.per_item:
+        engine = CollapsedEngine(engine, collection.database.items)
+    answer = engine.search(query, count, rows)[0]
+    if options.other_color:
+        near = np.sort(answer.rows)
+        answer = ExactEngine(_scale(signals, 1, -1)).search(query, options.count, near)[0]
+        return answer, f"different colours first among the {len(near):,} nearest in cut", None
+    return answer, named.searched, named.recall if rows is None or named.name == "exact" else None
 
 
 class _Without:
@@ -164,9 +145,9 @@ class _Without:
     Below `CollapsedEngine`, so that another picture of an item can take the place of such a one.
     """
 
-    def __init__(self, inner: Engine, excluded: set[int]) -> None:
+    def __init__(self, inner: Engine, excluded: list[int]) -> None:
         self.inner = inner
-        self.excluded = list(excluded)
+        self.excluded = excluded
 
     def search(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None

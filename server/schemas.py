@@ -13,8 +13,12 @@ def _integer(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-INTEGER = BeforeValidator(_integer)
-Id = Annotated[int, Field(ge=0, lt=2**53), INTEGER]
+Integer = Annotated[int, BeforeValidator(_integer)]
+Id = Annotated[int, Field(ge=0, lt=2**53), BeforeValidator(_integer)]
+Likes = Annotated[list[Id], Field(max_length=100)]
+Box = Annotated[list[Integer], Field(min_length=4, max_length=4)]
+Name = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+Color = Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]
 
 
 class SearchOptions(BaseModel):
@@ -22,45 +26,25 @@ class SearchOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    query: str | None = Field(
-        default=None,
-        pattern="^[0-9a-f]{32}$",
-        description="`query` of an answer of the last half hour: its uploaded pictures again",
+    query: Name | None = Field(
+        default=None, description="`query` of an answer of the last half hour: its uploads again"
     )
     pictures: list[Id] = Field(
         default=[], max_length=MAX_PICTURES, description="pictures of the collection to search by"
     )
-    like: list[Id] = Field(default=[], max_length=100, description="find more like these pictures")
-    unlike: list[Id] = Field(
-        default=[], max_length=100, description="find less like these pictures"
-    )
-    color: str | None = Field(
-        default=None,
-        pattern="^#[0-9a-fA-F]{6}$",
-        description="as #rrggbb; it replaces the colour of the pictures",
-    )
-    box: list[Annotated[int, INTEGER]] | None = Field(
-        default=None,
-        min_length=4,
-        max_length=4,
-        description="cut the uploaded pictures to x1 y1 x2 y2, in px of the upright picture",
+    like: Likes = Field(default=[], description="find more like these pictures")
+    unlike: Likes = Field(default=[], description="find less like these pictures")
+    color: Color | None = Field(default=None, description="instead of the pictures' own")
+    box: Box | None = Field(
+        default=None, description="cut the upright uploads to x1 y1 x2 y2, in px"
     )
     balance: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="0: the network alone, 1: colour alone, 0.5: as in the settings",
+        default=0.5, ge=0, le=1, description="0: the network alone, 1: colour, 0.5: the settings"
     )
-    other_color: bool = Field(
-        default=False, description="same cut and category, different colours first"
-    )
+    other_color: bool = Field(default=False, description="same cut, different colours first")
     engine: Literal["exact", "kmeans", "milvus"] = "exact"
-    count: Annotated[int, INTEGER] = Field(
-        default=20, ge=1, le=200, description="number of answers"
-    )
-    category: str | None = Field(
-        default=None, max_length=200, description="search this category only"
-    )
+    count: Integer = Field(default=20, ge=1, le=200, description="number of answers")
+    category: str | None = Field(default=None, max_length=200, description="search only this one")
     per_item: bool = Field(default=False, description="the nearest picture of each item only")
 
 

@@ -157,12 +157,12 @@ def test_the_collection_is_described(client: httpx.Client, collection: Collectio
 
 
 def test_schemathesis_finds_nothing(server: Server, tmp_path: Path) -> None:
-    """Thousands of requests are answered as the description says; none is a fault."""
+    """Hundreds of requests are answered as the description says; none is a fault."""
     command = Path(sys.executable).with_name("schemathesis")
     if not shutil.which(command):
         pytest.skip("schemathesis is not installed; see requirements-dev.txt")
     done = subprocess.run(
-        [command, "run", f"{server.address}/openapi.json", "--max-examples", "25", "--seed", "1",
+        [command, "run", f"{server.address}/openapi.json", "--max-examples", "10", "--seed", "1",
          "--no-color"],
         cwd=tmp_path, capture_output=True, text=True, timeout=500,
     )  # fmt: skip

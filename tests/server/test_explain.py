@@ -28,7 +28,7 @@ def explained(collection: Collection):
 
     def run(place: int, **options: object) -> tuple[Explanation, object]:
         query = SearchOptions(**options)
-        found = search(collection, QueryMemory(), query, None, Stopwatch()).answers[place]
+        found = search(collection, QueryMemory(), query, Stopwatch()).answers[place]
         return explain(collection, QueryMemory(), query, found.id), found
 
     return run
