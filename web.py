@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from config import DISTANCE, MILVUS, SERVER, Config
 from utils import UserError, parse_args, run_script
 
-LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 GRACE_SECONDS = 2  # for running requests when the server ends
 
 USES = (
@@ -55,14 +54,16 @@ def _serve(config: Config, listener: socket.socket) -> None:
 
         from server.api import build_app
         from server.collection import LiveCollection
+        from server.guard import LOCAL_HOSTS
     except ImportError as error:
         raise UserError(
             f"the page needs more packages ({error}); run: pip install -r requirements-web.txt"
         ) from None
     live = LiveCollection(config)
     app = build_app(config, live)
-    settings = uvicorn.Config(app, log_level="warning", server_header=False)
-    settings.timeout_graceful_shutdown = GRACE_SECONDS
+    settings = uvicorn.Config(
+        app, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
+    )
     port = listener.getsockname()[1]
     host = f"[{config.HOST}]" if ":" in config.HOST else config.HOST
     if config.HOST not in LOCAL_HOSTS and not (config.TOKEN or config.USER):

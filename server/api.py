@@ -9,28 +9,19 @@ from typing import Annotated, Any
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
-from fastapi import (
-    APIRouter,
-    Depends,
-    FastAPI,
-    Form,
-    HTTPException,
-    Query,
-    Request,
-    Response,
-    UploadFile,
-)
-from fastapi import Path as PathParameter
+from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from config import Config
 from pictures.decode import PictureError
 from search.query import Query as SearchQuery
+from server import schemas
 from server.batcher import Batcher
 from server.collection import Collection, LiveCollection
 from server.explain import explain as explain_answer
@@ -40,28 +31,13 @@ from server.map import Maps
 from server.metrics import Metrics
 from server.query import QueryMemory, require_pictures
 from server.ranking import search as search_collection
-from server.schemas import (
-    CollectionMap,
-    CollectionState,
-    ExplainOptions,
-    Explanation,
-    Health,
-    Item,
-    Problem,
-    SearchAnswer,
-    SearchForm,
-    SearchOptions,
-)
 from utils import AwayError, Stopwatch, UserError
 
 PAGE = Path(__file__).parent / "page"
 
 Responses = dict[int | str, dict[str, Any]]
-PROBLEM = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-IMAGE: Responses = {
-    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
-}
-TEXT: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+PROBLEM = {"application/problem+json": {"schema": schemas.Problem.model_json_schema()}}
+IMAGE: Responses = {200: {"content": {"image/jpeg": {}}}}
 
 
 class Service:
@@ -83,7 +59,6 @@ async def _service(request: Request) -> Service:
 
 
 Serving = Annotated[Service, Depends(_service)]
-Id = Annotated[int, PathParameter(ge=0, lt=2**53)]
 ERRORS: Responses = {
     "4XX": {"description": "The request cannot be answered", "content": PROBLEM},
     "503": {"description": "Too many requests, or Milvus is away", "content": PROBLEM},
@@ -98,8 +73,8 @@ async def _require_multipart(request: Request) -> None:
 
 @router.post("/search", dependencies=[Depends(_require_multipart)])
 async def search(
-    form: Annotated[SearchForm, Form(media_type="multipart/form-data")], service: Serving
-) -> SearchAnswer:
+    form: Annotated[schemas.SearchForm, Form(media_type="multipart/form-data")], service: Serving
+) -> schemas.SearchAnswer:
     """Find the most similar pictures, nearest first."""
     collection, options, watch = service.live.current(), form.options, Stopwatch()
     require_pictures(collection, options)
@@ -123,7 +98,7 @@ def _read(collection: Collection, file: UploadFile, box: list[int] | None) -> Se
 
 
 @router.post("/explain")
-async def explain(body: ExplainOptions, service: Serving) -> Explanation:
+async def explain(body: schemas.ExplainOptions, service: Serving) -> schemas.Explanation:
     """Why an answer has its rank."""
     collection = service.live.current()
     require_pictures(collection, body.search, body.answer)
@@ -132,37 +107,37 @@ async def explain(body: ExplainOptions, service: Serving) -> Explanation:
 
 
 @router.get("/collection")
-async def collection_state(service: Serving) -> CollectionState:
+async def collection_state(service: Serving) -> schemas.CollectionState:
     """The collection, and which engines are ready."""
     return await service.rank(service.live.current().state)
 
 
 @router.get("/map")
-async def collection_map(service: Serving) -> CollectionMap:
+async def collection_map(service: Serving) -> schemas.CollectionMap:
     """The clusters with their typical pictures, and the pictures in two dimensions."""
     return await service.rank(service.maps.get, service.live.current())
 
 
 @router.get("/items/{id}")
-async def item(id: Id, service: Serving) -> Item:
+async def item(id: schemas.Id, service: Serving) -> schemas.Item:
     """A picture of the collection."""
     collection = service.live.current()
-    require_pictures(collection, SearchOptions(), id)
+    require_pictures(collection, schemas.SearchOptions(), id)
     return collection.item(id)
 
 
 @router.get("/image/{id}", response_class=Response, responses=IMAGE)
 async def image(
-    id: Id,
+    id: schemas.Id,
     service: Serving,
-    size: Annotated[int, Query(ge=16, le=2048, description="long side in px")] = 384,
-    v: Annotated[str | None, Query(description="version of the collection")] = None,
+    size: Annotated[int, Field(ge=16, le=2048, description="long side in px")] = 384,
+    v: Annotated[str | None, Field(description="version of the collection")] = None,
 ) -> Response:
     """The picture itself, as JPEG, scaled down."""
     collection = service.live.current()
     if v not in (None, collection.version):
         raise HTTPException(404, f"picture {id} of an older collection; search again")
-    require_pictures(collection, SearchOptions(), id)
+    require_pictures(collection, schemas.SearchOptions(), id)
     try:
         data = await service.read(thumbnail, collection, id, size)
     except PictureError:
@@ -172,13 +147,13 @@ async def image(
 
 
 @router.get("/health")
-async def health(service: Serving) -> Health:
+async def health(service: Serving) -> schemas.Health:
     """The server answers, and what it searches."""
     now = service.live.current()
-    return Health(pictures=len(now), collection=now.version, device=str(now.device))
+    return schemas.Health(pictures=len(now), collection=now.version, device=str(now.device))
 
 
-@router.get("/metrics", response_class=Response, responses=TEXT)
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: Serving) -> Response:
     """Counts and times for Prometheus."""
     text = service.metrics.text(len(service.live.current()))
@@ -187,13 +162,7 @@ async def metrics(service: Serving) -> Response:
 
 def build_app(config: Config, live: LiveCollection) -> FastAPI:
     """The application, which serves the collection `live` by the settings."""
-    app = FastAPIOffline(
-        title="deep-fashion-retrieval",
-        summary="Finds the garments of a collection that are most similar to a picture.",
-        version="1",
-        redoc_url=None,
-        openapi_url="/openapi.json",
-    )
+    app = FastAPIOffline(title="deep-fashion-retrieval", version="1", redoc_url=None)
     app.state.service = Service(live)
     app.add_middleware(Guard, config=config, observe=app.state.service.metrics.observe)
     app.include_router(router)

@@ -19,12 +19,7 @@ CHECK_SECONDS = 1.0  # between checks whether the files were replaced
 
 
 class Collection(Searcher):
-    """An opened collection; `version` changes with its features.
-
-    Raises
-    ------
-    UserError : see `Searcher`
-    """
+    """An opened collection; `version` changes with its features."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config.DATASET_BASE, config)
@@ -54,11 +49,11 @@ class Collection(Searcher):
         )
 
     def _engine_state(self, name: str) -> EngineState:
-        if name == "milvus":  # without connecting to its server, which may be away
-            ready = (self.base / RECORD).exists()
-            reason = "" if ready else "not pushed; run: python milvus_push.py"
-            return EngineState(name=name, ready=ready, reason=reason)
         try:
+            if name == "milvus":  # without connecting to its server, which may be away
+                if not (self.base / RECORD).exists():
+                    raise UserError("not pushed; run: python milvus_push.py")
+                return EngineState(name=name, ready=True)
             engine = self.engine(name)
         except UserError as error:
             return EngineState(name=name, ready=False, reason=self.hide(str(error)))
@@ -70,12 +65,7 @@ class Collection(Searcher):
 
 
 class LiveCollection:
-    """The current collection: opened again when its files are replaced.
-
-    Raises
-    ------
-    UserError : see `Searcher`; later on the older collection stays
-    """
+    """The current collection: opened again when its files are replaced."""
 
     def __init__(self, config: Config) -> None:
         self.config = config

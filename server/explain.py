@@ -34,7 +34,6 @@ def explain(
 
     Raises
     ------
-    HTTPException : 404, the uploaded pictures are not kept any more
     PictureError : a picture of the collection cannot be read any more
     """
     query = query_features(collection, memory, options)

@@ -76,7 +76,7 @@ def _as_map(
     size = max(float((high - low).max()), 1e-12)
     places = 0.5 + (places.astype(np.float64) - (low + high) / 2) / size  # to 0 to 1
     points = [
-        Point(**collection.item(row).model_dump(include={"id", "category", "image"}), x=x, y=y)
+        Point(**collection.item(row).model_dump(), x=x, y=y)
         for row, (x, y) in zip(rows.tolist(), places.round(5).tolist(), strict=True)
     ]
     try:

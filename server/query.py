@@ -54,12 +54,7 @@ class QueryMemory:
         return name
 
     def get(self, collection: Collection, name: str) -> Uploaded:
-        """The pictures of an earlier query.
-
-        Raises
-        ------
-        HTTPException : 404, they are not kept any more, or belong to other models
-        """
+        """The pictures of an earlier query; 404 where they are not kept any more."""
         with self.lock:
             uploaded = self.queries.get(_key(collection, name))
         if uploaded is None:
@@ -95,10 +90,6 @@ def query_features(
     """The features of everything that is searched by, as one query; None: there is nothing.
 
     `memory` has the uploaded pictures that `options.query` names.
-
-    Raises
-    ------
-    HTTPException : 404, the uploaded pictures are not kept any more
     """
     signals = collection.signals
     uploaded = memory.get(collection, options.query).features if options.query else []

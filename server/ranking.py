@@ -82,7 +82,6 @@ def search(
 
     Raises
     ------
-    HTTPException : 404, the uploaded pictures are not kept any more
     UserError : the engine is not set up
     """
     with watch.step("ranking"):

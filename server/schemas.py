@@ -181,14 +181,11 @@ class Cluster(BaseModel):
     typical: list[Item] = Field(description="nearest to its centroid")
 
 
-class Point(BaseModel):
+class Point(Item):
     """A picture's place on the map."""
 
-    id: int
     x: float
     y: float
-    category: str
-    image: str
 
 
 class CollectionMap(BaseModel):
