@@ -61,12 +61,10 @@ def principal_components(features: np.ndarray) -> np.ndarray:
 
 def tsne(vectors: np.ndarray) -> np.ndarray:
     """Principal components N x 2 to 50 -> places N x 2; fewer than four stay as they are."""
-    count, start = len(vectors), vectors[:, :2]
-    if count < 4:
-        return start
-    start = start / max(start[:, 0].std(), 1e-12) * 1e-4
-    perplexity = min(PERPLEXITY, (count - 1) / 3)
-    return TSNE(init=start, perplexity=perplexity, random_state=0, n_jobs=1).fit_transform(vectors)
+    if len(vectors) < 4:
+        return vectors[:, :2]
+    perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
+    return TSNE(perplexity=perplexity, random_state=0, n_jobs=1).fit_transform(vectors)
 
 
 def _as_map(
