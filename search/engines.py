@@ -10,7 +10,7 @@ from features.database import FeatureDatabase
 from search.clusters import KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
 from search.exact import exact_engine
-from search.low_precision import Copy
+from search.low_precision import Copies
 from search.quantised import open_quantised
 from search.signals import Signal, describe_distance
 
@@ -46,7 +46,7 @@ def open_engine(
     target_recall: float,
     milvus: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
-    copies: dict[str, Copy] | None = None,
+    copies: Copies | None = None,
 ) -> NamedEngine:
     """Open an engine of a feature database.
 

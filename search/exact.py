@@ -14,7 +14,7 @@ from torch import Tensor
 
 from features.database import FeatureDatabase
 from search.engine import Answer, Engine, ExactEngine
-from search.low_precision import Copy
+from search.low_precision import Copies
 from search.matrix import MIN_SHARE, MatrixEngine
 from search.quantised import LEVELS, MAX_VALUE, METRICS, ROUNDING, Quantised, open_quantised
 from search.signals import Signal
@@ -113,7 +113,7 @@ class ScanEngine:
         signals: Sequence[Signal],
         quantised: Sequence[Quantised],
         order: np.ndarray | None = None,
-        copies: dict[str, Copy] | None = None,
+        copies: Copies | None = None,
     ) -> None:
         self.exact = ExactEngine(signals)
         self.matrix = MatrixEngine(signals, copies=copies)
@@ -200,7 +200,7 @@ def exact_engine(
     database: FeatureDatabase,
     signals: Sequence[Signal],
     device: torch.device | None = None,
-    copies: dict[str, Copy] | None = None,
+    copies: Copies | None = None,
 ) -> Engine:
     """The fastest engine that ranks every picture of a feature database.
 

@@ -1,5 +1,6 @@
 """Copies of features in the precision that a device multiplies fastest, with their errors."""
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +9,11 @@ from torch import Tensor
 
 from network.device import cpu_has_bf16
 from search.quantised import MAX_VALUE
+from search.signals import Signal
 
 GROUP = 16  # pictures whose minimum is looked at first
 ENCODED = 1 << 13  # rows encoded at once
+RESERVED = 4 << 30  # bytes of a GPU for the products of a search
 PADDING = 1e30  # squared length of the rows that fill up the last group
 TINY = 1e-30  # squares below which processors may flush to 0
 
@@ -46,15 +49,14 @@ def copy_features(features: np.ndarray, metric: str, device: torch.device) -> Co
     """
     dtype = dtype_of(device)
     count, dim = features.shape
+    on_gpu = device.type == "cuda"
     # Tensor cores take rows of a multiple of 16 bytes.
     shape = (-(-(count + 1) // GROUP) * GROUP, -(-(dim + 4) // 8) * 8)
-    at = device
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        at = device if shape[0] * shape[1] * dtype.itemsize < 0.8 * free else torch.device("cpu")
+    fits = not on_gpu or shape[0] * shape[1] * dtype.itemsize < free_memory(device)
+    at = device if fits else torch.device("cpu")
     values = torch.zeros(shape, dtype=dtype, device=at)
     full = None
-    if device.type == "cuda" and 4 * features.size < 0.4 * torch.cuda.mem_get_info(device)[0]:
+    if on_gpu and 4 * features.size < 0.4 * free_memory(device):
         full = torch.empty(features.shape, device=device)
     error = torch.zeros(shape[0], device=device)
     values[count:, dim] = PADDING
@@ -69,6 +71,33 @@ def copy_features(features: np.ndarray, metric: str, device: torch.device) -> Co
         values[block, dim : dim + 2] = square.to(at)
         error[block] = lost
     return Copy(values, error, metric, full)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that features may take: what a search itself needs is left."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused - RESERVED
+
+
+class Copies:
+    """The copies of a collection's features, each made once, for engines with any weights."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_name: dict[str, Copy] = {}
+
+    def get(self, signal: Signal, device: torch.device) -> Copy:
+        """The copy of a signal's features; several threads may call this."""
+        with self._lock:
+            if signal.name not in self._by_name:
+                copied = copy_features(signal.features, signal.metric, device)
+                self._by_name[signal.name] = copied
+            return self._by_name[signal.name]
+
+    def clear(self) -> None:
+        """Release them."""
+        with self._lock:
+            self._by_name.clear()
 
 
 def dtype_of(device: torch.device) -> torch.dtype:

@@ -11,7 +11,6 @@ Euclidean distances come from one product, with the squared lengths in further c
 one between vectors of length 1.
 """
 
-import threading
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from search.engine import Answer, ExactEngine
 from search.gallery import GalleryOrder
-from search.low_precision import GROUP, Copy, copy_features, round_rows
+from search.low_precision import GROUP, Copies, Copy, free_memory, round_rows
 from search.quantised import METRICS
 from search.signals import Signal, weighted_sum
 
@@ -34,6 +33,7 @@ MAX_PAIRS = {"cpu": 1 << 14, "cuda": 1 << 16}  # of queries and pictures, ranked
 MIN_QUERIES = 16  # at once, from which on a GPU ranks them itself
 CLOSE = 1e-10  # relative; far over the rounding of distances in float64
 MAX_GATHERED = 1 << 27  # elements of features gathered on a GPU at once
+MAX_MOVED = 1 << 28  # elements of a copy moved to a device, or gathered there, at once
 MIN_SHARE = 64  # pictures for each answer, below which `cdist` ranks all of them
 
 
@@ -44,15 +44,14 @@ class MatrixEngine:
     ----------
     signals : the terms of the distance
     device : where the products are made: CPU or CUDA
-    copies : of each signal by its name, made where there is none yet; engines with other weights
-        may share them
+    copies : of the features; engines with other weights may share them
     """
 
     def __init__(
         self,
         signals: Sequence[Signal],
         device: torch.device | None = None,
-        copies: dict[str, Copy] | None = None,
+        copies: Copies | None = None,
     ) -> None:
         self.exact = ExactEngine(signals)
         self.count = len(signals[0].features)
@@ -63,32 +62,23 @@ class MatrixEngine:
         self.bounded = bool(self.terms) and all(
             term.metric in METRICS and term.weight > 0 for term in self.terms
         )
-        self.shared = {} if copies is None else copies
+        self.shared = copies or Copies()
         self.weights = self._column([term.weight for term in self.terms])
         cosine = [term.metric == "cosine" for term in self.terms]
         self.cosine, self.any_cosine = self._column(cosine) > 0, any(cosine)
         self.slack = 1e-9 * sum(term.weight for term in self.terms)  # of the rounding of `cdist`
-        self.lock = threading.Lock()
 
     @cached_property
     def gallery(self) -> GalleryOrder:
         """Ranks all pictures."""
-        return GalleryOrder(self.exact, self.device)
+        size = 8 * sum(signal.features.size for signal in self.exact.signals)
+        on_gpu = self.device.type == "cuda" and size < free_memory(self.device)
+        return GalleryOrder(self.exact, self.device if on_gpu else torch.device("cpu"))
 
     @cached_property
     def copies(self) -> list[Copy]:
         """The copies of the signals that have a weight."""
-        with self.lock:
-            for term in self.terms:
-                if term.name not in self.shared:
-                    copied = copy_features(term.features, term.metric, self.device)
-                    self.shared[term.name] = copied
-        return [self.shared[term.name] for term in self.terms]
-
-    @cached_property
-    def error(self) -> Tensor:
-        """That of the copies, S x N'."""
-        return torch.stack([copy.error for copy in self.copies])
+        return [self.shared.get(term, self.device) for term in self.terms]
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=self.device, dtype=torch.float32)[:, None, None]
@@ -103,11 +93,20 @@ class MatrixEngine:
         if not self.bounded or count < MIN_SHARE * k:
             return self.exact.search(queries, k, rows)
         answers: list[Answer] = []
-        step = MAX_QUERIES[self.device.type]
+        candidates = GROUP * (k + POOLS[-1]) * len(self.terms)
+        step = max(1, min(MAX_QUERIES[self.device.type], self.max_products // candidates))
         for start in range(0, len(queries[0]), step):
             block = [features[start : start + step] for features in queries]
-            answers += self._search_block(block, k, rows)
+            try:
+                answers += self._search_block(block, k, rows)
+            except torch.OutOfMemoryError:  # another program has taken the GPU's memory
+                answers += self.exact.search(block, k, rows)
         return answers
+
+    @property
+    def max_products(self) -> int:
+        """Elements of products that are held at once."""
+        return MAX_PRODUCTS[self.device.type]
 
     def _search_block(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None
@@ -208,14 +207,17 @@ class MatrixEngine:
         Rows, Q x size, int64, with padding; their bounds, ascending; Q bounds of all others.
         """
         columns, lost = self._encode(queries)
-        count, places = self.error.shape[1], None
+        count, places = len(self.copies[0].error), None
         if rows is not None:
             count = -(-len(rows) // GROUP) * GROUP
             places = torch.full((count,), self.count)  # a row of padding
             places[: len(rows)] = torch.from_numpy(rows)
             places = places.to(self.device)
         total = len(queries[0]) * len(self.copies)
-        step = max(1, MAX_PRODUCTS[self.device.type] // (total * GROUP)) * GROUP
+        step = self.max_products // total
+        if places is not None or any(c.values.device.type != self.device.type for c in self.copies):
+            step = min(step, MAX_MOVED // max(copy.values.shape[1] for copy in self.copies))
+        step = max(1, step // GROUP) * GROUP
         parts = []
         for start in range(0, count, step):
             block = slice(start, min(start + step, count))
@@ -255,7 +257,7 @@ class MatrixEngine:
         self, columns: Sequence[Tensor], lost: Tensor, block: slice | Tensor, size: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The lowest bounds in some rows, Q x size, their places there, and the others' bound."""
-        error = self.error[:, block]
+        error = torch.stack([copy.error[block] for copy in self.copies])
         squares = self._squares(columns, block, error.shape[1])
         rest = torch.full((squares.shape[2], 1), torch.inf, device=self.device)
         if squares.shape[2] == 1:  # fewer steps are faster

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +16,7 @@ from network.device import pick_device
 from pictures.decode import read_picture
 from search.engine import Answer
 from search.engines import NamedEngine, open_engine
-from search.low_precision import Copy
+from search.low_precision import Copies
 from search.query import Box, Query, extract_queries, find_query, load_query_nets, read_query
 from search.rerank import CollapsedEngine, improved, join_queries
 from search.signals import describe_distance, signals_of
@@ -97,8 +96,9 @@ class Searcher:
             self.nets, networks = load_query_nets(self.database, models, self.device)
         self.transforms = [eval_transform(one.img_size, one.crop_size) for one in networks]
         self.min_side = DETAIL * max(one.img_size for one in networks)
-        self._copies: dict[str, Copy] = {}
-        self._engines = lru_cache(MAX_ENGINES)(self._open_engine)
+        self._copies = Copies()
+        self._engines: dict[tuple[str, tuple[float, ...]], NamedEngine] = {}
+        self._opening = threading.Lock()
         self._closed = threading.Event()
 
     def __repr__(self) -> str:
@@ -118,7 +118,8 @@ class Searcher:
     def close(self) -> None:
         """Release the networks, the engines and their memory; later searches fail."""
         self._closed.set()
-        self._engines.cache_clear()
+        with self._opening:
+            self._engines.clear()
         self._copies.clear()
         self.nets = []
 
@@ -221,7 +222,13 @@ class Searcher:
         """
         if weights is None:
             weights = [signal.weight for signal in self.signals]
-        return self._engines(name, tuple(weights))
+        key = (name, tuple(weights))
+        with self._opening:
+            opened = self._engines.pop(key, None) or self._open_engine(*key)
+            self._engines[key] = opened  # the last one is the one used last
+            if len(self._engines) > MAX_ENGINES:
+                del self._engines[next(iter(self._engines))]
+            return opened
 
     def _open_engine(self, name: str, weights: tuple[float, ...]) -> NamedEngine:
         pairs = zip(self.signals, weights, strict=True)

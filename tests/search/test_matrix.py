@@ -1,5 +1,6 @@
 """Many queries at once are answered as `cdist` and a stable `argsort` do, whatever the features."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from search import low_precision, matrix
+from search.low_precision import Copies
 from search.matrix import MatrixEngine
 from tests.search.cases import CASES, Features, check, random_features, signals
 
@@ -164,13 +166,17 @@ def test_bounds_are_below_the_true_distance(rng, metric: str, precision) -> None
 
 
 def test_engines_with_other_weights_share_the_copies(rng: np.random.Generator) -> None:
-    features, queries, copies = random_features(rng, N), random_features(rng, 5), {}
-    for weights in ((1.0, 0.1, 4.0), (0.0, 2.0, 1.0)):
-        terms = signals(features, "cosine", weights)
-        check(MatrixEngine(terms, copies=copies), terms, queries, 5)
-        kept = dict(copies)
-    assert list(kept) == ["deep", "color", "palette"]
-    assert all(copies[name] is kept[name] for name in kept)
+    """Also where threads want them at the same time, as those of a server do."""
+    features, queries, copies = random_features(rng, N), random_features(rng, 5), Copies()
+    weights = [(1.0, 0.1, 4.0), (0.0, 2.0, 1.0), (1.0, 1.0, 0.0)]
+    terms = [signals(features, "cosine", own) for own in weights]
+    engines = [MatrixEngine(own, copies=copies) for own in terms]
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda engine: engine.search(queries, 5), engines))
+    for own, engine in zip(terms, engines, strict=True):
+        check(engine, own, queries, 5)
+    made = {id(copy) for engine in engines for copy in engine.copies}
+    assert len(made) == 3
 
 
 def test_all_tensors_lie_on_the_device(rng: np.random.Generator, fake_cuda: torch.device) -> None:
