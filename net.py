@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from config import MAX_PIXELS
 from network.backbones import WeightsError, build_backbone, load_weights
 from network.checkpoint import checked_state_dict, read_checkpoint, write_checkpoint
-from network.device import autocast
+from network.device import autocast, copy_to
 from network.layers import AveragePooling, CosineClassifier, GeM, Normalize
 from utils import UserError
 
@@ -339,7 +339,7 @@ def start_features(
     A function that waits for the features and returns them.
     """
     with autocast(device, dtype):
-        features = [feature.float() for feature in net(images.to(device, non_blocking=True))]
+        features = [feature.float() for feature in net(copy_to(device, images))]
     widths = [feature.shape[1] for feature in features]
     on_cuda = device.type == "cuda"
     # One copy from a GPU, to pinned memory, as PyTorch makes it: the one way it does not wait.

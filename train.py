@@ -21,7 +21,7 @@ from config import Config
 from data import DETAIL, PictureDataset, eval_transform, make_loader, train_transform
 from features.lock import locked
 from net import Architecture, EmbeddingNet, initial_net, save_checkpoint
-from network.device import amp_type, to_device
+from network.device import amp_type, explain_out_of_memory, to_device
 from network.distributed import Distributed, init_distributed, per_process
 from pictures.samplers import ShardedBatches, TrainBatches
 from pictures.splits import Splits, read_splits
@@ -62,14 +62,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
-    with init_distributed(config.DEVICE) as (distributed, device):
-        try:
-            train(config, args.resume, distributed, device)
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"{device} is out of memory; lower TRAIN_BATCH_SIZE={config.TRAIN_BATCH_SIZE} or"
-                f" TRIPLET_BATCH_SIZE={config.TRIPLET_BATCH_SIZE}"
-            ) from None
+    settings = "TRAIN_BATCH_SIZE", "TRIPLET_BATCH_SIZE"
+    with init_distributed(config.DEVICE) as (distributed, device), explain_out_of_memory(*settings):
+        train(config, args.resume, distributed, device)
 
 
 def train(config: Config, resume: bool, distributed: Distributed, device: torch.device) -> None:

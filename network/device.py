@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils import UserError
 
@@ -18,7 +18,8 @@ def pick_device(name: str) -> torch.device:
     """The device of a DEVICE setting; PyTorch is set up for it.
 
     What is called float32 is computed in float32: by default cuDNN's convolutions round their
-    input to TF32, 10 bits.
+    input to TF32, 10 bits. A card with a number becomes the current one, or threads of PyTorch
+    (a loader's, that pins memory) would use the first card, too.
 
     Raises
     ------
@@ -35,12 +36,22 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
+        if device.index is not None:
+            torch.cuda.set_device(device)
     return device
 
 
 def to_device(module: M, device: torch.device) -> M:
     """Move a module with its constants, in the memory layout that convolutions run fastest in."""
     return module.to(device).to(memory_format=torch.channels_last)
+
+
+def copy_to(device: torch.device, tensor: Tensor) -> Tensor:
+    """A tensor on a device. The CPU waits for the copy, except on CUDA from pinned memory.
+
+    Elsewhere (MPS) PyTorch would copy from memory that may have been used again since.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def amp_type(device: torch.device, amp: str) -> torch.dtype | None:

@@ -104,7 +104,8 @@ def init_distributed(device: str) -> Iterator[tuple[Distributed, torch.device]]:
 
     Parameters
     ----------
-    device : the setting DEVICE; `auto` and `cuda` give each process of a machine its own card
+    device : the setting DEVICE; `auto` and `cuda` give each process of a machine its own card.
+        Several processes cannot use MPS: with `auto` they use the CPU
 
     Yields
     ------
@@ -120,13 +121,16 @@ def init_distributed(device: str) -> Iterator[tuple[Distributed, torch.device]]:
         yield Distributed(), chosen
         return
     on_cuda = chosen.type == "cuda"
-    if on_cuda:
-        if chosen.index is None:
-            chosen = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
-        torch.cuda.set_device(chosen)
+    if on_cuda and chosen.index is None:
+        chosen = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    if chosen.type == "mps":  # gloo has no collectives for it
+        if device != "auto":
+            raise UserError(f"DEVICE {device}: not for several processes; set DEVICE=cpu")
+        chosen = pick_device("cpu")
+    nccl = on_cuda and dist.is_nccl_available()
     try:
         dist.init_process_group(
-            "nccl" if on_cuda else "gloo", timeout=TIMEOUT, device_id=chosen if on_cuda else None
+            "nccl" if nccl else "gloo", timeout=TIMEOUT, device_id=chosen if nccl else None
         )
     except (ValueError, RuntimeError) as error:
         reason = str(error).split("\n")[0]

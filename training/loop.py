@@ -1,5 +1,6 @@
 """One training run: steps, validations, checkpoints."""
 
+import inspect
 import math
 import shutil
 import time
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from evaluation.metrics import pooled_score
 from net import EmbeddingNet, save_checkpoint
 from network.color import Palette
-from network.device import autocast, to_device
+from network.device import autocast, copy_to, explain_out_of_memory, to_device
 from network.distributed import Distributed
 from pictures.samplers import TrainBatches
 from training.losses import TrainingLoss
@@ -91,13 +92,13 @@ class Trainer:
         self.net.freeze_backbone(frozen)
         self.wrapped: nn.Module = self.net
         if dist.is_initialized():
-            self.wrapped = DistributedDataParallel(
-                self.net,
-                # Synchronised batch norms have the same statistics in all processes already.
-                broadcast_buffers=self.device.type == "cpu",
-                # Some timm models have parameters that their features do not use.
-                static_graph=True,
-            )
+            known = inspect.signature(DistributedDataParallel).parameters
+            names = "forward_sync_buffers", "broadcast_buffers"  # since PyTorch 2.14, before
+            name = next(name for name in names if name in known)
+            # Synchronised batch norms have the same statistics in all processes already.
+            flags: dict[str, Any] = {name: self.device.type == "cpu"}
+            # Some timm models have parameters that their features do not use.
+            self.wrapped = DistributedDataParallel(self.net, static_graph=True, **flags)
 
     def resume(self) -> None:
         """Continue from the resume point.
@@ -108,7 +109,8 @@ class Trainer:
         """
         self.progress = self.resume_point.load()
         if not self.distributed.is_main:  # the file has the state of the main process only
-            torch.manual_seed(torch.initial_seed() + self.distributed.rank)
+            done = self.distributed.world_size * self.progress.total_steps  # draws no number twice
+            torch.manual_seed(torch.initial_seed() + self.distributed.rank + done)
         self._freeze_backbone(self.progress.frozen)
         best = self.models / f"model_{self.progress.best.get('epoch')}_final.pth.tar"
         if best.exists() and self.distributed.is_main:  # the copy may have been replaced since
@@ -208,7 +210,8 @@ class Trainer:
         return {name: value.detach() for name, value in losses.items()}
 
     def _predict(self, loader: DataLoader) -> Predictions:
-        return predict(self.net, self.palette, loader, self.device, self.amp)
+        with explain_out_of_memory("TEST_BATCH_SIZE"):
+            return predict(self.net, self.palette, loader, self.device, self.amp)
 
     def _save(self, finished: bool = False) -> None:
         if self.distributed.is_main:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from evaluation.metrics import validation_score
 from net import EmbeddingNet
 from network.color import Palette
-from network.device import autocast
+from network.device import autocast, copy_to
 from network.distributed import Distributed
 
 
@@ -39,11 +39,11 @@ def predict(
     net.eval()
     batches = []
     for images, *labels in loader:
-        x = net.normalize(images.to(device, non_blocking=True))
+        x = net.normalize(copy_to(device, images))
         with autocast(device, amp):
             logits, embedding, conv_map = net(x)
             colors = palette(x, conv_map)
-        labels = [values.to(device, non_blocking=True) for values in labels]
+        labels = [copy_to(device, values) for values in labels]
         batches.append((logits, embedding, colors, *labels))
     net.train(training)
     return Predictions(*map(torch.cat, zip(*batches, strict=True)))

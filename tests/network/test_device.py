@@ -4,12 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from network import device as module
 from network.device import (
     amp_type,
     autocast,
+    copy_to,
     explain_out_of_memory,
     pick_device,
     query_type,
@@ -37,10 +38,25 @@ def test_float32_on_cuda_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
         mps=SimpleNamespace(is_available=lambda: False),
     )
     monkeypatch.setattr(torch, "backends", backends)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert pick_device("cuda:0") == CUDA
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
     assert not backends.cudnn.allow_tf32
     assert not backends.cuda.matmul.allow_tf32
+    assert current == [torch.device("cuda:1")]  # for threads that name no card
+    assert pick_device("cuda") == torch.device("cuda")
+    assert len(current) == 1
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
+def test_only_copies_to_cuda_are_not_waited_for(monkeypatch, kind: str) -> None:
+    """PyTorch waits itself where the memory is not pinned, but only on CUDA."""
+    calls = []
+    monkeypatch.setattr(Tensor, "to", lambda *args, **flags: calls.append((args[1], flags)))
+    device = torch.device(kind)
+    copy_to(device, torch.ones(2))
+    assert calls == [(device, {"non_blocking": kind == "cuda"})]
 
 
 @pytest.mark.parametrize(

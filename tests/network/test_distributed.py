@@ -1,5 +1,6 @@
 """Training by torchrun: two processes do what one does, with the same batches."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +16,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from net import read_checkpoint
-from network.distributed import Distributed, per_process
+from network.distributed import Distributed, init_distributed, per_process
 from tests.conftest import ROOT, run
 from tools.soak import processes_below
+from training.loop import Trainer
+from training.resume import Progress
+from utils import UserError
 
 FLAGS = "--backbone timm/test_convnext --pretrained none --img-size 40 --crop-size 32".split()
 FLAGS += "--train-batch-size 15 --triplet-batch-size 8 --test-interval 3 --dump-interval 2".split()
@@ -85,10 +90,19 @@ def test_two_processes_train_what_one_trains(alone: Path, drawn: Path, tmp_path:
         np.testing.assert_allclose(two, one, rtol=1e-3)
     np.testing.assert_allclose(curve(base, "train/loss")[:4], curve(alone, "train/loss")[:4],
                                rtol=1e-5)  # fmt: skip
+    assert "broadcast_buffers" not in output  # PyTorch's warning from 2.14 on
     assert output.count("2 processes") == 1
     assert output.count("before training") == 1
     files = {path.name for path in (base / "models").glob("*.tar")}
     assert files == {path.name for path in (alone / "models").glob("*.tar")}
+
+    # The sampled triplets of the original recipe, of which each process reads a part.
+    losses = []
+    for processes in (1, 2):
+        shutil.rmtree(base / "models")
+        train(base, "--recipe", "original", "--epoch", "1", processes=processes)
+        losses.append(curve(base, "train/metric"))
+    np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
@@ -112,6 +126,38 @@ def test_a_wrong_setting_ends_all_of_them(drawn: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(drawn, tmp_path / "data", copy_function=os.link))
     output = train(base, "--pretrained", "none.pth", processes=2, check=2)
     assert "none.pth: no such file" in output
+
+
+def test_processes_that_resume_draw_new_numbers(tmp_path: Path) -> None:
+    """Other ones than at the start and than the main process, which continues with its own."""
+    torch.manual_seed(7)
+    saved = torch.get_rng_state()
+    drawn = {}
+    for rank, steps in itertools.product((0, 1), (5, 6)):
+        trainer = Trainer.__new__(Trainer)
+        trainer.distributed, trainer.models = Distributed(rank, 2), tmp_path
+        load = lambda steps=steps: torch.set_rng_state(saved) or Progress(total_steps=steps)  # noqa: E731
+        trainer.resume_point = SimpleNamespace(load=load)
+        trainer._freeze_backbone = lambda frozen: None
+        trainer.resume()
+        drawn[rank, steps] = torch.rand(1).item()
+    torch.manual_seed(7)
+    assert drawn[0, 5] == drawn[0, 6] == torch.rand(1).item()
+    torch.manual_seed(8)
+    assert len({drawn[0, 5], drawn[1, 5], drawn[1, 6], torch.rand(1).item()}) == 4
+
+
+def test_several_processes_use_no_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gloo has no collectives for it: `auto` takes the CPU, MPS itself is refused."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
+    for name, value in {**address, "TORCHELASTIC_RUN_ID": "test"}.items():
+        monkeypatch.setenv(name, value)
+    with init_distributed("auto") as (_, device):
+        assert device == torch.device("cpu")
+    with pytest.raises(UserError, match="DEVICE=cpu"), init_distributed("mps"):
+        pass
 
 
 def test_one_process_has_all_rows() -> None:
