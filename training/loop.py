@@ -198,8 +198,8 @@ class Trainer:
         The losses and the accuracy of the whole batch: scalars, see `TrainingLoss`.
         """
         at, gather = self.progress, self.distributed.all_gather
-        x = self.net.normalize(images.to(self.device, non_blocking=True))
-        labels = [part.to(self.device, non_blocking=True) for part in (categories, items)]
+        x = self.net.normalize(copy_to(self.device, images))
+        labels = [copy_to(self.device, part) for part in (categories, items)]
         with autocast(self.device, self.amp):
             logits, embedding, _ = self.wrapped(x)
         parts = [gather(part, total) for part in (logits, embedding, *labels)]

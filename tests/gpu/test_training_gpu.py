@@ -27,10 +27,10 @@ def base(drawn: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(drawn, tmp_path / "data", copy_function=os.link))
 
 
-def trained(base: Path, *flags: str) -> dict[str, torch.Tensor]:
-    """The weights of epoch 1 after training on the GPU."""
+def trained(base: Path, *flags: str, epoch: int = 1) -> dict[str, torch.Tensor]:
+    """The weights of an epoch, 0 before the first, after training on the GPU."""
     train.main(["--dataset-base", str(base), "--device", "cuda", *TINY, *flags])
-    return read_checkpoint(base / "models/model_1_final.pth.tar")["state_dict"]
+    return read_checkpoint(base / f"models/model_{epoch}_final.pth.tar")["state_dict"]
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -55,15 +55,29 @@ def test_the_scripts_one_after_another(base: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["modern", "original"])
-def test_one_epoch_in_float32_is_that_of_the_cpu(base: Path, tmp_path: Path, recipe: str) -> None:
-    """The first steps agree; later ones differ by the order in which sums are rounded."""
-    flags = ["--amp", "off", "--epoch", "1", "--recipe", recipe, "--freeze-param", "true"]
-    on_cuda = trained(base, *flags)
-    shutil.rmtree(base / "models")
-    train.main(["--dataset-base", str(base), "--device", "cpu", *TINY, *flags])
-    on_cpu = read_checkpoint(base / "models/model_1_final.pth.tar")["state_dict"]
-    for key, weight in on_cuda.items():
-        torch.testing.assert_close(weight, on_cpu[key], rtol=1e-2, atol=1e-2)
+def test_one_epoch_in_float32_is_that_of_the_cpu(base: Path, recipe: str) -> None:
+    """All weights change in the same direction, and the frozen backbone not at all.
+
+    AdamW makes a step of the full size of the smallest gradient, whose sign is that of a rounding
+    error: noise of 1e-3 in the pictures leaves cosines of 0.998 of the changes on a CPU, but
+    single weights differ as much as they change.
+    """
+    flags = ["--amp", "off", "--recipe", recipe, "--freeze-param", "true"]
+    weights = {}
+    for device in ("cuda", "cpu"):
+        shutil.rmtree(base / "models", ignore_errors=True)
+        for epoch in (0, 1):
+            last = ["--epoch", str(epoch), "--device", device]
+            weights[device, epoch] = trained(base, *flags, *last, epoch=epoch)
+    for key, start in weights["cpu", 0].items():
+        assert torch.equal(weights["cuda", 0][key], start)
+        own, other = (weights[device, 1][key] - start for device in ("cuda", "cpu"))
+        if key.startswith("backbone."):
+            assert not own.any()
+            assert not other.any()
+        else:
+            assert other.any()
+            assert torch.cosine_similarity(own.flatten(), other.flatten(), dim=0) > 0.99
 
 
 def test_fp16_with_a_scaled_loss(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
