@@ -115,6 +115,17 @@ def one_thread() -> Iterator[int]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def measured_convolutions() -> Iterator[None]:
+    """Have cuDNN measure its algorithms on the first batch: for batches of one size."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def features_in_order(
     net: nn.Module,
     batches: Iterable[tuple[Tensor, T]],
@@ -132,9 +143,7 @@ def features_in_order(
     device, dtype : see `net.extract_features`
     threads : batches at once on a CPU
     """
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # all batches have one size
-    with ThreadPoolExecutor(threads) as pool:
+    with measured_convolutions(), ThreadPoolExecutor(threads) as pool:
 
         def start(images: Tensor) -> Callable[[], list[np.ndarray]]:
             if device.type == "cpu":

@@ -171,6 +171,14 @@ def test_the_number_of_threads_is_restored() -> None:
     assert torch.get_num_threads() == before
 
 
+def test_the_mode_of_cudnn_is_restored() -> None:
+    """It is one of the whole process, and slow where pictures have many sizes."""
+    assert not torch.backends.cudnn.benchmark
+    for _ in features_in_order(feature_net(), [(PICTURES, 0)], CPU, None, 1):
+        assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_16_bits_are_used_where_embeddings_stay_the_same() -> None:
     net = feature_net()
     model, dataset = SimpleNamespace(net=net), [(picture,) for picture in PICTURES]
