@@ -42,8 +42,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def to_device(module: M, device: torch.device) -> M:
-    """Move a module with its constants, in the memory layout that convolutions run fastest in."""
-    return module.to(device).to(memory_format=torch.channels_last)
+    """Move a module with its constants, in the memory layout that convolutions run fastest in.
+
+    Raises
+    ------
+    UserError : the memory of the GPU is too small
+    """
+    with explain_out_of_memory():
+        return module.to(device).to(memory_format=torch.channels_last)
 
 
 def copy_to(device: torch.device, tensor: Tensor) -> Tensor:
@@ -114,7 +120,5 @@ def explain_out_of_memory(*settings: str) -> Iterator[None]:
     except RuntimeError as error:  # cuBLAS and cuDNN have messages of their own
         if not any(said in str(error) for said in ("out of memory", "ALLOC_FAILED")):
             raise
-        raise UserError(
-            f"the GPU's memory is too small; set {' or '.join(settings)} lower, or choose another"
-            " DEVICE"
-        ) from None
+        lower = f"set {' or '.join(settings)} lower, or " if settings else ""
+        raise UserError(f"the GPU's memory is too small; {lower}choose another DEVICE") from None

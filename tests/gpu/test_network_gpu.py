@@ -105,11 +105,12 @@ def test_an_update_keeps_what_another_device_made(base: Path, capsys) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_out_of_memory_names_the_setting(base: Path) -> None:
+def test_out_of_memory_is_one_line(base: Path) -> None:
+    """Where the batch does not fit or, if other tests hold memory, where the network does not."""
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-3)
     try:
-        with pytest.raises(UserError, match="EXTRACT_BATCH_SIZE"):
+        with pytest.raises(UserError, match="memory is too small"):
             extract(base, "cuda", "--amp", "off", "--extract-batch-size", str(COUNT))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

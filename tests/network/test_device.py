@@ -125,5 +125,10 @@ def test_out_of_memory_is_one_line_that_names_the_settings(error: Exception) -> 
 
 
 def test_other_errors_stay_what_they_are() -> None:
+    with (
+        pytest.raises(UserError, match="too small; choose another DEVICE"),
+        explain_out_of_memory(),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
     with pytest.raises(RuntimeError, match="shape"), explain_out_of_memory("A"):
         raise RuntimeError("shape")
