@@ -190,7 +190,9 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         reason = _reason_of_lost_worker(str(error))
         if not reason:
             raise
-        print(f"{name}: {reason}. Run it again: it goes on where it was", file=sys.stderr)
+        print(
+            f"{name}: {reason}. Run it again to continue (train.py: with --resume)", file=sys.stderr
+        )
         status = 2
     sys.exit(status)
 

@@ -33,7 +33,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types on damaged files
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path}: no checkpoint that can be read safely: {reason}") from None
+        raise UserError(
+            f"{path}: no checkpoint that can be read safely: {reason}; name one that train.py wrote"
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: no checkpoint, but a {type(content).__name__}")
     return content
@@ -47,8 +49,8 @@ def checked_state_dict(state: Any, path: Path) -> dict[str, Tensor]:
     UserError : it is no state dict
     """
     if not isinstance(state, dict) or not state:
-        raise UserError(f"{path}: holds no state dict")
+        raise UserError(f"{path}: holds no state dict; name a checkpoint that train.py wrote")
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            raise UserError(f"{path}: {shown(str(key))} is no tensor; no state dict")
+            raise UserError(f"{path}: {shown(str(key))} is not a tensor: no state dict")
     return {str(key).removeprefix("module."): value for key, value in state.items()}

@@ -30,9 +30,9 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= cards:
-        raise UserError(f"DEVICE {name}: this machine has {cards} CUDA devices")
+        raise UserError(f"DEVICE {name}: this machine has {cards} CUDA devices; use auto or cpu")
     if device.type == "mps" and not mps:
-        raise UserError("DEVICE mps: not on this machine")
+        raise UserError("DEVICE mps: not on this machine; use auto or cpu")
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False

@@ -51,7 +51,9 @@ def cluster(
 
     count = len(features)
     if count < n_clusters:
-        raise UserError(f"N_CLUSTERS is {n_clusters}, but there are {count} pictures")
+        raise UserError(
+            f"N_CLUSTERS is {n_clusters}, but there are {count} pictures; lower it: --n-clusters"
+        )
     if not all_finite(features):
         raise UserError(f"{DEEP}: holds NaN or infinity; extract the features again")
     others = np.setdiff1d(np.arange(count), queries)

@@ -67,7 +67,7 @@ def signals_of(
     if len(weights) != models:
         raise UserError(
             f"MODEL_WEIGHTS has {len(weights)} weights, the feature database {models}"
-            f" model{'s' if models > 1 else ''}"
+            f" model{'s' if models > 1 else ''}; give one weight for each"
         )
     names = [f"deep_{number + 1}" if number else "deep" for number in range(models)]
     deep = [

@@ -156,7 +156,7 @@ def test_a_lost_worker_is_one_line(run_main: Callable, error: str, said: str) ->
     status, err = run_main(raises(RuntimeError(error)))
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith(f"script.py: {said}")
-    assert err.endswith(". Run it again: it goes on where it was\n")
+    assert err.endswith(". Run it again to continue (train.py: with --resume)\n")
 
 
 def test_workers_that_are_lost_one_after_the_other_are_one_line(run_main: Callable) -> None:

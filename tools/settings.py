@@ -3,6 +3,8 @@
 python -m tools.settings
 """
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from config import ENV_PREFIX, GROUPS, Config, default_text, flag_of
@@ -39,7 +41,8 @@ def settings_page() -> str:
     return "\n".join(parts)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     with atomic_write(PAGE) as part:
         part.write_text(settings_page(), encoding="utf-8")
     print(PAGE)
