@@ -80,6 +80,12 @@ class MatrixEngine:
         """The copies of the signals that have a weight."""
         return [self.shared.get(term, self.device) for term in self.terms]
 
+    @cached_property
+    def full(self) -> list[Tensor]:
+        """The features of all signals on the GPU; none where one is not there, or has no weight."""
+        found = [copy.full for copy in self.copies if copy.full is not None]
+        return found if len(found) == len(self.exact.signals) else []
+
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=self.device, dtype=torch.float32)[:, None, None]
 
@@ -138,13 +144,11 @@ class MatrixEngine:
         rest: np.ndarray,
     ) -> list[Answer | None]:
         """Answer Q queries by their candidates; None where another picture may be nearer."""
-        on_gpu = self.device.type == "cuda" and len(pools) >= MIN_QUERIES
+        on_gpu = bool(self.full) and len(pools) >= MIN_QUERIES
         near = np.sort(pools[:, : k + (RANKED_ON_GPU if on_gpu else RANKED)], axis=1)
         sound = near[:, -1] < self.count  # no padding
         near = np.minimum(near, self.count - 1)
-        parts = self._parts_on_gpu(queries, near)
-        if parts is None:
-            parts = self._parts(queries, near)
+        parts = self._parts_on_gpu(queries, near) if on_gpu else self._parts(queries, near)
         total = weighted_sum(parts, self.exact.weights)
         order = np.argsort(total, axis=1, kind="stable")[:, :k]
         limit = np.take_along_axis(total, order[:, -1:], axis=1)
@@ -171,17 +175,11 @@ class MatrixEngine:
                 own[:] = cdist(features[i : i + 1], near[i], signal.metric, **signal.parameters)[0]
         return parts
 
-    def _parts_on_gpu(self, queries: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray | None:
-        """`_parts` of many queries; by `cdist` where two distances differ by rounding only.
-
-        None where there are few queries, or not all features are on a GPU.
-        """
-        full = [copy.full for copy in self.copies if copy.full is not None]
-        if len(rows) < MIN_QUERIES or len(full) < len(queries):
-            return None
+    def _parts_on_gpu(self, queries: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """`_parts` by the GPU; by `cdist` where two distances differ by rounding only."""
         parts = np.empty((len(queries), *rows.shape))
         at = torch.from_numpy(rows).to(self.device)
-        for x, copy, features, part in zip(full, self.copies, queries, parts, strict=True):
+        for x, copy, features, part in zip(self.full, self.copies, queries, parts, strict=True):
             query = torch.tensor(features, device=self.device).double()[:, None]
             step = max(1, MAX_GATHERED // (rows.shape[1] * query.shape[2]))
             for start in range(0, len(rows), step):

@@ -124,11 +124,14 @@ def test_out_of_memory_is_one_line_that_names_the_settings(error: Exception) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_other_errors_stay_what_they_are() -> None:
+def test_out_of_memory_where_no_setting_helps() -> None:
     with (
         pytest.raises(UserError, match="too small; choose another DEVICE"),
         explain_out_of_memory(),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
+
+
+def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="shape"), explain_out_of_memory("A"):
         raise RuntimeError("shape")

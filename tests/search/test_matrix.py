@@ -1,6 +1,7 @@
 """Many queries at once are answered as `cdist` and a stable `argsort` do, whatever the features."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -163,6 +164,30 @@ def test_bounds_are_below_the_true_distance(rng, metric: str, precision) -> None
     for i in range(30):
         others = np.setdiff1d(np.arange(304), rows[i])
         assert (true[i, others] >= rest[i]).all()
+
+
+@pytest.mark.parametrize(("metric", "case"), list(product(METRICS, CASES)))
+def test_float64_where_the_features_are(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, metric: str, case: str
+) -> None:
+    """What a GPU does with many queries, on the CPU: the order, ties included, is `cdist`'s."""
+    copy_features = low_precision.copy_features
+
+    def with_features(features: np.ndarray, *rest: object) -> low_precision.Copy:
+        return replace(copy_features(features, *rest), full=torch.tensor(features))
+
+    monkeypatch.setattr(low_precision, "copy_features", with_features)
+    both = [CASES[case](rng, N + 20, 12), rng.normal(size=(N + 20, 3))]
+    features = [x[:N].astype(np.float32) for x in both]
+    queries = [x[N:].astype(np.float32) for x in both]
+    for query, feature in zip(queries, features, strict=True):
+        feature[[7, 300]] = feature[100]
+        query[:2] = feature[[100, 8]]
+    terms = signals(features, metric, (1.0, 0.1))
+    engine = MatrixEngine(terms)
+    check(engine, terms, queries, 5, rtol=1e-11)
+    check(engine, terms, queries, 5, np.arange(0, N, 3), rtol=1e-11)
+    assert engine.full
 
 
 def test_engines_with_other_weights_share_the_copies(rng: np.random.Generator) -> None:
