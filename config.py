@@ -215,7 +215,9 @@ class Config(BaseSettings):
     )
     COLOR_WEIGHT: float = _ranking("weight of the colour distance", 0.1, ge=0)
     PALETTE_WEIGHT: float = _ranking("weight of the palette's distance", 4.0, ge=0)
-    N_CLUSTERS: int = _ranking("clusters that kmeans.py makes", 50, ge=1)
+    N_CLUSTERS: int = _ranking(
+        "clusters that kmeans.py makes; 0: the square root of the number of pictures", 0, ge=0
+    )
     NPROBE: int = _ranking(
         "clusters that a k-means query searches; 0: as many as TARGET_RECALL needs", 0, ge=0
     )

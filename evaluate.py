@@ -60,7 +60,7 @@ def engine_of(
     if clusters is None:
         return gallery_engine(signals, gallery, device)
     narrowed = replace(clusters, labels=clusters.labels[gallery])
-    return KMeansEngine(of_gallery(signals, gallery), narrowed, nprobe)
+    return KMeansEngine(of_gallery(signals, gallery), narrowed, nprobe, fill=False)
 
 
 def as_json(

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -340,16 +341,30 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
+class _Log(io.TextIOBase):
+    """What tqdm writes, as lines, and of those that it updates one for each tenth of the work."""
+
+    tenth: object = None
+
+    def write(self, text: str) -> int:
+        found = re.search(r" (\d+)/(\d+) \[", text)
+        tenth = 10 * int(found[1]) // int(found[2]) if found else text.strip()
+        if tenth != self.tenth and text.strip():
+            self.tenth = tenth
+            print(text.strip(), file=sys.stderr, flush=True)
+        return len(text)
+
+
 def progress_bar(total: int, title: str, unit: str, done: int = 0, shown: bool = True) -> tqdm:
-    """A progress bar with speed and time left; in a log file, a line every 30 s."""
-    pause = 0.2 if sys.stderr.isatty() else 30.0
+    """A progress bar with speed and time left; without a terminal, a line for each 10%."""
     return tqdm(
         total=total,
         desc=title,
         unit=f" {unit}s",
         initial=done,
-        mininterval=pause,
-        maxinterval=2 * pause,
+        mininterval=0.2,
+        maxinterval=0.4,
         dynamic_ncols=True,
         disable=not shown,
+        file=None if sys.stderr.isatty() else _Log(),
     )

@@ -1,6 +1,7 @@
 """The published protocols on a feature database: queries, gallery and correct answers."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -241,7 +242,7 @@ def item_tasks(database: FeatureDatabase) -> list[Task]:
 
 
 def tasks_of(database: FeatureDatabase, protocol: str, val_share: float) -> list[Task]:
-    """The tasks of a protocol, the main one first.
+    """The tasks of a protocol, the main one first, without those that no answer can be right in.
 
     Parameters
     ----------
@@ -251,7 +252,7 @@ def tasks_of(database: FeatureDatabase, protocol: str, val_share: float) -> list
 
     Raises
     ------
-    UserError : there is no query
+    UserError : there is no query with a correct picture in the gallery
     """
     base = database.base
     tasks: list[Task] = []
@@ -260,12 +261,17 @@ def tasks_of(database: FeatureDatabase, protocol: str, val_share: float) -> list
         tasks += [task] if task else []
     if protocol == "inshop" or (protocol == "folder" and inshop_list(base)):
         tasks += item_tasks(database)
-    if not tasks:
+    measured = [task for task in tasks if task.relevant.any()]
+    if not measured:
         advice = extraction_advice(database) or "see `python data.py check`"
+        which = " with a correct picture in the gallery" if tasks else ""
         raise UserError(
-            f"{base}: the feature database holds no query for --protocol {protocol}; {advice}"
+            f"{base}: the feature database holds no query{which} for --protocol {protocol};"
+            f" {advice}"
         )
-    return tasks
+    for name in sorted({task.name for task in tasks} - {task.name for task in measured}):
+        print(f"same {name}: not measured: no query has a correct answer", file=sys.stderr)
+    return measured
 
 
 def extraction_advice(database: FeatureDatabase) -> str:

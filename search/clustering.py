@@ -1,5 +1,6 @@
 """Deep features -> clusters, and the recall of a search of some of them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ def cluster(
     ----------
     features : N x D, float32
     normalised : scale them to length 1 first
-    n_clusters : K
+    n_clusters : K; 0: the square root of N
     seed : of the start
     queries : rows to measure the recall with; not fitted to where there are enough others
 
@@ -50,6 +51,7 @@ def cluster(
         return unit_rows(features[rows]) if normalised else features[rows]
 
     count = len(features)
+    n_clusters = n_clusters or math.isqrt(count)
     if count < n_clusters:
         raise UserError(
             f"N_CLUSTERS is {n_clusters}, but there are {count} pictures; lower it: --n-clusters"
@@ -103,10 +105,13 @@ def measure_recall(
     order = clusters.order(signals[0].features[queries])
     rank = np.argsort(order, axis=1)  # of each cluster, in each query's order
     found = np.zeros(len(clusters.centroids))
+    searched = np.arange(1, len(found) + 1)
+    sizes = np.bincount(clusters.labels, minlength=len(found))
+    least = (np.cumsum(sizes[order], axis=1) <= k).sum(1) + 1  # that have the query and k others
     total = 0
     for i, truth in enumerate(nearest_others(exact, signals, queries, k)):
         ranks = rank[i, clusters.labels[truth]]
-        found += (ranks[:, None] <= np.arange(len(found))).sum(0)
+        found += (ranks[:, None] < np.maximum(searched, least[i])).sum(0)
         total += len(truth)
     return found / max(total, 1)
 

@@ -124,6 +124,7 @@ class KMeansEngine:
     nprobe : clusters to search, see `nprobe_of`
     quantised : of the signals that have a weight, in the order `clusters.by_cluster`; None where
         there are none
+    fill : search more clusters where those hold fewer pictures than a search wants
     """
 
     def __init__(
@@ -132,10 +133,12 @@ class KMeansEngine:
         clusters: Clusters,
         nprobe: int,
         quantised: Sequence[Quantised] | None = None,
+        fill: bool = True,
     ) -> None:
         self.exact = ExactEngine(signals)
         self.clusters = clusters
         self.nprobe = nprobe
+        self.fill = fill
         by_cluster = clusters.by_cluster
         sizes = np.bincount(clusters.labels, minlength=len(clusters.centroids))
         self.ends = np.cumsum(sizes)
@@ -147,23 +150,21 @@ class KMeansEngine:
     ) -> list[Answer]:
         """See `Engine.search`; what lies in none of the `nprobe` nearest clusters is missed.
 
-        With `rows`, clusters that hold none of them do not count, and more than `nprobe` are
-        searched where those hold fewer than k.
+        Clusters without a picture to search do not count.
         """
         members = self.members
         if rows is not None:
             members = [np.intersect1d(m, rows, assume_unique=True) for m in members]
+        sizes = np.array([len(m) for m in members])
         answers = []
         for i, order in enumerate(self.clusters.order(queries[0])):
             query = [features[i : i + 1] for features in queries]
-            count = self.nprobe
-            if rows is not None:
-                order = [cluster for cluster in order if len(members[cluster])]
-                reached = np.cumsum([len(members[cluster]) for cluster in order])
-                count = max(count, int(np.searchsorted(reached, k)) + 1)
-            searched = [members[cluster] for cluster in order[:count]]
-            if self.scan and rows is None and sum(map(len, searched)) >= MIN_SHARE * k:
-                ends = self.ends[order[:count]].tolist()
+            order = order[sizes[order] > 0]
+            least = int(np.searchsorted(np.cumsum(sizes[order]), k)) + 1 if self.fill else 0
+            order = order[: max(self.nprobe, least)]
+            searched = [members[cluster] for cluster in order]
+            if self.scan and rows is None and sizes[order].sum() >= MIN_SHARE * k:
+                ends = self.ends[order].tolist()
                 places = [slice(e - len(m), e) for e, m in zip(ends, searched, strict=True)]
                 answers.append(self.scan.search_places(query, k, places))
             else:

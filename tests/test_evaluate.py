@@ -245,6 +245,19 @@ def test_a_data_set_without_items_has_no_inshop_protocol(tmp_path: Path, shared:
     evaluate.main(["--dataset-base", str(tmp_path / "data")])  # by category, as it is a folder
 
 
+def test_where_no_answer_can_be_right_nothing_is_measured(shared, tmp_path, rng, capsys) -> None:
+    from tests.conftest import stored_features
+
+    for name in ("hat", "shoes"):
+        (tmp_path / name).mkdir()
+        photo = sorted((shared / "photos/train" / name).iterdir())[0]
+        (tmp_path / name / photo.name).symlink_to(photo)
+    stored_features(tmp_path, rng)
+    with pytest.raises(UserError, match="no query with a correct picture in the gallery"):
+        evaluate.main(["--dataset-base", str(tmp_path)])
+    assert capsys.readouterr().out == ""
+
+
 def test_the_effect_of_mirror_images_is_measured(measured: Path, capsys) -> None:
     info = json.loads((measured / "all_feat.json").read_text())
     info["settings"]["FLIP"] = True

@@ -139,6 +139,13 @@ def test_the_script_writes_the_clusters_and_prints_sizes_and_recall(base: Path, 
     assert (base / "models" / "kmeans.m").read_bytes() == first
 
 
+def test_by_default_there_are_as_many_clusters_as_the_square_root_of_the_pictures(base) -> None:
+    assert run(base) == 0
+    assert len(open_clusters(open_database(base)).centroids) == 10  # of 100 pictures
+    centroids, labels = cluster(np.eye(3, dtype=np.float32)[:1], False, 0, 0, np.arange(1))
+    assert (centroids.shape, labels.tolist()) == ((1, 3), [0])
+
+
 def test_features_are_clustered_as_they_are_for_other_metrics(base: Path) -> None:
     assert run(base, "--n-clusters", "5") == 0
     found = open_clusters(open_database(base))
@@ -153,7 +160,7 @@ def test_features_are_clustered_as_they_are_for_other_metrics(base: Path) -> Non
     ("flags", "said"),
     [
         (("--n-clusters", "101"), "N_CLUSTERS is 101"),
-        (("--n-clusters", "0"), "N_CLUSTERS"),
+        (("--n-clusters", "-1"), "N_CLUSTERS"),
         (("--dataset-base", "nowhere"), "feature_extractor.py"),
     ],
 )

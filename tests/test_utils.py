@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from utils import AwayError, Stopwatch, UserError, atomic_write, run_script, sha256_of
+from utils import (
+    AwayError,
+    Stopwatch,
+    UserError,
+    atomic_write,
+    progress_bar,
+    run_script,
+    sha256_of,
+)
 
 
 def test_atomic_write_shows_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -201,3 +209,14 @@ def test_reader_that_stops_early_is_no_error_and_a_full_disk_is_one_line(tmp_pat
         )
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "No space left on device" in result.stderr
+
+
+def test_without_a_terminal_progress_is_a_line_for_each_tenth(capsys) -> None:
+    with progress_bar(1285, "reading", "picture") as bar:
+        for start in range(0, 1285, 64):
+            bar.update(min(64, 1285 - start))
+            bar.set_postfix({"loss": start})
+    err = capsys.readouterr().err
+    assert "\r" not in err
+    assert 8 <= err.count("\n") <= 12
+    assert "1285/1285" in err.splitlines()[-1]

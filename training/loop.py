@@ -273,7 +273,10 @@ class Trainer:
         """
         at = self.progress
         self._plot({f"validation/{SCORES[name]}": score for name, (score, _) in scores.items()})
-        shown = ", ".join(f"{SCORES[name]} {score:.2%}" for name, (score, _) in scores.items())
+        shown = ", ".join(
+            f"{SCORES[name]} {f'{score:.2%}' if count else 'not measured'}"
+            for name, (score, count) in scores.items()
+        )
         self._say(f"epoch {at.epoch}/{self.epochs}: validation {shown}")
         # Over pictures, not over tasks: a handful of items would decide by chance.
         score = pooled_score(list(scores.values()))

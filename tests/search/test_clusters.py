@@ -105,7 +105,7 @@ def test_clusters_of_normalised_features_are_found_by_direction() -> None:
     for degrees, length, rows in ((65, 1000, [1, 0]), (90, 0.01, [2])):
         angle = np.deg2rad(degrees)
         query = np.float32([[length * np.cos(angle), length * np.sin(angle)]])
-        assert engine.search([query], 9)[0].rows.tolist() == rows
+        assert engine.search([query], len(rows))[0].rows.tolist() == rows
 
 
 def database_at(base: Path) -> FeatureDatabase:
@@ -160,15 +160,17 @@ def test_clusters_of_other_features_or_no_clusters_are_refused(
     assert not Path("marker").exists()
 
 
-def test_kmeans_within_rows_goes_on_until_it_has_enough() -> None:
-    """Rows that lie in far clusters alone are found, however few clusters are searched."""
+def test_kmeans_goes_on_until_it_has_enough() -> None:
+    """Pictures that lie in far clusters alone are found, however few clusters are searched."""
     features = np.arange(40, dtype=np.float32)[:, None]
     labels = np.repeat(np.arange(8, dtype=np.int32), 5)
     centroids = features.reshape(8, 5).mean(1, keepdims=True)
     clusters = Clusters(centroids, labels, "", False, "", np.zeros(8))
     engine = KMeansEngine([Signal("deep", features, "euclidean", 1.0)], clusters, nprobe=1)
     query = [np.zeros((1, 1), np.float32)]
-    assert engine.search(query, 9)[0].rows.tolist() == [0, 1, 2, 3, 4]
+    assert engine.search(query, 5)[0].rows.tolist() == [0, 1, 2, 3, 4]
+    assert engine.search(query, 9)[0].rows.tolist() == list(range(9))
+    assert engine.search(query, 99)[0].rows.tolist() == list(range(40))
     rows = np.array([21, 33, 34, 39])
     assert engine.search(query, 3, rows)[0].rows.tolist() == [21, 33, 34]
     assert engine.search(query, 9, rows)[0].rows.tolist() == [21, 33, 34, 39]
