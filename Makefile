@@ -58,7 +58,7 @@ demo: setup ## a small drawn collection: train, extract, cluster, evaluate, quer
 	$(PY) train.py $(DEMO) $(NETWORK) --epoch 0
 	$(PY) feature_extractor.py $(DEMO) --enable-inshop-dataset --color-top-n 9 --dumped-model model_0_final.pth.tar
 	@mkdir -p demo
-	$(PY) evaluate.py $(DEMO) --json > demo/untrained.json
+	$(PY) evaluate.py $(DEMO) > demo/untrained.txt
 	@echo "--- training"
 	$(PY) train.py $(DEMO) $(NETWORK) --freeze-param false --epoch 12 --resume
 	@echo "--- feature database, clusters, query"
@@ -67,8 +67,8 @@ demo: setup ## a small drawn collection: train, extract, cluster, evaluate, quer
 	$(PY) retrieval.py $$(awk '$$3 == "query" {print $$1; exit}' $(INSHOP_LIST)) $(DEMO)
 	@$(PY) retrieval.py $$(awk '$$2 == "test" && n++ % 72 == 20 {print $$1}' $(TEST_LIST)) $(DEMO) \
 		--engine exact --top-n 6 --output demo/results.jpg --json > demo/results.json
-	@echo; echo "--- what training gave (before: the untrained network)"
-	@$(PY) evaluate.py $(DEMO) --against demo/untrained.json
+	@echo; echo "--- the untrained network"; cat demo/untrained.txt
+	@echo; echo "--- the trained network"; $(PY) evaluate.py $(DEMO)
 	@echo; echo "a picture of the answers: demo/results.jpg"
 
 # Two processes, each with whole files; threads that wait for one another leave them the cores.

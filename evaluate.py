@@ -27,7 +27,6 @@ from evaluation.protocols import (
     MAIN_TASKS,
     PROTOCOLS,
     Outcome,
-    Task,
     extraction_advice,
     gallery_engine,
     of_gallery,
@@ -35,18 +34,19 @@ from evaluation.protocols import (
     run_task,
     tasks_of,
 )
-from evaluation.query_ablation import methods_table, signals_table
 from evaluation.report import write_report
 from evaluation.table import Table
 from evaluation.tune_weights import tune_weights
-from features.database import DEEP, FeatureDatabase, open_database
+from features.database import DEEP, open_database
 from network.device import pick_device
 from search.clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
 from search.signals import Signal, describe_distance, signals_of
-from utils import UserError, parse_args, parsed_json, run_script
+from utils import UserError, parse_args, run_script
 
 USES = ("DATASET_BASE", "VAL_SHARE", *DISTANCE, "NPROBE", "TARGET_RECALL", "DEVICE")
+FORMATS = ("{}", "{:.2%}", "{:.2%} to {:.2%}", "{:.2%}")
+AT_CHANCE = ("p@1", "recall@1")  # whose expected value of a random order is shown
 
 
 def engine_of(
@@ -63,9 +63,7 @@ def engine_of(
     return KMeansEngine(of_gallery(signals, gallery), narrowed, nprobe, fill=False)
 
 
-def as_json(
-    facts: dict[str, Any], outcomes: Sequence[Outcome], tables: Sequence[Table]
-) -> dict[str, Any]:
+def as_json(facts: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The figures of the main tasks at the top level, those of all tasks below "parts"."""
     parts: dict[str, Any] = {}
     top: dict[str, Any] = {}
@@ -76,37 +74,24 @@ def as_json(
         parts[task.name] = {**counts, "chance": outcome.chance, **figures}
         if task.name in MAIN_TASKS:
             top |= figures
-    ablation = {"query_ablation": [table.as_json() for table in tables]} if tables else {}
-    return {**facts, **top, "parts": parts, **ablation}
+    return {**facts, **top, "parts": parts}
 
 
-def print_figures(record: dict[str, Any], before: dict[str, Any] | None) -> None:
-    """Print the figures with their intervals, beside earlier ones where there are any."""
-    print(f"{record['engine']}, {record['distance']}")
-    earlier = before["parts"] if before else {}
-    data = before["data"] if before else {}
-    other = [name for name, digest in record["data"].items() if data.get(name, digest) != digest]
-    if other:
-        print(f"the earlier figures ({', '.join(other)}) are of other queries or another gallery")
-    for name, part in record["parts"].items():
-        print(f"\n{_figure_table(name, part, earlier.get(name, {}) if before else None)}")
-
-
-def _figure_table(name: str, part: dict[str, Any], before: dict[str, Any] | None) -> Table:
-    """The figures of a task; earlier ones in a column of their own unless `before` is None."""
-    header, formats = ["", "now", "95% interval", "chance"], ["{}", "{:.2%}", "{:.2%} to {:.2%}"]
-    rows: list[list[object]] = []
-    for key, figure in part.items():
-        if isinstance(figure, dict):
-            chance = part["chance"] if key in {"p@1", "recall@1"} else None
-            rows.append([key, figure["value"], figure["ci95"], chance])
-    if before is not None:
-        header.insert(1, "before")
-        formats.insert(1, "{:.2%}")
-        for row in rows:
-            row.insert(1, before.get(str(row[0]), {}).get("value"))
-    title = f"same {name}: {part['queries']:,} queries, {part['gallery']:,} pictures in the gallery"
-    return Table(title, "", header, rows, [*formats, "{:.2%}"])
+def print_figures(facts: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
+    """Print the figures of each task with their intervals."""
+    print(f"{facts['engine']}, {facts['distance']}")
+    for outcome in outcomes:
+        task = outcome.task
+        rows = [
+            [name, figure.value, figure.ci95, outcome.chance if name in AT_CHANCE else None]
+            for name, figure in outcome.figures().items()
+        ]
+        title = (
+            f"same {task.name}: {len(task.queries):,} queries,"
+            f" {len(task.gallery):,} pictures in the gallery"
+        )
+        header = ("", "value", "95% interval", "chance")
+        print(f"\n{Table(title, '', header, rows, FORMATS)}")
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,74 +101,22 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the figures as JSON")
     add("--report", type=Path, metavar="FILE", help="write them as an HTML page with pictures")
     add(
-        "--against",
-        type=Path,
-        metavar="FILE",
-        help="print earlier figures beside these, from the output of --json in a file",
-    )
-    add(
-        "--query-ablation",
-        action="store_true",
-        help="also measure each query-time method (expansion, re-ranking ...) and each signal",
-    )
-    add(
         "--tune-weights",
         action="store_true",
         help="find the weights of the signals on the validation split, and measure nothing else",
     )
 
 
-def _refuse_with_tune_weights(args: argparse.Namespace) -> None:
-    """Raise for the first flag that --tune-weights would ignore."""
-    defaults = {"protocol": "folder", "engine": "exact", "tune_weights": True}
-    for name, value in vars(args).items():
-        if value and value != defaults.get(name):
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag}: --tune-weights measures nothing else; omit {flag}")
-
-
-def _earlier(path: Path) -> dict[str, Any]:
-    """The record in the file of --against."""
-    try:
-        record = parsed_json(path.read_bytes())
-        record["parts"].items(), record["data"].items()
-    except (OSError, ValueError) as error:
-        raise UserError(f"--against {path}: {error}") from None
-    except (AttributeError, KeyError, TypeError):
-        raise UserError(f"--against {path}: not written by evaluate.py --json") from None
-    return record
-
-
-def _facts(
-    database: FeatureDatabase, args: argparse.Namespace, nprobe: int, tasks: Sequence[Task]
-) -> dict[str, Any]:
-    """What was measured, with which models and data: for JSON and the report."""
-    metadata = database.metadata
-    return {
-        "protocol": args.protocol,
-        "engine": args.engine if args.engine == "exact" else f"kmeans, nprobe {nprobe}",
-        "date": time.strftime("%Y-%m-%d"),
-        "models": [{"file": m.file, "sha256": m.sha256} for m in metadata.models],
-        "features": metadata.sha256[DEEP],
-        "pictures": metadata.pictures,
-        "settings": metadata.settings.model_dump(),
-        "data": {task.name: task.digest(database.paths) for task in tasks},
-    }
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
-    if args.tune_weights:
-        _refuse_with_tune_weights(args)
-    if args.json and args.against:
-        raise UserError("--against: --json prints no earlier figures; omit one of the two")
-    before = _earlier(args.against) if args.against else None
-    device = pick_device(config.DEVICE)
     database = open_database(config.DATASET_BASE)
     signals = signals_of(database, **config.distance)
     if args.tune_weights:
+        if (args.protocol, args.engine, args.json, args.report) != ("folder", "exact", False, None):
+            raise UserError("--tune-weights measures nothing else; omit the flags beside it")
         tune_weights(database, signals, config.VAL_SHARE)
         return
+    device = pick_device(config.DEVICE)
     clusters = open_clusters(database) if args.engine == "kmeans" else None
     nprobe = nprobe_of(clusters, config.NPROBE, config.TARGET_RECALL) if clusters else 0
     classifier = read_classifier(database)
@@ -192,27 +125,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     if advice:
         print(f"by category only: {advice}", file=sys.stderr)
 
-    outcomes, tables = [], []
+    outcomes = []
     for task in tasks:
         engine = engine_of(signals, task.gallery, clusters, nprobe, device)
         outcome = run_task(task, engine, query_features(task, signals))
         if task.name == "category":
             outcome = with_accuracy(database, outcome, classifier)
         outcomes.append(outcome)
-        if args.query_ablation and task.name in MAIN_TASKS:
-            tables.append(methods_table(task, engine, signals))
-            tables.append(signals_table(task, signals, database.plain))
 
-    facts = {**_facts(database, args, nprobe, tasks), "distance": describe_distance(signals)}
+    metadata = database.metadata
+    facts = {
+        "protocol": args.protocol,
+        "engine": f"kmeans, nprobe {nprobe}" if clusters else "exact",
+        "date": time.strftime("%Y-%m-%d"),
+        "models": [{"file": model.file, "sha256": model.sha256} for model in metadata.models],
+        "features": metadata.sha256[DEEP],
+        "pictures": metadata.pictures,
+        "settings": metadata.settings.model_dump(),
+        "distance": describe_distance(signals),
+    }
     if args.json:
-        print(json.dumps(as_json(facts, outcomes, tables), indent=1))
+        print(json.dumps(as_json(facts, outcomes), indent=1))
     else:
-        print_figures(as_json(facts, outcomes, tables), before)
-        for table in tables:
-            print(f"\n{table}")
+        print_figures(facts, outcomes)
     if args.report:
-        title = f"Evaluation of {database.base}"
-        write_report(args.report, title, facts, outcomes, database, tables)
+        write_report(args.report, f"Evaluation of {database.base}", facts, outcomes, database)
         print(args.report, file=sys.stderr if args.json else sys.stdout)
 
 

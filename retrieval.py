@@ -109,13 +109,6 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--category", metavar="NAME", help="search this category only")
     add("--together", action="store_true", help="the query pictures show one item: one query")
     add("--per-item", action="store_true", help="show the best picture of each item only")
-    add(
-        "--expand",
-        type=_positive,
-        default=0,
-        metavar="N",
-        help="alpha query expansion: search again by the mean of the query and its first N answers",
-    )
     add("--rerank", action="store_true", help="re-rank the first 100 by k-reciprocal neighbours")
     add("--json", action="store_true", help="print JSON and nothing else")
     add("--output", type=_output, metavar="FILE", help="write the answers as a picture")
@@ -189,7 +182,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                     engine=named.name,
                     category=args.category,
                     per_item=args.per_item,
-                    expand=args.expand,
                     rerank=args.rerank,
                 )
             records = [as_record(match) for match in searcher.matches(answer, query.name)]

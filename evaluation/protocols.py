@@ -1,6 +1,5 @@
 """The published protocols on a feature database: queries, gallery and correct answers."""
 
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -61,14 +60,6 @@ class Task:
     def relevant(self) -> np.ndarray:
         """See `count_relevant`."""
         return count_relevant(self.queries, self.gallery, self.labels)
-
-    def digest(self, paths: Sequence[str]) -> str:
-        """SHA-256 of the queries, the gallery and their labels, by the paths of all rows."""
-        digest = hashlib.sha256()
-        for rows in (self.queries, self.gallery):
-            lines = [f"{paths[row]} {self.labels[row]}" for row in rows.tolist()]
-            digest.update("\n".join([self.name, *lines, ""]).encode())
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,6 @@ def write_report(
     facts: dict[str, Any],
     outcomes: Sequence[Outcome],
     database: FeatureDatabase,
-    tables: Sequence[Table],
 ) -> None:
     """Write an evaluation as one HTML file.
 
@@ -46,7 +45,6 @@ def write_report(
     facts : what was measured and how: names and plain values, shown at the top
     outcomes : one for each task
     database : of the outcomes' rows; its photos may be missing
-    tables : shown at the end
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
@@ -55,7 +53,6 @@ def write_report(
         title=title,
         facts={name: _fact(value) for name, value in facts.items()},
         tasks=[_section(outcome, database) for outcome in outcomes],
-        tables=tables,
     )
     with atomic_write(path) as part:
         part.write_text(page, encoding="utf-8", errors="replace")

@@ -1,7 +1,7 @@
-"""A table of figures, for the terminal, the report and JSON."""
+"""A table of figures, for the terminal and the report."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,6 @@ class Table:
             [_text(cell, form) for cell, form in zip(row, self.formats, strict=True)]
             for row in self.rows
         ]
-
-    def as_json(self) -> dict[str, object]:
-        """The table as plain values."""
-        return {name: value for name, value in asdict(self).items() if name != "formats"}
 
     def __str__(self) -> str:
         rows = [list(self.header), *self.as_text()]

@@ -1,8 +1,8 @@
-"""Better answers in more time: query expansion, re-ranking, several pictures as one query.
+"""Re-ranking, items instead of pictures as answers, and several pictures as one query.
 
-Each engine here wraps another one, so that they can be combined. Expansion and re-ranking rely on
-the first answers: they improve queries with many correct pictures (a category) and may harm those
-with one or two (an item). `evaluate.py --query-ablation` measures both.
+Each engine here wraps another one, so that they can be combined. Re-ranking relies on the first
+answers: it improves queries with many correct pictures (a category) and harms those with one or two
+(an item). `python -m tools.query_ablation` measures that.
 """
 
 from collections.abc import Sequence
@@ -15,70 +15,11 @@ from search.engine import Answer, Engine
 from search.signals import Signal
 
 SAME = 0.01  # relative: features whose lengths differ by less are normalised, in bfloat16 too
-
-
-class ExpandedEngine:
-    """Searches again by the mean of the query and its first answers: alpha query expansion.
-
-    The query weighs 1 in the mean, an answer its cosine similarity to the query (0 where that is
-    negative) to the power of `alpha`: Radenović, Tolias and Chum, Fine-tuning CNN Image Retrieval
-    with No Human Annotation (TPAMI 2019). The similarity is that of the first signal. Where the
-    features of the query and its answers are normalised, the mean is scaled to their length.
-    The distances and parts of the answers are those to the expanded query.
-
-    Parameters
-    ----------
-    inner : the engine that is searched twice
-    signals : of its collection; the first is a deep one
-    n : number of answers to expand with; a query of the collection is one of them
-    alpha : 0 weights all answers alike, greater values the more similar ones more
-    """
-
-    def __init__(
-        self, inner: Engine, signals: Sequence[Signal], n: int = 5, alpha: float = 3.0
-    ) -> None:
-        self.inner = inner
-        self.signals = signals
-        self.n = n
-        self.alpha = alpha
-
-    def search(
-        self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
-    ) -> list[Answer]:
-        """See `Engine.search`."""
-        found = self.inner.search(queries, self.n, rows)
-        if not found:
-            return []
-        pairs = zip(zip(*queries, strict=True), found, strict=True)
-        expanded = [self._expand(query, answer) for query, answer in pairs]
-        return self.inner.search([np.stack(own) for own in zip(*expanded, strict=True)], k, rows)
-
-    def _expand(self, query: Sequence[np.ndarray], answer: Answer) -> list[np.ndarray]:
-        """The features of one query, a vector of each signal, expanded with its answer."""
-        deep = unit_rows(np.vstack([query[0], self.signals[0].features[answer.rows]]))
-        similarity = (deep[1:] @ deep[0]).astype(np.float64)
-        # Dropped, not weighted 0: the mean would be NaN where a feature is.
-        near = (similarity > 0) & np.isfinite(answer.distances)
-        weights = np.concatenate([[1.0], similarity[near] ** self.alpha])
-        rows = answer.rows[near]
-        return [
-            _mean(np.vstack([own, signal.features[rows]]), weights)
-            for own, signal in zip(query, self.signals, strict=True)
-        ]
-
-
-def _mean(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted mean of n features, D, float32; of their length where they all have one."""
-    mean = weights @ features / weights.sum()
-    lengths = np.linalg.norm(features, axis=1)
-    if np.allclose(lengths, lengths[0], rtol=SAME, atol=0):
-        # A shorter deep feature would change its share in the sum with the other signals.
-        mean = lengths[0] * unit_rows(mean[None])[0]
-    return mean.astype(np.float32)
+SHORTLIST = 100  # answers that are re-ranked
 
 
 def k_reciprocal_distances(
-    distances: np.ndarray, queries: int, k1: int = 20, k2: int = 6, weight_of_original: float = 0.3
+    distances: np.ndarray, k1: int = 20, k2: int = 6, weight_of_original: float = 0.3
 ) -> np.ndarray:
     """Distances by shared neighbours: of pictures that are each among the other's nearest.
 
@@ -88,16 +29,14 @@ def k_reciprocal_distances(
 
     Parameters
     ----------
-    distances : M x M, symmetric, no NaN; the first rows are the queries, the others the gallery
-    queries : Q, at least 1. Queries are each other's neighbours, too: pass one at a time where
-        answers must not depend on other queries
+    distances : M x M, symmetric, no NaN; the first row is the query, the others are the gallery
     k1 : neighbours of a picture, besides itself, that may be reciprocal
     k2 : pictures, itself among them, whose encodings are averaged; 1 for none but its own
     weight_of_original : lambda, 0 to 1; 1 gives the order of `distances`
 
     Returns
     -------
-    Q x (M - Q), float64, in 0 to 1
+    M - 1, float64, in 0 to 1
     """
     # exp(-d) and the sum with Jaccard's 0 to 1 need one scale, and a sum of any metrics has
     # none, so each row is divided by its greatest, as the authors do; they square Euclidean
@@ -108,19 +47,17 @@ def k_reciprocal_distances(
     encodings = np.where(_neighbour_sets(ranks, k1), np.exp(-scaled), 0)
     # The sum serves as well as the mean of equation 11: Jaccard's ratio has no scale.
     encodings = (ranks < k2) @ encodings
-    jaccard = _jaccard_distances(encodings[:queries], encodings[queries:])
-    original = scaled[:queries, queries:]
-    return (1 - weight_of_original) * jaccard + weight_of_original * original
+    query, gallery = encodings[0], encodings[1:]
+    shared = np.minimum(query, gallery).sum(axis=1)
+    jaccard = 1 - shared / (query.sum() + gallery.sum(axis=1) - shared)
+    return (1 - weight_of_original) * jaccard + weight_of_original * scaled[0, 1:]
 
 
 def _neighbour_ranks(distances: np.ndarray) -> np.ndarray:
     """Place of each picture among a picture's neighbours, itself at 0: M x M, int64."""
     distances = distances.copy()
     np.fill_diagonal(distances, -np.inf)
-    order = np.argsort(distances, axis=1, kind="stable")
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.arange(len(order))[None], axis=1)
-    return ranks
+    return distances.argsort(axis=1, kind="stable").argsort(axis=1)
 
 
 def _neighbour_sets(ranks: np.ndarray, k1: int) -> np.ndarray:
@@ -134,18 +71,8 @@ def _neighbour_sets(ranks: np.ndarray, k1: int) -> np.ndarray:
     return whole | (joined.astype(np.float32) @ members > 0)
 
 
-def _jaccard_distances(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """Jaccard distance of encodings (equation 10): Q x M and N x M -> Q x N."""
-    result = np.empty((len(queries), len(gallery)))
-    sizes = gallery.sum(axis=1)
-    for row, query in zip(result, queries, strict=True):
-        shared = np.minimum(query, gallery).sum(axis=1)
-        row[:] = 1 - shared / (query.sum() + sizes - shared)
-    return result
-
-
 class RerankedEngine:
-    """Sorts the first answers of another engine by `k_reciprocal_distances`.
+    """Sorts the first `SHORTLIST` answers of another engine by `k_reciprocal_distances`.
 
     Only the order changes: `distances` and `parts` stay those of the inner engine, so that they no
     longer ascend. Answers after the shortlist stay in place. Other queries have no influence.
@@ -154,43 +81,29 @@ class RerankedEngine:
     ----------
     inner : what finds the answers
     signals : of its collection, with the weights that it ranks with
-    shortlist : number of answers to sort
-    k1, k2, weight_of_original : see `k_reciprocal_distances`
     """
 
-    def __init__(
-        self,
-        inner: Engine,
-        signals: Sequence[Signal],
-        shortlist: int = 100,
-        k1: int = 20,
-        k2: int = 6,
-        weight_of_original: float = 0.3,
-    ) -> None:
+    def __init__(self, inner: Engine, signals: Sequence[Signal]) -> None:
         self.inner = inner
         self.signals = signals
-        self.shortlist = shortlist
-        self.settings = (k1, k2, weight_of_original)
 
     def search(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
     ) -> list[Answer]:
         """See `Engine.search`; the order is the re-ranked one."""
-        found = self.inner.search(queries, max(k, self.shortlist), rows)
+        found = self.inner.search(queries, max(k, SHORTLIST), rows)
         return [_take(answer, self._order(answer)[:k]) for answer in found]
 
     def _order(self, answer: Answer) -> np.ndarray:
         """Places of the answer in their new order."""
         order = np.arange(len(answer.rows))
         # Pictures without a distance stay last.
-        count = np.count_nonzero(np.isfinite(answer.distances[: self.shortlist]))
+        count = np.count_nonzero(np.isfinite(answer.distances[:SHORTLIST]))
         if count > 1:
             pairs = np.zeros((count + 1, count + 1))
-            # Distances to the query as the inner engine has it: expanded, perhaps.
             pairs[0, 1:] = pairs[1:, 0] = answer.distances[:count]
             pairs[1:, 1:] = _distances_among(self.signals, answer.rows[:count])
-            mended = k_reciprocal_distances(pairs, 1, *self.settings)[0]
-            order[:count] = np.argsort(mended, kind="stable")
+            order[:count] = np.argsort(k_reciprocal_distances(pairs), kind="stable")
         return order
 
 
@@ -243,13 +156,6 @@ class CollapsedEngine:
         return _take(answer, first)
 
 
-def improved(engine: Engine, signals: Sequence[Signal], expand: int, rerank: bool) -> Engine:
-    """An engine that expands a query with `expand` answers, 0 for none, and may re-rank."""
-    if expand > 0:
-        engine = ExpandedEngine(engine, signals, expand)
-    return RerankedEngine(engine, signals) if rerank else engine
-
-
 def _take(answer: Answer, places: np.ndarray | slice) -> Answer:
     """Some places of an answer, in their order."""
     return Answer(answer.rows[places], answer.distances[places], answer.parts[places])
@@ -260,7 +166,7 @@ def join_queries(features: Sequence[np.ndarray]) -> list[np.ndarray]:
 
     The mean needs one search for any number of pictures, and a detail of one picture does not
     decide, as it would with the minimum of their distances. Where all features are normalised, so
-    is their mean.
+    is their mean: a shorter one would change its share in the sum with the other signals.
 
     Parameters
     ----------
@@ -270,4 +176,11 @@ def join_queries(features: Sequence[np.ndarray]) -> list[np.ndarray]:
     -------
     For each signal 1 x D, float32.
     """
-    return [_mean(own, np.ones(len(own)))[None] for own in features]
+    joined = []
+    for own in features:
+        mean = own.mean(axis=0, dtype=np.float64, keepdims=True)
+        lengths = np.linalg.norm(own, axis=1)
+        if np.allclose(lengths, lengths[0], rtol=SAME, atol=0):
+            mean = lengths[0] * unit_rows(mean)
+        joined.append(mean.astype(np.float32))
+    return joined

@@ -14,11 +14,11 @@ from data import DETAIL, eval_transform
 from features.database import open_database
 from network.device import pick_device
 from pictures.decode import read_picture
-from search.engine import Answer
+from search.engine import Answer, Engine
 from search.engines import NamedEngine, open_engine
 from search.low_precision import Copies
 from search.query import Box, Query, extract_queries, find_query, load_query_nets, read_query
-from search.rerank import CollapsedEngine, improved, join_queries
+from search.rerank import CollapsedEngine, RerankedEngine, join_queries
 from search.signals import describe_distance, signals_of
 from utils import Stopwatch, UserError
 
@@ -186,7 +186,6 @@ class Searcher:
         engine: str = "exact",
         category: str | None = None,
         per_item: bool = False,
-        expand: int = 0,
         rerank: bool = False,
     ) -> list[Answer]:
         """Rank the collection by the features of Q queries.
@@ -195,7 +194,6 @@ class Searcher:
         ----------
         features : for each signal Q x D, float32
         count, engine, category, per_item : see `search`
-        expand : number of answers to expand the query with, see `ExpandedEngine`; 0 for none
         rerank : re-rank the first 100 answers by k-reciprocal neighbours
 
         Returns
@@ -203,7 +201,9 @@ class Searcher:
         An answer for each query.
         """
         rows = self.database.rows_of(category) if category else None
-        ranking = improved(self.engine(engine).engine, self.signals, expand, rerank)
+        ranking: Engine = self.engine(engine).engine
+        if rerank:
+            ranking = RerankedEngine(ranking, self.signals)
         if per_item:
             ranking = CollapsedEngine(ranking, self.database.items)
         return ranking.search(features, count, rows)

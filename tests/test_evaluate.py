@@ -8,7 +8,6 @@ import pytest
 
 import evaluate
 import kmeans
-from tests.conftest import replace_features
 from utils import UserError, run_script
 
 ITEM = [*(f"recall@{k}" for k in (1, 10, 20, 30, 40, 50)), "map@r", "mrr"]
@@ -85,81 +84,10 @@ def test_it_needs_no_photo(measured: Path, figures) -> None:
     assert figures() == before
 
 
-def test_the_table_shows_earlier_figures_beside_the_new_ones(
-    measured: Path, capsys, tmp_path: Path
-) -> None:
-    base = ["--dataset-base", str(measured)]
-    evaluate.main([*base, "--json"])
-    before = tmp_path / "before.json"
-    before.write_text(capsys.readouterr().out)
-    evaluate.main([*base, "--color-weight", "9", "--against", str(before)])
-    out = capsys.readouterr().out
-    old = json.loads(before.read_text())["map"]["value"]
-    line = next(line for line in out.splitlines() if line.split()[:1] == ["map"])
-    assert line.split()[1] == f"{old:.2%}"
-    assert line.split()[2] != line.split()[1]
-    assert "9 color euclidean" in out
-
-
-def test_a_warning_names_earlier_figures_of_other_queries(measured, capsys, tmp_path) -> None:
-    base, before = ["--dataset-base", str(measured)], tmp_path / "before.json"
-
-    def warning(*flags: str) -> list[str]:
-        evaluate.main([*base, *flags, "--against", str(before)])
-        return [line for line in capsys.readouterr().out.splitlines() if "other queries" in line]
-
-    capsys.readouterr()
-    evaluate.main([*base, "--json"])
-    before.write_text(capsys.readouterr().out)
-    assert warning() == []
-    assert warning("--protocol", "inshop") == []  # a part of it, with the same queries
-    path = measured / "in_shop/list_eval_partition.txt"
-    listed = path.read_text()
-    path.unlink()  # it is a link to the drawn one
-    path.write_text(listed.replace(" gallery", " train", 1))
-    (message,) = warning()
-    assert "(item, " in message
-    assert "category" not in message
-
-
-def test_methods_and_signals_are_measured_and_reported(measured: Path, capsys, tmp_path) -> None:
-    page = tmp_path / "report.html"
-    evaluate.main(["--dataset-base", str(measured), "--query-ablation", "--report", str(page)])
-    out = capsys.readouterr().out
-    rows = {line.strip().split("  ")[0] for line in out.splitlines()}
-    assert {"plain", "k-reciprocal re-ranking", "best picture of each item"} <= rows
-    assert {"deep alone (weight 1)", "palette alone (weight 4)"} <= rows
-    html = page.read_text()
-    assert "k-reciprocal re-ranking" in html
-    assert "palette alone (weight 4)" in html
-    plain = next(line for line in out.splitlines() if line.strip().startswith("plain"))
-    assert "+0.00%" in plain
-
-
-def test_the_query_ablation_is_in_the_json_as_numbers(figures) -> None:
-    record = figures("--query-ablation")
-    assert "query_ablation" not in figures()
-    tables = {table["title"]: table for table in record["query_ablation"]}
-    assert list(tables) == [
-        "Query-time methods, same category", "Signals, same category, ranked exactly",
-        "Query-time methods, same item", "Signals, same item, ranked exactly",
-    ]  # fmt: skip
-    for task, names in (("category", CATEGORY[:3]), ("item", ["recall@1", "recall@10", "mrr"])):
-        plain = tables[f"Query-time methods, same {task}"]
-        whole = tables[f"Signals, same {task}, ranked exactly"]
-        expected = [record["parts"][task][name]["value"] for name in names]
-        assert plain["header"][1:4] == whole["header"][1:4] == names
-        assert plain["rows"][0][:-1] == ["plain", *map(pytest.approx, expected), 0, [0, 0]]
-        assert whole["rows"][0] == ["all", *map(pytest.approx, expected), None, None]
-    rows = {row[0]: row[1:] for row in tables["Query-time methods, same item"]["rows"]}
-    assert rows["best picture of each item"][1] > rows["plain"][1]  # recall@10
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--protocol", "outdoor"), "outdoor"),
-        (("--against", "gone.json"), "gone.json"),
         (("--engine", "kmeans"), "run: python kmeans.py"),
         (("--model-weights", "1,2"), "MODEL_WEIGHTS has 2 weights"),
         (("--dataset-base", "nowhere"), "feature_extractor.py"),
@@ -227,11 +155,6 @@ def test_inshop_pictures_that_were_not_extracted_are_named(measured, capsys, tmp
     assert "--enable-inshop-dataset" in err
 
 
-def test_json_refuses_earlier_figures(measured: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--against"):
-        evaluate.main(["--dataset-base", str(measured), "--json", "--against", "old.json"])
-
-
 def test_a_data_set_without_items_has_no_inshop_protocol(tmp_path: Path, shared: Path, rng) -> None:
     from tests.conftest import stored_features
 
@@ -256,29 +179,6 @@ def test_where_no_answer_can_be_right_nothing_is_measured(shared, tmp_path, rng,
     with pytest.raises(UserError, match="no query with a correct picture in the gallery"):
         evaluate.main(["--dataset-base", str(tmp_path)])
     assert capsys.readouterr().out == ""
-
-
-def test_the_effect_of_mirror_images_is_measured(measured: Path, capsys) -> None:
-    info = json.loads((measured / "all_feat.json").read_text())
-    info["settings"]["FLIP"] = True
-    (measured / "all_feat.json").write_text(json.dumps(info))
-    # The plain features know the items, so without mirror images all is found.
-    _, number = np.unique(np.load(measured / "all_item.npy"), return_inverse=True)
-    known = np.eye(number.max() + 1, dtype=np.float32)[number]
-    replace_features(measured, "all_plain_feat_1.npy", known)
-    flags = [
-        "--protocol",
-        "inshop",
-        "--query-ablation",
-        "--color-weight",
-        "0",
-        "--palette-weight",
-        "0",
-    ]
-    evaluate.main(["--dataset-base", str(measured), *flags])
-    out = capsys.readouterr().out
-    row = next(line for line in out.splitlines() if line.strip().startswith("without mirror"))
-    assert "100.00%" in row
 
 
 def test_color_agreement_is_measured_where_colours_have_names(measured: Path, figures) -> None:

@@ -14,7 +14,6 @@ from PIL import Image
 from evaluation.metrics import item_metrics, summarise
 from evaluation.protocols import Outcome, Task
 from evaluation.report import confusion, hardest, recall_curve, write_report
-from evaluation.table import Table
 from features.database import FeatureDatabase
 
 COLORS = [
@@ -72,9 +71,9 @@ def draw(database: FeatureDatabase, size=(60, 80)) -> None:
         Image.new("RGB", size, color).save(database.base / path)
 
 
-def written(tmp_path: Path, database, outcomes, facts=None, tables=(), title="T") -> Element:
+def written(tmp_path: Path, database, outcomes, facts=None, title="T") -> Element:
     path = tmp_path / "out" / "report.html"
-    write_report(path, title, facts or {}, outcomes, database, tables)
+    write_report(path, title, facts or {}, outcomes, database)
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
     return parse(path).getroot()  # noqa: S314
 
@@ -273,11 +272,9 @@ def test_names_from_data_are_text_whatever_they_hold(tmp_path: Path) -> None:
     database, outcome = small(tmp_path, name=NASTY, names=[NASTY, "Coat"])
     database.paths[:] = [f"img/{NASTY}{i}.png" for i in range(6)]
     draw(database)
-    table = Table(NASTY, NASTY, ["signal", NASTY], [[NASTY, "1"], ["deep", NASTY]], ["{}"] * 2)
-    page = written(tmp_path, database, [outcome] * 2, {NASTY: NASTY}, [table], NASTY)
+    page = written(tmp_path, database, [outcome] * 2, {NASTY: NASTY}, NASTY)
     for tag in ("h1", "title", "dt", "dd"):
         assert texts(page, tag)[0] == NASTY
-    assert table_of(page, NASTY) == [["signal", NASTY], [NASTY, "1"], ["deep", NASTY]]
     assert [row[0] for row in table_of(page, "Overview")[1:]] == [NASTY] * 2
     item = next(page.iter("li"))
     [tile] = item.iter("figure")
@@ -290,29 +287,10 @@ def test_names_from_data_are_text_whatever_they_hold(tmp_path: Path) -> None:
     assert all(bold.startswith(starts) for bold in texts(page, "b"))
 
 
-def test_tables_follow_the_tasks_with_numbers_at_the_right(tmp_path: Path) -> None:
-    database, outcome = small(tmp_path)
-    rows = [["one view", 0.276, None], ["two views", 0.3125, (-0.004, 0.013)]]
-    shown = [["one view", "27.6%", ""], ["two views", "31.2%", "-0.4% to +1.3%"]]
-    formats = ["{}", "{:.1%}", "{:+.1%} to {:+.1%}"]
-    header = ["Query", "Recall@1", "Difference"]
-    views = Table("Views", "In points.", header, rows, formats)
-    tables = [views, Table("Empty", "", ["Signal", "Value"], [], ["{}"] * 2)]
-    page = written(tmp_path, database, [outcome], tables=tables)
-    assert table_of(page, "Views") == [header, *shown]
-    assert table_of(page, "Empty") == [["Signal", "Value"]]
-    titles = texts(page, "h2")
-    assert titles.index("item") < titles.index("Views") < titles.index("Empty")
-    assert "In points." in texts(page, "p")
-    [region] = [d for d in page.iter("div") if d.get("aria-label") == "Views"]
-    assert [text(c) for c in of_class(region, "td", "n")] == [c for row in shown for c in row[1:]]
-
-
 def test_the_page_needs_no_other_file_and_can_be_read_aloud(tmp_path: Path) -> None:
     database, outcome = small(tmp_path)
     draw(database)
-    table = Table("t", "", ["a", "b"], [["c", "1"]], ["{}"] * 2)
-    page = written(tmp_path, database, [outcome] * 2, tables=[table])
+    page = written(tmp_path, database, [outcome] * 2)
     source = (tmp_path / "out/report.html").read_text("utf-8")
     for outside in ("http://", "https://", "url(", "@import"):
         assert outside not in source

@@ -18,9 +18,5 @@ def test_values_are_shown_by_the_format_of_their_column() -> None:
         "  two views     31.2%  -0.4% to +1.3%",
         "  In percent.",
     ]
-    header = ["", "Recall@1", "Difference"]
-    assert table.as_json() == {
-        "title": "Views", "note": "In percent.", "header": header, "rows": ROWS,
-    }  # fmt: skip
     with pytest.raises(ValueError, match="zip"):
         Table("Ragged", "", ["a", "b"], [["1"]], ["{}"] * 2).as_text()

@@ -296,16 +296,6 @@ def test_wrong_resume_points_are_named(base: Path, refused, stopped, damage) -> 
     refused("train", "models/checkpoint.pth.tar", "", *flags, "--resume")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"[" * 10**5, b"\xff", b'{"parts": []}', b'{"parts": {"item": 3}}', PICKLE]
-)
-def test_wrong_earlier_figures_are_named(base: Path, content: bytes) -> None:
-    """Guards evaluate._earlier and utils.parsed_json."""
-    (base / "before.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"--against .*before\.json: "):
-        evaluate.main(["--dataset-base", str(base), "--against", str(base / "before.json")])
-
-
 def test_a_process_says_one_line_and_leaves_with_2(base: Path) -> None:
     """As a user sees it: no warning of a library, no traceback. Guards utils.run_script."""
     array("all_item.npy", lambda x: np.array([Malicious()] * len(x)))(base)

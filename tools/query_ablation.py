@@ -1,7 +1,9 @@
-"""Query-time ablation: what each method at query time gives and costs, and what each signal adds.
+"""What each method at query time gives and costs, and what each signal adds.
 
-Methods: query expansion, k-reciprocal re-ranking, one picture an item, several pictures a query;
-see `search.rerank`.
+    python -m tools.query_ablation --dataset-base data/mine
+
+Methods: k-reciprocal re-ranking, one picture an item, several pictures as one query; see
+`search.rerank`. All are measured with the exact engine.
 """
 
 import time
@@ -10,15 +12,27 @@ from dataclasses import astuple, replace
 
 import numpy as np
 
+from config import DISTANCE
 from evaluation.metrics import summarise
-from evaluation.protocols import Outcome, Task, gallery_engine, of_gallery, query_features, run_task
+from evaluation.protocols import (
+    MAIN_TASKS,
+    Outcome,
+    Task,
+    gallery_engine,
+    of_gallery,
+    query_features,
+    run_task,
+    tasks_of,
+)
 from evaluation.table import Table
+from features.database import open_database
+from network.device import pick_device
 from search.engine import Engine
-from search.rerank import CollapsedEngine, improved, join_queries
-from search.signals import Signal
-from utils import evenly_spaced
+from search.rerank import CollapsedEngine, RerankedEngine, join_queries
+from search.signals import Signal, describe_distance, signals_of
+from utils import evenly_spaced, parse_args, run_script
 
-NEIGHBOURS = 5  # answers that expand a query
+USES = ("DATASET_BASE", "VAL_SHARE", *DISTANCE, "DEVICE")
 MAX_QUERIES = 1000
 PERCENT, CHANGE, INTERVAL = "{:.2%}", "{:+.2%}", "{:+.2%} to {:+.2%}"
 
@@ -63,12 +77,9 @@ def methods_table(task: Task, engine: Engine, signals: Sequence[Signal]) -> Tabl
     """
     sampled = sample_queries(task, MAX_QUERIES)
     features = query_features(sampled, signals)
-    narrowed = of_gallery(signals, task.gallery)
     methods: dict[str, Engine] = {
         "plain": engine,
-        f"expansion with {NEIGHBOURS} answers": improved(engine, narrowed, NEIGHBOURS, False),
-        "k-reciprocal re-ranking": improved(engine, narrowed, 0, True),
-        "expansion, then re-ranking": improved(engine, narrowed, NEIGHBOURS, True),
+        "k-reciprocal re-ranking": RerankedEngine(engine, of_gallery(signals, task.gallery)),
     }
     if task.name == "item":
         items = task.labels[task.gallery]
@@ -116,14 +127,13 @@ def _joint_queries(plain: Outcome, engine: Engine, features: Sequence[np.ndarray
     return (name, *_means(outcome.values, task), *astuple(difference), cost)
 
 
-def signals_table(task: Task, signals: Sequence[Signal], unflipped: Sequence[np.ndarray]) -> Table:
+def signals_table(task: Task, signals: Sequence[Signal]) -> Table:
     """Measure each signal alone, and what it adds to the others; ranked exactly.
 
     Parameters
     ----------
     task : the queries and their gallery; up to `MAX_QUERIES` queries are used
     signals : of the whole feature database, with the weights that rank
-    unflipped : its deep features without mirror images, where they include them; else empty
     """
     sampled = sample_queries(task, MAX_QUERIES)
     main, *others = _metric_names(task)
@@ -141,11 +151,6 @@ def signals_table(task: Task, signals: Sequence[Signal], unflipped: Sequence[np.
         if signal.weight and rest:
             adds = astuple(summarise(every[main] - values_of(rest)[main], sampled.groups))
         rows.append((f"{signal.name} alone (weight {signal.weight:g})", *alone, *adds))
-    if unflipped:
-        plain = [replace(s, features=f) for s, f in zip(signals, unflipped, strict=False)]
-        values = values_of([*plain, *signals[len(plain) :]])
-        adds = astuple(summarise(every[main] - values[main], sampled.groups))
-        rows.append(("without mirror images", *_means(values, task), *adds))
     return Table(
         f"Signals, same {task.name}, ranked exactly",
         f"Adds: {main} of all signals minus that of all but this one, paired 95% interval."
@@ -154,3 +159,20 @@ def signals_table(task: Task, signals: Sequence[Signal], unflipped: Sequence[np.
         rows,
         ("{}", PERCENT, PERCENT, PERCENT, CHANGE, INTERVAL),
     )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, _ = parse_args(argv, __doc__ or "", USES)
+    device = pick_device(config.DEVICE)
+    database = open_database(config.DATASET_BASE)
+    signals = signals_of(database, **config.distance)
+    print(describe_distance(signals))
+    for task in tasks_of(database, "folder", config.VAL_SHARE):
+        if task.name in MAIN_TASKS:
+            engine = gallery_engine(signals, task.gallery, device)
+            print(f"\n{methods_table(task, engine, signals)}")
+            print(f"\n{signals_table(task, signals)}")
+
+
+if __name__ == "__main__":
+    run_script(main)
