@@ -7,6 +7,7 @@ the bytes, and few pictures are left to rank by their true distances.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,13 @@ from features.database import FeatureDatabase
 from search.engine import Answer, Engine, ExactEngine
 from search.low_precision import Copies
 from search.matrix import MIN_SHARE, MatrixEngine
-from search.quantised import LEVELS, MAX_VALUE, METRICS, ROUNDING, Quantised, open_quantised
+from search.quantised import METRICS, ROUNDING, Quantised, open_quantised, quantise
 from search.signals import Signal
 
-BLOCK = 1 << 19  # distances computed at once, so that they stay in the processor's cache
 MIN_QUERIES = 64  # from which on matrix products are faster than a scan for each
 MAX_COPY = 4 << 30  # bytes of float32 features, beyond which a copy would take too much memory
+
+Places = Sequence[Any]  # of the quantised features: slices, or one tensor of places
 
 
 @dataclass(frozen=True)
@@ -31,70 +33,40 @@ class _Query:
     column: Tensor  # D x 1, int8
     step: float
     norm: float
-    slack: float
+    slack: float  # infinite where a scan cannot bound the query's distances
 
 
 def _quantise(query: np.ndarray, quantised: Quantised) -> _Query:
-    """A query, 1 x D, without NaN, infinity or (cosine) zero length."""
-    q = np.asarray(query[0], np.float64)
-    if quantised.metric == "cosine":
-        q = q / np.linalg.norm(q)
-    step = float(np.float32(max(np.abs(q).max(), 1e-15) / LEVELS))
-    whole = np.rint(q / step).clip(-LEVELS, LEVELS)
-    decoded = whole * step
-    norm = float((decoded**2).sum())
-    lost = float(np.linalg.norm(q - decoded))
+    """A query, 1 x D."""
+    one = quantise(query, quantised.metric)
+    step, norm, lost = float(one.scale), float(one.norm), float(one.error)
     both = quantised.max_norm + norm
     if quantised.metric == "cosine":
         # |x q - x' q'| <= |x - x'| |q| + |x'| |q - q'|, and x' may be longer than 1
         slack = lost * max(1.0, quantised.max_norm**0.5) * (1 + 1e-6) + 16 * ROUNDING * both
     else:  # the error of a square root is at most the square root of the error
         slack = lost + (16 * ROUNDING * both) ** 0.5 + 8 * ROUNDING * both**0.5
-    return _Query(torch.from_numpy(whole.astype(np.int8))[:, None], step, norm, slack)
+    return _Query(one.values.T, step, norm, slack)
 
 
-Places = Sequence[slice] | Tensor  # of the quantised features: ranges, or one by one
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _take(tensor: Tensor, places: Places) -> Tensor:
     """Rows of a tensor; a view where they are one range."""
-    if isinstance(places, Tensor):
-        return tensor[places]
-    parts = [tensor[place] for place in places]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _chunks(places: Places, size: int) -> list[Places]:
-    """The places in parts of up to `size` each; together where they are no more than that."""
-    if isinstance(places, Tensor):
-        return list(places.split(size))
-    if sum(place.stop - place.start for place in places) <= size:
-        return [places]
-    return [
-        [slice(start, min(start + size, place.stop))]
-        for place in places
-        for start in range(place.start, place.stop, size)
-    ]
+    return _joined([tensor[place] for place in places])
 
 
 def _distances(quantised: Quantised, query: _Query, places: Places) -> Tensor:
     """Distances of quantised pictures to a quantised query: n, float32."""
-    if isinstance(places, Tensor):
-        products = torch._int_mm(quantised.values[places], query.column)
-    else:  # range by range: a copy of the features would cost as much as their scan
-        parts = [torch._int_mm(quantised.values[place], query.column) for place in places]
-        products = parts[0] if len(parts) == 1 else torch.cat(parts)
-    dot = products[:, 0].float().mul_(_take(quantised.scale, places))
+    # Range by range: a copy of the features would cost as much as their scan.
+    products = [torch._int_mm(quantised.values[place], query.column) for place in places]
+    dot = _joined(products)[:, 0].float().mul_(_take(quantised.scale, places))
     if quantised.metric == "cosine":
         return dot.mul_(-query.step).add_(1)
     norm = _take(quantised.norm, places)
     return dot.mul_(-2 * query.step).add_(norm).add_(query.norm).relu_().sqrt_()
-
-
-def _all_distances(quantised: Quantised, query: _Query, places: Places) -> Tensor:
-    """As `_distances`, in blocks."""
-    parts = [_distances(quantised, query, chunk) for chunk in _chunks(places, BLOCK)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class ScanEngine:
@@ -136,15 +108,15 @@ class ScanEngine:
         size = sum(self.exact.signals[i].features.nbytes for i in self.used)
         if len(queries[0]) >= MIN_QUERIES and size <= MAX_COPY:
             return self.matrix.search(queries, k, rows)
-        places = [slice(0, count)] if rows is None else torch.from_numpy(rows)
+        places: Places = [slice(0, count) if rows is None else torch.from_numpy(rows)]
         each = range(len(queries[0]))
         return [self.search_places([q[i : i + 1] for q in queries], k, places) for i in each]
 
     def search_places(self, query: Sequence[np.ndarray], k: int, places: Places) -> Answer:
         """The nearest of one query among the pictures at some places of the quantised features."""
-        pairs = [(query[i], own) for i, own in zip(self.used, self.quantised, strict=True)]
-        if all(_scannable(features, own.metric) for features, own in pairs):
-            queries = [_quantise(features, own) for features, own in pairs]
+        pairs = zip(self.used, self.quantised, strict=True)
+        queries = [_quantise(query[i], own) for i, own in pairs]
+        if all(np.isfinite(one.slack) for one in queries):
             left = self._by_first(query, queries[0], k, places)
             if len(queries) > 1 and len(left) > MIN_SHARE * k:
                 left = self._by_all(queries, k, left)
@@ -166,7 +138,7 @@ class ScanEngine:
         distance by that of all signals.
         """
         quantised, weight = self.quantised[0], self.weights[0]
-        near = _all_distances(quantised, first, places)
+        near = _distances(quantised, first, places)
         size = max(1, min(32, len(near) // (4 * k)))
         known = near
         if self.gaps:  # a picture without a distance bounds nothing
@@ -189,7 +161,7 @@ class ScanEngine:
         """
         total = torch.zeros(len(places))
         for quantised, weight, query in zip(self.quantised, self.weights, queries, strict=True):
-            total.add_(_all_distances(quantised, query, places), alpha=weight)
+            total.add_(_distances(quantised, query, [places]), alpha=weight)
         slack = sum(w * query.slack for w, query in zip(self.weights, queries, strict=True))
         radius = self.radius[places]
         limit = (total + radius).topk(k, largest=False).values[-1]
@@ -217,18 +189,11 @@ def exact_engine(
     return ScanEngine(signals, quantised, copies=copies) if quantised else ExactEngine(signals)
 
 
-def _place(chunk: Places, near: Tensor) -> Tensor:
-    """Places of pictures that are numbered within a chunk."""
-    if isinstance(chunk, Tensor):
-        return chunk[near]
-    if len(chunk) == 1:
-        return near + chunk[0].start
-    ends = np.cumsum([place.stop - place.start for place in chunk])
-    shift = np.array([place.stop for place in chunk]) - ends
+def _place(places: Places, near: Tensor) -> Tensor:
+    """Places of pictures that are numbered within some places."""
+    if len(places) == 1:
+        (first,) = places
+        return first[near] if isinstance(first, Tensor) else near + first.start
+    ends = np.cumsum([place.stop - place.start for place in places])
+    shift = np.array([place.stop for place in places]) - ends
     return near + torch.from_numpy(shift[np.searchsorted(ends, near.numpy(), side="right")])
-
-
-def _scannable(query: np.ndarray, metric: str) -> bool:
-    """Whether a scan can bound a query's distances."""
-    most = np.abs(query).max()
-    return bool(most < MAX_VALUE and (most > 0 or metric != "cosine"))

@@ -54,7 +54,10 @@ class GalleryOrder:
 
     @torch.inference_mode()
     def _ordered(self, queries: Sequence[np.ndarray]) -> list[Answer]:
-        total, parts, near, tolerance = None, [], None, 0.0
+        shape = (len(queries[0]), len(self.exact.signals[0].features))
+        total = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        near = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        parts, tolerance = [], 0.0
         for signal, features, (gallery, norm) in zip(
             self.exact.signals, queries, self.gallery, strict=True
         ):
@@ -65,15 +68,11 @@ class GalleryOrder:
             length = float(torch.cat([norm, own]).max()) ** 0.5
             close = square < (MIN_DISTANCE * length) ** 2
             cosine = signal.metric == "cosine"
-            part = square.div_(2) if cosine else square.clamp_(min=0).sqrt_()
-            parts.append(part)
+            parts.append(square.div_(2) if cosine else square.clamp_(min=0).sqrt_())
             if signal.weight:
-                weighted = part * signal.weight
-                total = weighted if total is None else total.add_(weighted)
-                near = close if near is None else near.logical_or_(close)
+                total.add_(parts[-1] * signal.weight)
+                near.logical_or_(close)
                 tolerance += abs(signal.weight) * TOLERANCE * length
-        if total is None or near is None:  # no signal has a weight
-            return self.exact.search(queries, len(self.gallery[0][0]))
         columns = (total.cpu().numpy(), torch.stack(parts, 2).cpu().numpy(), near.cpu().numpy())
         return [
             self._settled([f[i : i + 1] for f in queries], *own, tolerance)

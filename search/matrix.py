@@ -56,6 +56,7 @@ class MatrixEngine:
         self.exact = ExactEngine(signals)
         self.count = len(signals[0].features)
         self.device = device or torch.device("cpu")
+        self.max_products = MAX_PRODUCTS[self.device.type]
         self.used = [i for i, signal in enumerate(signals) if signal.weight]
         self.terms = [signals[i] for i in self.used]
         self.ordered = all(signal.metric in METRICS for signal in signals)
@@ -108,11 +109,6 @@ class MatrixEngine:
             except torch.OutOfMemoryError:  # another program has taken the GPU's memory
                 answers += self.exact.search(block, k, rows)
         return answers
-
-    @property
-    def max_products(self) -> int:
-        """Elements of products that are held at once."""
-        return MAX_PRODUCTS[self.device.type]
 
     def _search_block(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None

@@ -17,14 +17,13 @@ from torch import Tensor
 from features.arrays import map_array
 from features.database import COLOR, PALETTE, FeatureDatabase, deep_file
 from search.signals import Signal
-from utils import UserError, atomic_write, evenly_spaced, progress_bar
+from utils import UserError, atomic_write, progress_bar
 
 METRICS = ("euclidean", "cosine")
 LEVELS = 127  # values are -127 to 127
 ROUNDING = 2.0**-24  # relative, of float32
 BLOCK = 8192  # rows at once
 MAX_VALUE = 1e15  # float32 cannot hold the squares of greater ones
-CHECKED = 8  # rows quantised again, to check that a file belongs to the features
 MIN_BAR = 1_000_000  # rows, from which on a progress bar is shown
 
 
@@ -34,18 +33,18 @@ class Quantised:
 
     Attributes
     ----------
+    metric : euclidean, or cosine: then x is scaled to length 1 first
     values : N x D, int8
     scale : N, float32; x' = scale * values
     norm : N, float32; the squared length of x'
     error : N, float32; the length of x - x', rounded up; infinite where x has no distance
-    metric : euclidean, or cosine: then x is scaled to length 1 first
     """
 
+    metric: str
     values: Tensor
     scale: Tensor
     norm: Tensor
     error: Tensor
-    metric: str
 
     @cached_property
     def max_norm(self) -> float:
@@ -54,10 +53,8 @@ class Quantised:
 
     def ordered(self, order: np.ndarray) -> "Quantised":
         """The same rows in another order."""
-        parts = (self.values, self.scale, self.norm, self.error)
-        rows = torch.from_numpy(order)
-        values, scale, norm, error = (part[rows] for part in parts)
-        return Quantised(values, scale, norm, error, self.metric)
+        parts, rows = (self.values, self.scale, self.norm, self.error), torch.from_numpy(order)
+        return Quantised(self.metric, *(part[rows] for part in parts))
 
 
 def quantise(features: np.ndarray, metric: str) -> Quantised:
@@ -82,8 +79,7 @@ def quantise(features: np.ndarray, metric: str) -> Quantised:
             x = np.divide(x, length, out=np.full_like(x, np.nan), where=usable)
         most = np.abs(x).max(axis=1)
         kept = np.flatnonzero(most < MAX_VALUE)  # others keep their infinite error: always ranked
-        step = np.where(most[kept] > 0, most[kept] / LEVELS, 1).astype(np.float32)
-        step = np.maximum(step, np.float32(1e-15))
+        step = np.maximum(most[kept] / LEVELS, 1e-15).astype(np.float32)
         codes = np.rint(x[kept] / step[:, None].astype(np.float64)).clip(-LEVELS, LEVELS)
         decoded = codes * step[:, None].astype(np.float64)
         rows = start + kept
@@ -92,14 +88,7 @@ def quantise(features: np.ndarray, metric: str) -> Quantised:
         error[rows] = np.linalg.norm(x[kept] - decoded, axis=1) * (1 + 4 * ROUNDING)
         bar.update(len(x))
     bar.close()
-    return _from_numpy(values, scale, norm, error, metric)
-
-
-def _from_numpy(
-    values: np.ndarray, scale: np.ndarray, norm: np.ndarray, error: np.ndarray, metric: str
-) -> Quantised:
-    tensor = torch.from_numpy
-    return Quantised(tensor(values), tensor(scale), tensor(norm), tensor(error), metric)
+    return Quantised(metric, *map(torch.from_numpy, (values, scale, norm, error)))
 
 
 def open_quantised(
@@ -148,11 +137,11 @@ def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None = 
     except ValueError:  # none yet, or damaged
         whole = False
     if whole:
-        found = _from_numpy(values, bounds[0], bounds[1], bounds[2], signal.metric)
-        if _fits(found, signal, order):
-            return found
-    made = quantise(signal.features, signal.metric) if order is None else _open(database, signal)
-    made = made.ordered(order) if order is not None else made
+        return Quantised(signal.metric, *map(torch.from_numpy, (values, *bounds)))
+    if order is None:
+        made = quantise(signal.features, signal.metric)
+    else:
+        made = _open(database, signal).ordered(order)
     bounds = torch.stack([made.scale, made.norm, made.error]).numpy()
     for old in database.base.glob(f"{stem}.[0-9a-f]*.npy"):
         old.unlink(missing_ok=True)  # of other features or another order
@@ -160,13 +149,3 @@ def _open(database: FeatureDatabase, signal: Signal, order: np.ndarray | None = 
         with atomic_write(place) as part, open(part, "wb") as target:
             np.save(target, array)
     return made
-
-
-def _fits(stored: Quantised, signal: Signal, order: np.ndarray | None) -> bool:
-    """Whether quantised features are those of a signal, by a few rows."""
-    places = evenly_spaced(len(stored.values), CHECKED)
-    fresh = quantise(signal.features[places if order is None else order[places]], signal.metric)
-    return all(
-        torch.equal(getattr(fresh, name), getattr(stored, name)[torch.from_numpy(places)])
-        for name in ("values", "scale", "norm", "error")
-    )

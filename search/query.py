@@ -1,6 +1,5 @@
 """Query pictures -> their features, as the feature database has them of its own pictures."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,17 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from data import Transform
-from features.checksums import FileStamp, file_stamp
 from features.database import FeatureDatabase
 from features.metadata import ModelRecord
 from net import Architecture, FeatureNet, extract_features, load_net, model_places
-from network.color import PALETTE_BINS, color_features
+from network.color import color_features
 from network.device import query_type, to_device
-from pictures.decode import read_picture
-from pictures.deepfashion import find_box
 from utils import UserError, sha256_of
 
 Box = tuple[int, int, int, int]
@@ -54,41 +49,6 @@ def find_query(base: Path, name: str) -> Path:
     return found
 
 
-def read_query(
-    base: Path,
-    name: str,
-    path: Path,
-    box: Box | None,
-    crop: bool,
-    transforms: Sequence[Transform],
-    least: int,
-) -> Query:
-    """Read a query picture.
-
-    Parameters
-    ----------
-    base : DATASET_BASE
-    name : the user's argument
-    path : its file
-    box : x1 y1 x2 y2 in px, to cut it to; None takes a picture of the collection as the feature
-        database took it, and any other one whole
-    crop : the feature database's pictures were cut to their boxes
-    transforms : of each model, RGB picture -> tensor
-    least : see `read_picture`
-
-    Raises
-    ------
-    PictureError : no picture, or a box outside it
-    """
-    if box is None and crop:
-        below = os.path.relpath(os.path.abspath(path), os.path.abspath(base))
-        box = None if below.startswith("..") else find_box(base, Path(below).as_posix())
-        box = box if box and box[2] > 0 else None
-    picture = read_picture(path, box, least)
-    images = [transform(picture) for transform in transforms]
-    return Query(name, images, ImageOps.contain(picture, (400, 400)))
-
-
 def extract_queries(
     nets: Sequence[FeatureNet],
     queries: Sequence[Query],
@@ -114,11 +74,11 @@ def extract_queries(
     return deep + colors
 
 
-def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[tuple[Path, FileStamp]]:
+def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[Path]:
     """Find the models that made the feature database, by their SHA-256.
 
     They are those of `named`, the settings MODELS or DUMPED_MODEL, or, with a line on standard
-    error, those that all_feat.json names. With each comes the stamp that it had before.
+    error, those that all_feat.json names.
 
     Raises
     ------
@@ -143,14 +103,14 @@ def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[tuple[P
 
 def _same_models(
     base: Path, names: Sequence[str], records: Sequence[ModelRecord]
-) -> list[tuple[Path, FileStamp]] | None:
+) -> list[Path] | None:
     """The files that some names of models mean; None where one has not its record's SHA-256."""
     if len(names) != len(records):
         return None
     found = []
     for name, record in zip(names, records, strict=True):
-        places = [(path, file_stamp(path)) for path in model_places(base, name) if path.is_file()]
-        same = [place for place in places if sha256_of(place[0]) == record.sha256]
+        places = [path for path in model_places(base, name) if path.is_file()]
+        same = [path for path in places if sha256_of(path) == record.sha256]
         if not same:
             return None
         found.append(same[0])
@@ -161,20 +121,10 @@ def load_query_nets(
     database: FeatureDatabase, named: Sequence[str], device: torch.device
 ) -> tuple[list[FeatureNet], list[Architecture]]:
     """Load the models that made the feature database; `named` as for `find_models`."""
-    settings, base = database.metadata.settings, database.base
+    settings = database.metadata.settings
     nets, architectures = [], []
-    for number, (path, stamp) in enumerate(find_models(database, named)):
+    for number, path in enumerate(find_models(database, named)):
         net, architecture = load_net(path, database.metadata.models[number].network)
-        if file_stamp(path) != stamp:
-            raise UserError(f"{path}: replaced while it was read; run this again")
-        made = (net.fc2.in_features, 3 * settings.COLOR_TOP_N, PALETTE_BINS**3)
-        palette = made[2] if database.palette is None else database.palette.shape[1]
-        stored = (database.deep[number].shape[1], database.color.shape[1], palette)
-        if stored != made:
-            raise UserError(
-                f"{base}: the features have {stored} values each, those that {path} makes have"
-                f" {made}; run: python feature_extractor.py --dataset-base {base}"
-            )
         colors = [] if number else color_features(settings.model_dump())
         nets.append(to_device(FeatureNet(net, colors, settings.FLIP).eval(), device))
         architectures.append(architecture)

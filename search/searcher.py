@@ -1,5 +1,6 @@
 """The way in: a query picture -> the most similar pictures of a collection."""
 
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +15,11 @@ from data import DETAIL, eval_transform
 from features.database import open_database
 from network.device import pick_device
 from pictures.decode import read_picture
+from pictures.deepfashion import find_box
 from search.engine import Answer, Engine
 from search.engines import NamedEngine, open_engine
 from search.low_precision import Copies
-from search.query import Box, Query, extract_queries, find_query, load_query_nets, read_query
+from search.query import Box, Query, extract_queries, find_query, load_query_nets
 from search.rerank import CollapsedEngine, RerankedEngine, join_queries
 from search.signals import describe_distance, signals_of
 from utils import Stopwatch, UserError
@@ -163,13 +165,20 @@ class Searcher:
 
     def read(self, picture: Picture, box: Box | None = None) -> Query:
         """Read a query picture as the networks take it; parameters as for `search`."""
+        name = "the picture"
         if isinstance(picture, str | Path):
-            crop = self.database.metadata.settings.CROP_TO_BBOX
-            path, transforms = find_query(self.base, str(picture)), self.transforms
-            return read_query(self.base, str(picture), path, box, crop, transforms, self.min_side)
+            name, picture = str(picture), find_query(self.base, str(picture))
+            if box is None and self.database.metadata.settings.CROP_TO_BBOX:
+                box = self._recorded_box(picture)
         rgb = read_picture(picture, box, self.min_side)
         images = [transform(rgb) for transform in self.transforms]
-        return Query("the picture", images, ImageOps.contain(rgb, (400, 400)))
+        return Query(name, images, ImageOps.contain(rgb, (400, 400)))
+
+    def _recorded_box(self, path: Path) -> Box | None:
+        """The box that the feature database cut a picture of the collection to; else None."""
+        below = os.path.relpath(os.path.abspath(path), os.path.abspath(self.base))
+        box = None if below.startswith("..") else find_box(self.base, Path(below).as_posix())
+        return box if box and box[2] > 0 else None
 
     def extract(self, queries: Sequence[Query]) -> list[np.ndarray]:
         """Features of Q queries: for each signal Q x D, float32."""

@@ -134,14 +134,6 @@ def test_every_script_refuses_features_of_other_numbers(base: Path, refused, scr
     refused(script, "all_palette_feat.npy", f"not <f4 of 2; {EXTRACT}", *flags)
 
 
-def test_features_of_another_width_are_not_compared(base: Path, refused) -> None:
-    """Guards the comparison of widths in query.load_query_nets."""
-    array("all_feat.npy", lambda x: x[:, :7].copy())(base)
-    (base / "models/kmeans.m").unlink()
-    err = refused("retrieval", "", "", *query(base), "--engine", "exact")
-    assert "the features have (7, 3, 512) values each" in err
-
-
 KMEANS: dict[str, Damage] = {
     **{f"cut at {share}": cut("models/kmeans.m", share) for share in (0, 0.01, 0.5, 0.99)},
     "a pickle": lambda base: (base / "models/kmeans.m").write_bytes(PICKLE),

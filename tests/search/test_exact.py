@@ -59,14 +59,6 @@ def test_the_scan_leaves_little_to_rank(
     assert max(ranked) < N // 20
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_collections_in_blocks(rng, monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
-    monkeypatch.setattr(scan, "BLOCK", 700)
-    terms = signals(random_features(rng, 3000), metric, (1.0, 0.5, 2.0))
-    check_scan(terms, random_features(rng, 5), 3)
-    check_scan(terms, random_features(rng, 5), 3, np.arange(0, 3000, 2))
-
-
 def test_many_queries_are_answered_by_matrix_products(rng, monkeypatch) -> None:
     terms = signals(random_features(rng, N), "euclidean", (1.0, 0.1))
     monkeypatch.setattr(ScanEngine, "search_places", None)

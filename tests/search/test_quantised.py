@@ -67,18 +67,6 @@ def test_damaged_files_are_made_again(measured: Path) -> None:
     np.testing.assert_array_equal(quantised_of(database)[0].values.numpy(), expected)
 
 
-def test_files_of_other_features_with_the_right_name_are_made_again(measured: Path) -> None:
-    """Guards `_fits`: two matrices of one shape, whose files were swapped."""
-    database = opened(measured)
-    expected = quantised_of(database)[0]
-    for part in ("codes", "bounds"):
-        (path,) = measured.glob(f"all_feat.euclidean.*.{part}.npy")
-        np.save(path, np.load(path)[..., ::-1] if part == "bounds" else np.load(path)[::-1])
-    found = quantised_of(database)[0]
-    np.testing.assert_array_equal(found.values.numpy(), expected.values.numpy())
-    np.testing.assert_array_equal(found.norm.numpy(), expected.norm.numpy())
-
-
 def test_other_metrics_and_signals_without_weight(measured: Path) -> None:
     database = opened(measured)
     assert quantised_of(database, "cityblock") is None
