@@ -34,7 +34,7 @@ setup-dev: .venv/ready-dev
 	@$(PY) -c 'import cv2' 2>/dev/null || { $(call APT,libgl1 libglib2.0-0); }
 	@touch $@
 
-.venv/ready-dev: .venv/ready requirements-dev.txt requirements-milvus.txt requirements-watch.txt requirements-web.txt
+.venv/ready-dev: .venv/ready requirements-dev.txt requirements-formats.txt requirements-milvus.txt requirements-watch.txt requirements-web.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@command -v chromium >/dev/null || ( $(call APT,chromium) ) \
 		|| echo "without chromium the tests of the page are skipped" >&2

@@ -292,6 +292,16 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
+def needs_package(error: ImportError, what: str, install: str) -> UserError:
+    """The error of what needs a package that is missing, or is there but cannot be imported.
+
+    `install` is the command that mends the first; it would not mend the second.
+    """
+    if isinstance(error, ModuleNotFoundError):
+        return UserError(f"{what} needs {error.name}; run: {install}")
+    return UserError(f"{what} needs {error.name}, which cannot be imported: {one_line(str(error))}")
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, as 64 hexadecimal digits."""
     with open(path, "rb") as file:

@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pictures.decode import PICTURE_SUFFIXES
-from pictures.folder import MADE_FOLDERS
-from utils import UserError
+from pictures.folder import MADE_FILE, MADE_FOLDERS
+from utils import needs_package
 
 QUIET, MAX_WAIT = 2.0, 60.0  # s without a change that end a burst of changes; a burst's maximum
 
@@ -23,14 +22,15 @@ def changes_below(base: Path) -> Iterator[None]:
     """
     try:
         from watchfiles import watch
-    except ImportError:
-        raise UserError("--watch needs watchfiles: pip install -r requirements-watch.txt") from None
+    except ImportError as error:
+        install = "pip install -r requirements-watch.txt"
+        raise needs_package(error, "--watch", install) from None
     top = base.resolve()
 
     def concerns_pictures(_: object, path: str) -> bool:
         parts = Path(path).relative_to(top).parts if Path(path).is_relative_to(top) else (path,)
         made_here = parts[0] in MADE_FOLDERS or any(part.startswith(".") for part in parts)
-        return not made_here and Path(path).suffix.lower() in {*PICTURE_SUFFIXES, ".txt", ""}
+        return not (made_here or MADE_FILE.fullmatch(parts[-1]))
 
     # It yields an empty set as soon as it listens: nothing is missed from then on.
     started = False

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils import UserError
+from utils import UserError, needs_package
 
 HEADS = ("fc.", "classifier.", "head")  # how the names of classifiers begin
 
@@ -156,8 +156,8 @@ def _torchvision_model(name: str, imagenet: bool) -> nn.Module:
 def _timm_model(name: str, imagenet: bool) -> nn.Module:
     try:
         import timm
-    except ImportError:
-        raise UserError(f"BACKBONE {name}: timm is missing; run: pip install timm") from None
+    except ImportError as error:
+        raise needs_package(error, f"BACKBONE {name}", "pip install timm") from None
     own_name = name.removeprefix("timm/")
     if not timm.is_model(own_name):
         raise _unknown(name)

@@ -1,32 +1,37 @@
 """A plain folder of photos: its pictures, its split, and its table."""
 
 import os
+import re
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from pictures.decode import PICTURE_SUFFIXES, PictureError
+from pictures.decode import PictureError
+from pictures.formats import EXTRAS, INSTALL, kind_of
 from pictures.table import Pictures, choose_validation_by_category, number_categories
-from utils import UserError, shown
+from utils import UserError, one_line, shown
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 MADE_FOLDERS = frozenset({"models"})  # what this project itself writes below DATASET_BASE
+MADE_FILE = re.compile(r"all_\w+(\.\w+)?\.(npy|npz|json|list)")
+MAX_KINDS = 8  # of files left out that are named
 
 
 def find_pictures(folder: Path, leave_out: frozenset[str] = frozenset()) -> list[str]:
     """Paths of all pictures below a folder, relative to it, sorted.
 
     Linked folders are searched, each folder once; hidden ones are not. A folder that cannot be read
-    is named on standard error.
+    is named on standard error, and files that are no pictures are counted there.
 
     Parameters
     ----------
     folder : where to search
     leave_out : folders at its top that are not searched
     """
-    found, seen = [], set()
+    found, seen, others = [], set(), Counter[str]()
     for place, folders, files in os.walk(folder, onerror=_report_unreadable, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
@@ -36,9 +41,29 @@ def find_pictures(folder: Path, leave_out: frozenset[str] = frozenset()) -> list
         relative = Path(place).relative_to(folder)
         skipped = leave_out if not relative.parts else ()
         folders[:] = sorted(f for f in folders if f[0] != "." and f not in skipped)
-        pictures = (f for f in files if os.path.splitext(f)[1].lower() in PICTURE_SUFFIXES)
-        found += [(relative / file).as_posix() for file in pictures if file[0] != "."]
+        for file in files:
+            if file[0] == "." or MADE_FILE.fullmatch(file):
+                continue
+            if kind := kind_of(os.path.join(place, file)):
+                others[kind] += 1
+            else:
+                found.append((relative / file).as_posix())
+    _report_others(folder, others)
     return sorted(found)
+
+
+def _report_others(folder: Path, others: Counter[str]) -> None:
+    """Say how many files of each kind are no pictures, and how some could be read."""
+    if not others:
+        return
+    total, kinds = others.total(), others.most_common(MAX_KINDS)
+    named = [f"{count:,} {one_line(kind)}" for kind, count in kinds]
+    rest = total - sum(count for _, count in kinds)
+    named += [f"{rest:,} more"] if rest else []
+    needs = [kind for kind in EXTRAS if kind in others]
+    remedy = f"; for {' and '.join(needs)}: {INSTALL}" if needs else ""
+    files = "1 file is" if total == 1 else f"{total:,} files are"
+    _print_once(f"{shown(folder)}: {files} left out, no picture: {', '.join(named)}{remedy}")
 
 
 def _report_unreadable(error: OSError) -> None:

@@ -34,6 +34,7 @@ PACKAGES = {
     "PIL": "pillow",
     "cv2": "opencv-python",
     "dotenv": "python-dotenv",
+    "pillow_jxl": "pillow-jxl-plugin",
     "faiss": "faiss-cpu",
     "sklearn": "scikit-learn",
 }

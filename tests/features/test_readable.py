@@ -52,7 +52,7 @@ def test_what_cannot_be_read_becomes_zeros_and_a_reason(readable: Readable) -> N
     image, reason, made_of = readable[1]
     assert not image.any()
     assert image.shape == (32, 32, 3)
-    assert reason.endswith("hat/b.png: cannot be read as a picture: cannot identify image file")
+    assert "hat/b.png: cannot be read as a picture: no format that Pillow knows" in reason
     assert made_of.any()  # an update reads it again only if it has changed
     gone = readable.dataset.base / "hat" / "c.png"
     gone.unlink()

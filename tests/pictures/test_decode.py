@@ -2,6 +2,8 @@
 
 import struct
 import zlib
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +145,42 @@ def test_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path, side
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
     with pytest.raises(PictureError, match=r"bomb\.png: more than \d+ million pixels"):
         read_picture(path)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 100}]
+)
+@pytest.mark.parametrize("min_side", [0, 20])
+def test_a_jpeg_without_its_end_is_read_if_it_lacks_no_pixel(how: dict, min_side: int) -> None:
+    file = BytesIO()
+    grey = np.full((20, 80, 3), 128, np.uint8)  # what decoders put where data are missing
+    Image.fromarray(np.concatenate([NOISE, grey])).save(file, "JPEG", **how)
+    whole = read_picture(file, None, min_side)
+    data = file.getvalue()
+    for missing in (1, 2):
+        assert read_picture(BytesIO(data[:-missing]), None, min_side) == whole
+    # At the end of a scan and at a restart marker, too, where no data are torn.
+    for length in range(len(data) // 3, len(data) - 4, 5 if how else 97):
+        with suppress(PictureError):
+            assert read_picture(BytesIO(data[:length]), None, 0) == read_picture(file)
+
+
+def test_the_limit_of_pixels_is_that_of_what_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, exif = tmp_path / "large.jpg", Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.new("RGB", (400, 320), "white")
+    picture.paste("red", (200, 0, 400, 160))
+    picture.save(path, exif=exif)
+    picture.save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400 * 320 // 3)
+    assert read_picture(path).size == (160, 200)  # a half, the largest below the limit
+    assert read_picture(path, min_side=40).size == (40, 50)
+    cut = read_picture(path, (160, 200, 320, 400))  # px of the upright picture at its full size
+    assert cut.size == (80, 100)
+    assert np.abs(np.asarray(cut, int) - RED).mean() < 5
+    for name, limit in (("large.png", 3), ("large.jpg", 4.1)):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400 * 320 // limit)
+        with pytest.raises(PictureError, match="million pixels"):
+            read_picture(tmp_path / name, min_side=40)
