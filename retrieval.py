@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from PIL import Image
 
 from config import DISTANCE, MILVUS
 from search import Searcher
+from search.duplicates import remark
 from search.engines import ENGINES, SCRIPTS, NamedEngine
-from search.query import Query, find_query
+from search.query import Query, find_query, joined
 from search.rerank import join_queries
 from search.searcher import Match
 from search.sheet import SheetRow, draw_sheet
@@ -36,7 +36,8 @@ USES = (
 def as_record(match: Match) -> dict[str, Any]:
     """A match as plain values, for JSON, the table and the picture."""
     before = {"rank": match.rank, "path": match.path, "distance": match.distance}
-    return {**before, **match.parts, "category": match.category, "item": match.item}
+    after = {"copies": match.copies, "duplicate_of": match.duplicate_of}
+    return {**before, **match.parts, "category": match.category, "item": match.item, **after}
 
 
 def print_answer(title: str, names: Sequence[str], records: Sequence[dict[str, Any]]) -> None:
@@ -49,7 +50,8 @@ def print_answer(title: str, names: Sequence[str], records: Sequence[dict[str, A
     for record in records:
         values = "".join(f"{record[name]:>12.5f}" for name in names)
         line = f"{record['rank']:>5}{values}  {record['category']:<{width}}  {record['path']}"
-        print(one_line(line))
+        said = remark(record["copies"], record["duplicate_of"])
+        print(one_line(f"{line}  ({said})" if said else line))
 
 
 def save_sheet(picture: Image.Image, path: Path) -> None:
@@ -109,6 +111,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--category", metavar="NAME", help="search this category only")
     add("--together", action="store_true", help="the query pictures show one item: one query")
     add("--per-item", action="store_true", help="show the best picture of each item only")
+    add("--collapse-duplicates", action="store_true", help="show each content once, count copies")
+    add("--with-own", action="store_true", help="show the query itself, if it is in the collection")
     add("--rerank", action="store_true", help="re-rank the first 100 by k-reciprocal neighbours")
     add("--json", action="store_true", help="print JSON and nothing else")
     add("--output", type=_output, metavar="FILE", help="write the answers as a picture")
@@ -149,8 +153,7 @@ def _read_queries(
         queries = [searcher.read(name, box) for name in args.img_path]
         features = searcher.extract(queries)
     if args.together:
-        features = join_queries(features)
-        queries = [replace(queries[0], name=" + ".join(query.name for query in queries))]
+        queries, features = [joined(queries)], join_queries(features)
     return queries, features
 
 
@@ -167,6 +170,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         engines = _open_engines(searcher, args.engine)
     queries, features = _read_queries(searcher, args, watch)
 
+    options: dict[str, Any] = {
+        "category": args.category,
+        "per_item": args.per_item,
+        "collapse": args.collapse_duplicates,
+        "with_own": args.with_own,
+        "rerank": args.rerank,
+    }
     output: list[dict[str, Any]] = []
     sheet: list[SheetRow] = []
     for i, query in enumerate(queries):
@@ -176,22 +186,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             title, step = _title(named, args.category), f"{ENGINES[named.name]} query"
             took = Stopwatch()
             with watch.step(step), took.step(step):
-                (answer,) = searcher.rank(
-                    [feature[i : i + 1] for feature in features],
-                    args.top_n,
-                    engine=named.name,
-                    category=args.category,
-                    per_item=args.per_item,
-                    rerank=args.rerank,
-                )
-            records = [as_record(match) for match in searcher.matches(answer, query.name)]
+                one = [feature[i : i + 1] for feature in features]
+                found, own = searcher.rank(query, one, args.top_n, engine=named.name, **options)
+            records = [as_record(match) for match in found]
             if not args.json:
                 print_answer(title, names, records)
+                if own:
+                    print(one_line(f"left out, as the query itself: {', '.join(own)}"))
             shared = {k: v for k, v in watch.seconds.items() if not k.endswith("query")}
             seconds = {**shared, **took.seconds}
-            output.append(
-                {"query": query.name, "engine": named.name, "results": records, "seconds": seconds}
-            )
+            facts = {"query": query.name, "engine": named.name, "results": records}
+            output.append({**facts, "left_out": own, "seconds": seconds})
             sheet.append(SheetRow(title, query.thumbnail, records))
     if args.json:
         print(json.dumps(output, indent=1, ensure_ascii=False))

@@ -1,13 +1,15 @@
 """The engines by name, each with what it searches and what it is expected to find."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
 from features.database import FeatureDatabase
-from search.clusters import KMeansEngine, nprobe_of, open_clusters
+from search.clusters import CLUSTERS, KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
 from search.exact import exact_engine
 from search.low_precision import Copies
@@ -17,6 +19,7 @@ from search.signals import Signal, describe_distance
 ENGINES = {"exact": "exact", "kmeans": "k-means", "milvus": "Milvus"}
 # The scripts that make what an engine needs.
 SCRIPTS = {"kmeans": "kmeans.py", "milvus": "milvus_push.py"}
+MAX_EXACT, MAX_LITE = 1_000_000, 200_000  # pictures that an exact search, Milvus Lite are good for
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,34 @@ class NamedEngine:
     engine: Engine
     searched: str
     recall: float | None
+
+
+def advise(
+    database: FeatureDatabase,
+    name: str,
+    recall: float | None,
+    target_recall: float,
+    on_gpu: bool = False,
+    in_file: bool = False,
+) -> None:
+    """Print one line where another engine or setting would serve better; Milvus Lite is a file."""
+    count = len(database.categories)
+    if name == "exact" and count > MAX_EXACT and not on_gpu:
+        ready = (database.base / CLUSTERS).is_file()
+        first = "" if ready else f"run: python kmeans.py --dataset-base {database.base}; then "
+        _say(f"{count:,} pictures: the k-means engine answers sooner; {first}use --engine kmeans")
+    if name == "kmeans" and recall is not None and recall < target_recall:
+        _say(
+            f"k-means finds {recall:.1%} of the nearest pictures, TARGET_RECALL is"
+            f" {target_recall:.1%}: set NPROBE to 0 (as many clusters as that takes), or higher"
+        )
+    if name == "milvus" and in_file and count > MAX_LITE:
+        _say(f"{count:,} pictures are many for Milvus Lite: use --engine kmeans, or a server")
+
+
+@cache  # the page's server opens an engine for each set of weights
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def open_engine(
@@ -67,6 +98,7 @@ def open_engine(
     distance = describe_distance(signals)
     if name == "exact":
         searched = f"all {len(database.categories):,} pictures, {distance}"
+        advise(database, name, 1.0, target_recall, device is not None and device.type == "cuda")
         return NamedEngine(name, exact_engine(database, signals, device, copies), searched, 1.0)
     if name == "kmeans":
         clusters = open_clusters(database)
@@ -75,12 +107,14 @@ def open_engine(
         kmeans = KMeansEngine(signals, clusters, nprobe, quantised)
         searched = f"{nprobe} of {len(clusters.centroids)} clusters"
         recall = float(clusters.recall[nprobe - 1]) if clusters.distance == distance else None
+        advise(database, name, recall, target_recall)
         return NamedEngine(name, kmeans, searched, recall)
     from search.milvus import open_milvus  # its library is an extra
     from search.milvus_client import Place
 
-    exact = exact_engine(database, signals, device, copies)
-    engine, record = open_milvus(database, signals, Place(**milvus or {}), exact)
+    exact, place = exact_engine(database, signals, device, copies), Place(**milvus or {})
+    engine, record = open_milvus(database, signals, place, exact)
     searched = f"{engine.candidates:,} candidates of each signal"
     recall = record["recall"] if record and record["distance"] == distance else None
+    advise(database, name, recall, target_recall, in_file=place.is_file)
     return NamedEngine(name, engine, searched, recall)

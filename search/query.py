@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +28,19 @@ class Query:
     name : as the user gave it
     images : of each model its picture, crop_size x crop_size x 3, uint8
     thumbnail : RGB, cropped to the garment where its box is known
+    files : size in bytes and SHA-256 of each of its files
     """
 
     name: str
     images: list[torch.Tensor]
     thumbnail: Image.Image
+    files: tuple[tuple[int, str], ...] = ()
+
+
+def joined(queries: Sequence[Query]) -> Query:
+    """Several pictures as one query, with the images of the first."""
+    files = tuple(file for query in queries for file in query.files)
+    return replace(queries[0], name=" + ".join(query.name for query in queries), files=files)
 
 
 def find_query(base: Path, name: str) -> Path:

@@ -5,7 +5,7 @@ answers: it improves queries with many correct pictures (a category) and harms t
 (an item). `python -m tools.query_ablation` measures that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.spatial.distance import pdist, squareform
@@ -121,39 +121,50 @@ def _distances_among(signals: Sequence[Signal], rows: np.ndarray) -> np.ndarray:
 
 
 class CollapsedEngine:
-    """Answers with items: the nearest picture of each.
+    """Answers with the nearest picture of each item or content, and without some pictures.
 
     Parameters
     ----------
     inner : what finds the pictures
-    items : N, str; of each picture of its collection, "" where unknown: such pictures all stay
+    keys : each N, the items or contents of its collection, "" where unknown: such pictures all stay
+    left_out : which of n rows not to answer with: n -> n, bool
     """
 
-    def __init__(self, inner: Engine, items: np.ndarray) -> None:
+    def __init__(
+        self,
+        inner: Engine,
+        *keys: np.ndarray,
+        left_out: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
         self.inner = inner
-        self.items = items
+        self.keys = keys
+        self.left_out = left_out
 
     def search(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
     ) -> list[Answer]:
-        """See `Engine.search`; `k` is a number of items."""
-        wanted = k
+        """See `Engine.search`; `k` is a number of answers that stay."""
+        wanted = k + 1  # one is often left out
         while True:
             found = self.inner.search(queries, wanted, rows)
             answers = [self._collapse(answer) for answer in found]
             short = [len(answer.rows) < k for answer in answers]
             more = [len(answer.rows) == wanted for answer in found]
             # Items of many pictures take many ranks: search for more until there are enough.
-            if wanted >= len(self.items) or not np.any(np.logical_and(short, more)):
+            if not np.any(np.logical_and(short, more)):
                 return [_take(answer, slice(k)) for answer in answers]
             wanted *= 4
 
     def _collapse(self, answer: Answer) -> Answer:
-        """Only the first picture of each item."""
-        found = self.items[answer.rows]
-        first = found == ""
-        first[np.unique(found, return_index=True)[1]] = True
-        return _take(answer, first)
+        """Only the first picture of each key, and none that is left out."""
+        if self.left_out:
+            answer = _take(answer, ~self.left_out(answer.rows))
+        for keys in self.keys:
+            found = keys[answer.rows]
+            first = found == found.dtype.type()
+            first[np.unique(found, return_index=True)[1]] = True
+            answer = _take(answer, first)
+        return answer
 
 
 def _take(answer: Answer, places: np.ndarray | slice) -> Answer:

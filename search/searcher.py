@@ -1,5 +1,7 @@
 """The way in: a query picture -> the most similar pictures of a collection."""
 
+import hashlib
+import io
 import os
 import threading
 from collections.abc import Sequence
@@ -16,10 +18,11 @@ from features.database import open_database
 from network.device import pick_device
 from pictures.decode import read_picture
 from pictures.deepfashion import find_box
-from search.engine import Answer, Engine
+from search.duplicates import OwnPicture, contents, count_copies, near_duplicates
+from search.engine import Engine
 from search.engines import NamedEngine, open_engine
 from search.low_precision import Copies
-from search.query import Box, Query, extract_queries, find_query, load_query_nets
+from search.query import Box, Query, extract_queries, find_query, joined, load_query_nets
 from search.rerank import CollapsedEngine, RerankedEngine, join_queries
 from search.signals import describe_distance, signals_of
 from utils import Stopwatch, UserError
@@ -41,6 +44,8 @@ class Match:
     category : its name, "" where unknown
     item : the garment's id, "" where unknown
     parts : by the name of each signal (deep, color, palette), the metric's value before its weight
+    copies : pictures of the collection with its content; 1 unless duplicates are collapsed
+    duplicate_of : rank of the first answer that it is a near-duplicate of, 0 for the query, or None
     """
 
     rank: int
@@ -49,6 +54,8 @@ class Match:
     category: str
     item: str
     parts: dict[str, float]
+    copies: int = 1
+    duplicate_of: int | None = None
 
 
 class Searcher:
@@ -134,6 +141,8 @@ class Searcher:
         category: str | None = None,
         box: Box | None = None,
         per_item: bool = False,
+        collapse: bool = False,
+        with_own: bool = False,
     ) -> list[Match]:
         """Find the pictures that are most similar to a query.
 
@@ -146,6 +155,8 @@ class Searcher:
         category : search the pictures of this category only
         box : cut the query pictures to x1, y1, x2, y2, in px; None: as the collection was cut
         per_item : answer with the best picture of each item only
+        collapse : answer once with each content, and count its copies
+        with_own : answer with the query itself, too, where it is a picture of the collection
 
         Returns
         -------
@@ -157,22 +168,36 @@ class Searcher:
             metric that has no value for these features
         """
         pictures = list(picture) if isinstance(picture, list | tuple) else [picture]
-        features = self.extract([self.read(one, box) for one in pictures])
-        if len(pictures) > 1:
+        queries = [self.read(one, box) for one in pictures]
+        features = self.extract(queries)
+        if len(queries) > 1:
             features = join_queries(features)
-        answers = self.rank(features, count, engine=engine, category=category, per_item=per_item)
-        return self.matches(answers[0])
+        return self.rank(
+            joined(queries),
+            features,
+            count,
+            engine=engine,
+            category=category,
+            per_item=per_item,
+            collapse=collapse,
+            with_own=with_own,
+        )[0]
 
     def read(self, picture: Picture, box: Box | None = None) -> Query:
         """Read a query picture as the networks take it; parameters as for `search`."""
-        name = "the picture"
+        name, path = "the picture", None
         if isinstance(picture, str | Path):
-            name, picture = str(picture), find_query(self.base, str(picture))
+            name, path = str(picture), find_query(self.base, str(picture))
             if box is None and self.database.metadata.settings.CROP_TO_BBOX:
-                box = self._recorded_box(picture)
-        rgb = read_picture(picture, box, self.min_side)
+                box = self._recorded_box(path)
+            picture = io.BytesIO(path.read_bytes())
+        files: tuple[tuple[int, str], ...] = ()
+        if not isinstance(picture, Image.Image):
+            data = picture.read()
+            picture, files = io.BytesIO(data), ((len(data), hashlib.sha256(data).hexdigest()),)
+        rgb = read_picture(picture, box, self.min_side, str(path or ""))
         images = [transform(rgb) for transform in self.transforms]
-        return Query(name, images, ImageOps.contain(rgb, (400, 400)))
+        return Query(name, images, ImageOps.contain(rgb, (400, 400)), files)
 
     def _recorded_box(self, path: Path) -> Box | None:
         """The box that the feature database cut a picture of the collection to; else None."""
@@ -189,33 +214,65 @@ class Searcher:
 
     def rank(
         self,
+        query: Query,
         features: Sequence[np.ndarray],
         count: int = 5,
         *,
         engine: str = "exact",
         category: str | None = None,
         per_item: bool = False,
+        collapse: bool = False,
+        with_own: bool = False,
         rerank: bool = False,
-    ) -> list[Answer]:
-        """Rank the collection by the features of Q queries.
+    ) -> tuple[list[Match], list[str]]:
+        """Rank the collection by the features of a query.
 
         Parameters
         ----------
-        features : for each signal Q x D, float32
-        count, engine, category, per_item : see `search`
+        query : what the features are of
+        features : for each signal 1 x D, float32
         rerank : re-rank the first 100 answers by k-reciprocal neighbours
+
+        The others are those of `search`.
 
         Returns
         -------
-        An answer for each query.
+        The matches, and the paths of the pictures that are left out as they are the query itself.
+
+        Raises
+        ------
+        UserError : a distance is not finite
         """
-        rows = self.database.rows_of(category) if category else None
+        database, own = self.database, OwnPicture(self.database, query.files)
         ranking: Engine = self.engine(engine).engine
         if rerank:
             ranking = RerankedEngine(ranking, self.signals)
-        if per_item:
-            ranking = CollapsedEngine(ranking, self.database.items)
-        return ranking.search(features, count, rows)
+        keys = [contents(database)] if collapse else []
+        keys += [database.items] if per_item else []
+        ranking = CollapsedEngine(ranking, *keys, left_out=None if with_own else own)
+        rows = database.rows_of(category) if category else None
+        (answer,) = ranking.search(features, count, rows)
+        if not np.isfinite(answer.distances).all():
+            raise UserError(
+                f"DISTANCE_METRIC {','.join(self.config.DISTANCE_METRIC)}: no finite distance to"
+                f" {query.name}: a metric that does not suit these features"
+            )
+        near = near_duplicates(self.signals, features, answer.rows)
+        copies = count_copies(database, answer.rows) if collapse else [1] * len(answer.rows)
+        matches = [
+            Match(
+                rank=i + 1,
+                path=database.paths[row],
+                distance=float(answer.distances[i]),
+                category=database.category(row),
+                item=str(database.items[row]),
+                parts={s.name: float(answer.parts[i, j]) for j, s in enumerate(self.signals)},
+                copies=copies[i],
+                duplicate_of=near[i],
+            )
+            for i, row in enumerate(answer.rows.tolist())
+        ]
+        return matches, [database.paths[row] for row in own.rows]
 
     def engine(self, name: str = "exact", weights: Sequence[float] | None = None) -> NamedEngine:
         """An engine by its name, opened once for each set of weights.
@@ -245,29 +302,3 @@ class Searcher:
         config = self.config
         settings = (config.NPROBE, config.TARGET_RECALL, config.milvus)
         return open_engine(self.database, signals, name, *settings, self.device, self._copies)
-
-    def matches(self, answer: Answer, name: str = "the query") -> list[Match]:
-        """An answer's rows as `Match`es; `name` is the query's, for messages.
-
-        Raises
-        ------
-        UserError : a distance is not finite
-        """
-        if not np.isfinite(answer.distances).all():
-            raise UserError(
-                f"DISTANCE_METRIC {','.join(self.config.DISTANCE_METRIC)}: no finite distance to"
-                f" {name}: a metric that does not suit these features"
-            )
-        names = [signal.name for signal in self.signals]
-        columns = (answer.rows.tolist(), answer.distances.tolist(), answer.parts.tolist())
-        return [
-            Match(
-                rank=rank,
-                path=self.database.paths[row],
-                distance=distance,
-                category=self.database.category(row),
-                item=str(self.database.items[row]),
-                parts=dict(zip(names, parts, strict=True)),
-            )
-            for rank, (row, distance, parts) in enumerate(zip(*columns, strict=True), start=1)
-        ]

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pictures.decode import PictureError, read_picture
 from pictures.folder import picture_file
+from search.duplicates import remark
 from utils import shown
 
 TILE = (168, 210)  # px, of a picture
@@ -29,7 +30,7 @@ class SheetRow:
     ----------
     title : what was searched, and how
     query : RGB
-    records : the answers, each with rank, path, distance and category
+    records : the answers, each with rank, path, distance and category; marked as `remark` does
     """
 
     title: str
@@ -65,11 +66,13 @@ def draw_sheet(base: Path, rows: Sequence[SheetRow]) -> Image.Image:
         for i, record in enumerate(row.records):
             corner = (2 * GAP + step[0] * (1 + i % across), top + step[1] * (i // across))
             caption = f"{record['rank']}   d {record['distance']:.4f}"
+            marks = remark(record.get("copies", 1), record.get("duplicate_of"))
+            below = "; ".join(filter(None, (record["category"], marks)))
             try:
                 picture = read_picture(picture_file(base, record["path"]))
             except PictureError:
                 picture = None
-            _tile(sheet, corner, picture, caption, record["category"], LINE)
+            _tile(sheet, corner, picture, caption, below, LINE)
         top += step[1] * count
     return sheet
 

@@ -37,7 +37,8 @@ def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> Non
     assert "recall@10" in old.stdout
 
     picture = tmp_path / "results.jpg"
-    done = run("retrieval.py", query, *there, "--json", "--top-n", 7, "--output", picture)
+    done = run("retrieval.py", query, *there, "--json", "--top-n", 7, "--with-own",
+               "--output", picture)  # fmt: skip
     exact, kmeans = json.loads(done.stdout)
     assert (exact["engine"], kmeans["engine"]) == ("exact", "kmeans")
     assert exact["results"][0]["path"] == query
@@ -72,11 +73,12 @@ def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> Non
     assert [name for name, _ in found] == ["MODEL_WEIGHTS", "COLOR_WEIGHT", "PALETTE_WEIGHT"]
     assert len(found[0][1].split(",")) == 2
     fused = json.loads(run("retrieval.py", query, *there, *models, *weights, "--json",
-                           "--engine", "exact").stdout)  # fmt: skip
+                           "--with-own", "--engine", "exact").stdout)  # fmt: skip
     first = fused[0]["results"][0]
     assert first["path"] == query
     assert {"deep", "deep_2", "color", "palette"} <= set(first)
-    unnamed = run("retrieval.py", query, *there, *weights, "--json", "--engine", "exact")
+    unnamed = run("retrieval.py", query, *there, *weights, "--json", "--with-own", "--engine",
+                  "exact")  # fmt: skip
     assert json.loads(unnamed.stdout)[0]["results"] == fused[0]["results"]
     assert "model_best.pth.tar, model_0_final.pth.tar" in unnamed.stderr
     page = tmp_path / "report.html"

@@ -21,7 +21,8 @@ from utils import run_script
 ROOT = Path(__file__).parent.parent
 MACHINE = ("--amp", "off", "--device", "cpu", "--num-workers", "0")
 NAMES = {"dress": "Dress", "hat": "Sun Hat", "shirt": "Shirt"}
-KEYS = ["rank", "path", "distance", "deep", "color", "palette", "category", "item"]
+KEYS = ["rank", "path", "distance", "deep", "color", "palette", "category", "item",
+        "copies", "duplicate_of"]  # fmt: skip
 BOX = (40, 30, 190, 200)  # of every third picture
 
 
@@ -81,10 +82,10 @@ def run(base: Path, capsys):
 
 @pytest.fixture
 def answers(run):
-    """The JSON answer to some queries, which is all that is printed."""
+    """The JSON answer to some queries, their own pictures included; all that is printed."""
 
     def call(*argv: object, at: Path | None = None) -> list[dict]:
-        status, out, err = run(*argv, "--json", **({"at": at} if at else {}))
+        status, out, err = run(*argv, "--json", "--with-own", **({"at": at} if at else {}))
         assert status == 0, err
         return json.loads(out)
 
@@ -147,7 +148,7 @@ def test_json_says_what_the_schema_says_and_distances_add_up(base: Path, answers
     color = np.load(base / "all_color_feat.npy").astype(float)
     palette = np.load(base / "all_palette_feat.npy").astype(float)
     for one in found:
-        assert list(one) == ["query", "engine", "results", "seconds"]
+        assert list(one) == ["query", "engine", "results", "left_out", "seconds"]
         own = rows_of(base).index(one["query"])
         assert [result["rank"] for result in one["results"]] == list(range(1, 8))
         for result in one["results"]:
@@ -185,15 +186,36 @@ def test_a_box_is_the_same_as_cropping_the_file_first(base: Path, answers, tmp_p
     assert one != answers(name, "--engine", "exact")[0]["results"]
 
 
+def test_the_querys_own_picture_is_left_out_and_named(base: Path, run, tmp_path: Path) -> None:
+    """By its path with and without a box, as a copy elsewhere, and as one of two views."""
+    boxed, other = "img/Some_Hat/img_00000003.jpg", "img/Some_Hat/img_00000004.jpg"
+    shutil.copyfile(base / boxed, tmp_path / "copy.jpg")
+    for argv, own in (
+        ((boxed,), [boxed]),
+        ((boxed, "--bbox", 9, 9, 99, 99), [boxed]),
+        ((tmp_path / "copy.jpg",), [boxed]),
+        ((boxed, other, "--together"), [boxed, other]),
+    ):
+        status, out, _ = run(*argv, "--top-n", 24, "--engine", "exact", "--json")
+        (one,) = json.loads(out)
+        assert (status, sorted(one["left_out"])) == (0, own)
+        assert {r["path"] for r in one["results"]} == set(rows_of(base)) - set(own)
+    _, out, _ = run(boxed, "--top-n", 3, "--collapse-duplicates")
+    assert out.count(f"left out, as the query itself: {boxed}") == 2  # for each engine
+    table = [row.split() for row in out.splitlines() if row.split()[:1] in (["1"], ["2"], ["3"])]
+    assert len(table) == 6
+    assert boxed not in {row[-1] for row in table}
+
+
 def test_the_table_says_what_json_says_and_the_time_of_each_step(run, answers) -> None:
     query = ("img/Some_Hat/img_00000004.jpg", "--top-n", "3")
-    status, out, _ = run(*query)
+    status, out, _ = run(*query, "--with-own")
     assert status == 0
     for one in answers(*query):
         for result in one["results"]:
             line = [f"{result[key]:.5f}" for key in ("distance", "deep", "color", "palette")]
             assert any(
-                row.split()[:5] == [str(result["rank"]), *line] and row.endswith(result["path"])
+                row.split()[:5] == [str(result["rank"]), *line] and result["path"] in row
                 for row in out.splitlines()
             )
     for step in ("loading model", "loading features", "extracting", "exact query", "k-means query"):
@@ -239,7 +261,7 @@ def test_another_model_than_that_of_the_database_is_refused(run, unclustered: Pa
 def test_a_model_that_was_moved_is_taken_where_the_settings_say(
     base: Path, run, answers, unclustered: Path
 ) -> None:
-    query = ("img/Some_Hat/img_00000004.jpg", "--engine", "exact")
+    query = ("img/Some_Hat/img_00000004.jpg", "--engine", "exact", "--with-own")
     (unclustered / "models/model_best.pth.tar").rename(unclustered / "models/moved.pth")
     other_model(unclustered)
     assert run(*query, at=unclustered)[0] == 2
@@ -256,7 +278,7 @@ def test_the_models_that_all_feat_json_names_are_taken_and_named(
     shutil.copyfile(unclustered / "models/model_best.pth.tar", unclustered / "models/mine.pth")
     other_model(unclustered)
     extract = ("--dataset-base", str(unclustered), *MACHINE, "--enable-inshop-dataset")
-    query = ("img/Some_Hat/img_00000004.jpg", "--engine", "exact", "--json", *flags)
+    query = ("img/Some_Hat/img_00000004.jpg", "--engine", "exact", "--json", "--with-own", *flags)
     for files in ("mine.pth", "mine.pth,model_best.pth.tar"):
         assert feature_extractor.main([*extract, "--color-top-n", "3", "--models", files]) == 0
         status, out, err = run(*query, at=unclustered)

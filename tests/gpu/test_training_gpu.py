@@ -48,7 +48,7 @@ def test_the_scripts_one_after_another(base: Path) -> None:
         found[device] = [np.load(base / f"{name}.npy") for name in ("all_feat", "all_palette_feat")]
         kmeans.main(["--dataset-base", str(base), "--n-clusters", "4"])
         query = base / (base / "all_feat.list").read_text().splitlines()[0]
-        answer = run("retrieval.py", query, *flags, "--json").stdout
+        answer = run("retrieval.py", query, *flags, "--json", "--with-own").stdout
         assert query.name in answer
     for on_cuda, on_cpu in zip(*found.values(), strict=True):
         assert cosines(on_cuda, on_cpu).min() > 0.99

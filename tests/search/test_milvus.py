@@ -141,6 +141,7 @@ def test_from_a_file_retrieval_answers_alike(
     shutil.copytree(photos, base, copy_function=os.link)
     query = "img/Tees/ms01/black_main.jpg"
     ask = [query, "--dataset-base", str(base), *WAITS, "--device", "cpu", "--top-n", "7"]
+    ask.append("--with-own")
 
     def answers(engine: str, *flags: str) -> list[dict[str, object]]:
         capsys.readouterr()

@@ -56,7 +56,7 @@ def test_matches_are_those_that_retrieval_prints(base, searcher, capsys, flags) 
 
 def test_distances_are_the_weighted_sum_of_cdist(base: Path, searcher: Searcher) -> None:
     database = open_database(base)
-    found = searcher.search(base / database.paths[3], count=24)
+    found = searcher.search(base / database.paths[3], count=24, with_own=True)
     features = (database.deep[0], database.color, database.palette)
     weights = (1.0, 0.1, 4.0)
     total = sum(w * cdist(f[3:4], f)[0] for w, f in zip(weights, features, strict=True))
@@ -67,22 +67,62 @@ def test_distances_are_the_weighted_sum_of_cdist(base: Path, searcher: Searcher)
 def test_a_path_a_pil_picture_and_an_open_file_are_the_same_query(base, searcher) -> None:
     path = base / open_database(base).paths[5]
     box = (5, 5, 90, 80)
-    expected = searcher.search(path, box=box)
-    assert searcher.search(str(path), box=box) == expected
-    assert searcher.search(io.BytesIO(path.read_bytes()), box=box) == expected
+    expected = searcher.search(path, box=box, with_own=True)
+    assert searcher.search(str(path), box=box, with_own=True) == expected
+    assert searcher.search(io.BytesIO(path.read_bytes()), box=box, with_own=True) == expected
     with Image.open(path) as picture:
-        assert searcher.search(picture, box=box) == expected
-    assert searcher.search(path) != expected
+        assert searcher.search(picture, box=box) == expected  # of no file
+    assert searcher.search(path, with_own=True) != expected
+
+
+@pytest.fixture(scope="module")
+def copied(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photos with five copies of the first, and it scaled and saved again."""
+    copied = Path(shutil.copytree(base, tmp_path_factory.mktemp("copied") / "data"))
+    first = copied / open_database(base).paths[0]
+    for number in range(5):
+        shutil.copyfile(first, first.parent / f"copy {number}.jpg")
+    with Image.open(first) as picture:
+        size = (picture.width * 3 // 4, picture.height * 3 // 4)
+        picture.resize(size).save(first.parent / "smaller.jpg", quality=90)
+    flags = ("--num-workers", "0", "--color-top-n", "3", "--update")
+    assert feature_extractor.main(["--dataset-base", str(copied), *MACHINE, *flags]) == 0
+    return copied
+
+
+def test_copies_are_one_answer_and_the_querys_own_picture_is_none(copied: Path) -> None:
+    first, *others = open_database(copied).paths
+    copies = {first, *(f"dress/copy {number}.jpg" for number in range(5))}
+    with Searcher(copied, Config(DATASET_BASE=copied, DEVICE="cpu")) as searcher:
+        upload = io.BytesIO((copied / first).read_bytes())
+        for query in (copied / first, first, copied / "dress/copy 3.jpg", upload):
+            found = searcher.search(query, count=99)
+            assert {match.path for match in found} == set(others) - copies
+        assert found[0].path == "dress/smaller.jpg"
+        assert [match.duplicate_of for match in found] == [0] + [None] * (len(found) - 1)
+
+        smaller = copied / "dress/smaller.jpg"
+        plain = searcher.search(smaller, count=7, with_own=True)
+        assert {match.path for match in plain} == {*copies, "dress/smaller.jpg"}
+        assert {(match.copies, match.duplicate_of) for match in plain} == {(1, 0)}
+        found = searcher.search(smaller, count=20, collapse=True)
+        assert found[0].path in copies
+        assert [match.copies for match in found] == [6] + [1] * 19
+        assert len(copies & {match.path for match in found}) == 1
+        narrow = searcher.search(smaller, count=3, collapse=True, engine="kmeans", category="dress")
+        assert [match.copies for match in narrow] == [6, 1, 1]
 
 
 def test_several_pictures_of_one_item_are_one_query(base: Path, searcher: Searcher) -> None:
     """The mean of their features: of a picture and itself, its own."""
     paths = [base / path for path in open_database(base).paths[:3]]
     assert searcher.search([paths[0]]) == searcher.search(paths[0])
+    assert not {*paths} & {base / match.path for match in searcher.search(paths, count=24)}
     twice = searcher.search([paths[0], paths[0]])
     assert [match.path for match in twice] == [m.path for m in searcher.search(paths[0])]
     mean = np.mean([searcher.extract([searcher.read(path)])[0] for path in paths], axis=0)
-    near = {match.path: match.parts["deep"] for match in searcher.search(paths, count=24)}
+    found = searcher.search(paths, count=24, with_own=True)
+    near = {match.path: match.parts["deep"] for match in found}
     expected = cdist(mean, searcher.database.deep[0])[0]
     np.testing.assert_allclose([near[p] for p in searcher.database.paths], expected, atol=1e-3)
 
@@ -131,6 +171,7 @@ def test_repr_says_what_is_searched_and_closing_ends_it(base: Path) -> None:
             f"Searcher({str(base)!r}: 24 pictures, deep euclidean + 0.1 color euclidean"
             " + 0 palette euclidean, cpu)"
         )
-        assert opened.search(opened.database.paths[0], count=1)[0].path == opened.database.paths[0]
+        path = opened.database.paths[0]
+        assert opened.search(path, count=1, with_own=True)[0].path == path
     with pytest.raises(ValueError, match="closed"):
         opened.search(opened.database.paths[0])

@@ -50,7 +50,7 @@ def bomb() -> bytes:
 def by_retrieval(*arguments: object) -> list[dict]:
     """The answers of retrieval.py."""
     with redirect_stdout(io.StringIO()) as out:
-        retrieval.main([str(argument) for argument in arguments])
+        retrieval.main([*map(str, arguments), "--with-own"])
     return json.loads(out.getvalue())
 
 
