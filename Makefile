@@ -5,7 +5,7 @@ PY := .venv/bin/python
 OLDEST := .venv-oldest/bin/python
 REQUIREMENTS := $(wildcard requirements*.txt)
 
-# Debian's Python comes without venv, and OpenCV's windows want two system libraries.
+# Debian's Python comes without venv.
 APT = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
 	then apt-get -qq update && apt-get -qq install -y $(1) >/dev/null; \
 	else echo "missing system packages; run: sudo apt-get install $(1)" >&2; exit 1; fi
@@ -31,16 +31,19 @@ setup-dev: .venv/ready-dev
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(call APT,python3-venv); }
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@$(PY) -c 'import cv2' 2>/dev/null || { $(call APT,libgl1 libglib2.0-0); }
 	@touch $@
 
-.venv/ready-dev: .venv/ready requirements-dev.txt requirements-formats.txt requirements-milvus.txt requirements-watch.txt requirements-web.txt
+.venv/ready-dev: .venv/ready requirements-dev.txt requirements-demo.txt requirements-formats.txt requirements-milvus.txt requirements-watch.txt requirements-web.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@command -v chromium >/dev/null || ( $(call APT,chromium) ) \
 		|| echo "without chromium the tests of the page are skipped" >&2
 	@touch $@
 
-# A target of its own: without the developers' packages.
+# Targets of their own: without the developers' packages.
+.venv/ready-demo: .venv/ready requirements-demo.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-demo.txt
+	@touch $@
+
 .venv/ready-web: .venv/ready requirements-web.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
 	@touch $@
@@ -52,7 +55,7 @@ web: web-setup ## serve the page that searches the demo's collection
 		|| { echo "there is no demo collection; run: make demo" >&2; exit 1; }
 	$(PY) web.py --dataset-base data/demo
 
-demo: setup ## a small drawn collection: train, extract, cluster, evaluate, query; a picture of it
+demo: .venv/ready-demo ## a small drawn collection: train, extract, cluster, evaluate, query; a picture of it
 	$(PY) -m tools.synthetic $(DRAWN)
 	@echo "--- the untrained network, to compare with"
 	$(PY) train.py $(DEMO) $(NETWORK) --epoch 0
@@ -98,7 +101,7 @@ audit: setup-dev ## known vulnerabilities of the installed and of the required p
 	@$(call AUDIT)
 	@$(call AUDIT,$(addprefix -r ,$(REQUIREMENTS)))
 
-soak: setup ## ten minutes of random faults while the demo's collection is trained and extracted
+soak: .venv/ready-demo ## ten minutes of random faults while the demo's collection is trained and extracted
 	$(PY) -m tools.synthetic $(DRAWN)
 	$(PY) -m tools.soak --dataset-base data/demo --minutes 10
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageShow
 
 from config import DISTANCE, MILVUS
 from search import Searcher
@@ -65,18 +65,13 @@ def save_sheet(picture: Image.Image, path: Path) -> None:
 
 
 def show(picture: Image.Image, title: str) -> None:
-    """Show a picture in a window until a key is pressed, where there is a display."""
+    """Show a picture in the system's viewer, where there is a display."""
     on_linux = sys.platform.startswith("linux")
     if on_linux and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         print("--show: there is no display; --output results.jpg writes a file", file=sys.stderr)
         return
-    import cv2
-
-    cv2.imshow(title, cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR))
-    # A closed window ends it too; a key alone would leave the script waiting for ever.
-    while cv2.waitKey(100) < 0 and cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) > 0:
-        pass
-    cv2.destroyAllWindows()
+    if not ImageShow.show(picture, title):
+        print("--show: no program shows pictures; --output results.jpg writes one", file=sys.stderr)
 
 
 def _positive(text: str) -> int:
@@ -116,7 +111,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--rerank", action="store_true", help="re-rank the first 100 by k-reciprocal neighbours")
     add("--json", action="store_true", help="print JSON and nothing else")
     add("--output", type=_output, metavar="FILE", help="write the answers as a picture")
-    add("--show", action="store_true", help="show them in a window, where there is a display")
+    add("--show", action="store_true", help="show them in the system's viewer")
 
 
 def _open_engines(searcher: Searcher, name: str | None) -> list[NamedEngine]:

@@ -1,6 +1,7 @@
 """The colour features: the strongest cells (of 2018), and the palette."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -70,13 +71,25 @@ def lab_of_rgb(rgb: Tensor) -> Tensor:
 
 def palette_bins() -> Tensor:
     """The palette's bin of each shade: SHADES^3, int64; R varies slowest, B fastest."""
-    step = 256 / SHADES
-    middle = (torch.arange(SHADES, dtype=torch.float64) * step + (step - 1) / 2) / 255
-    rgb = torch.stack(torch.meshgrid(middle, middle, middle, indexing="ij")).flatten(1)
-    lightness, a, b = lab_of_rgb(rgb[None])[0]
+    lightness, a, b = lab_of_rgb(_shades()[None])[0]
     scaled = torch.stack([lightness / 100, *((c + CHROMA) / (2 * CHROMA) for c in (a, b))])
     lightness, a, b = (scaled * PALETTE_BINS).long().clamp(0, PALETTE_BINS - 1)
     return (lightness * PALETTE_BINS + a) * PALETTE_BINS + b
+
+
+def _shades() -> Tensor:
+    """The sRGB colour of each shade: 3 x SHADES^3, 0 to 1."""
+    step = 256 / SHADES
+    middle = (torch.arange(SHADES, dtype=torch.float64) * step + (step - 1) / 2) / 255
+    return torch.stack(torch.meshgrid(middle, middle, middle, indexing="ij")).flatten(1)
+
+
+@cache
+def palette_rgb() -> Tensor:
+    """The mean colour of the shades in each bin: 512 x 3, 0 to 1; black where there is none."""
+    bins = palette_bins()
+    channels = [bins.bincount(channel, PALETTE_BINS**3) for channel in _shades()]
+    return torch.stack(channels, 1) / bins.bincount(minlength=PALETTE_BINS**3)[:, None].clamp(min=1)
 
 
 class Palette(nn.Module):

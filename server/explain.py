@@ -5,7 +5,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from net import FeatureNet
-from network.color import Palette
+from network.color import Palette, palette_rgb
 from network.device import autocast, query_type, to_device
 from pictures.decode import read_picture
 from pictures.folder import picture_file
 from search.engine import ExactEngine
 from server.collection import Collection
-from server.query import QueryMemory, palette_colors, query_features
+from server.query import QueryMemory, query_features
 from server.ranking import signals_for
 from server.schemas import Cell, Explanation, Part, SearchOptions, Shade, View
 
@@ -133,8 +132,7 @@ def _view(image: Tensor, conv_map: Tensor, palette: Tensor, cell_count: int) -> 
 def _shades(shares: np.ndarray) -> list[Shade]:
     """The largest bins of a palette; `shares` of all its bins, which add up to 1."""
     largest = np.argsort(-shares, kind="stable")[:MAX_SHADES]
-    lab = palette_colors()[largest].astype(np.float32)
-    rgb = cv2.cvtColor(lab[None], cv2.COLOR_LAB2RGB)[0].clip(0, 1)
+    rgb = palette_rgb()[largest]
     return [
         Shade(color=_hex(color), share=share)
         for color, share in zip((255 * rgb).tolist(), shares[largest].tolist(), strict=True)

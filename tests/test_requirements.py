@@ -22,6 +22,7 @@ EXTRAS = {
     "tools/benchmark": "requirements-benchmark.txt",
     "features/watch.py": "requirements-watch.txt",
     "search/milvus": "requirements-milvus.txt",
+    "tools/synthetic": "requirements-demo.txt",
 }
 LINE = re.compile(r"([a-z][a-z0-9-]*)>=(\d+(?:\.\d+)*),<(\d+(?:\.\d+)*)")
 COMMANDS = {
@@ -32,7 +33,7 @@ COMMANDS = {
 # Packages that are imported by another name than their own.
 PACKAGES = {
     "PIL": "pillow",
-    "cv2": "opencv-python",
+    "cv2": "opencv-python-headless",
     "dotenv": "python-dotenv",
     "pillow_jxl": "pillow-jxl-plugin",
     "faiss": "faiss-cpu",
