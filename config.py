@@ -110,7 +110,14 @@ class Config(BaseSettings):
         Path("data/deepfashion"),
     )
     CATEGORIES: int = _data(
-        "use categories 1 to N of the lists (20: DeepFashion's upper-body part, 50: all)", 20, ge=1
+        "use categories 1 to N of DeepFashion's lists (20: its upper-body part, 50: all); of your"
+        " own photos all are used",
+        20,
+        ge=1,
+    )
+    ALLOWED_ROOTS: _Names = _data(
+        "folders outside the data set where links to pictures may lead: X,Y,... (recorded in it)",
+        (),
     )
     CROP_TO_BBOX: bool = _data(
         "crop pictures that have a bounding box to it, in training and in the database", True

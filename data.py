@@ -1,17 +1,18 @@
-"""Tables of pictures -> datasets, transforms and loaders.
+"""Check a data set, or make one of your own photos.
 
 python data.py check            report on a data set before anything is trained
-python data.py import FOLDER    write the annotation files for a folder of your own photos
-python data.py import LIST.csv  the same for a list: path,category,item,color,partition
+python data.py import FOLDER    make DATASET_BASE of a folder of photos, which stay where they are
+python data.py import LIST.csv  the same of a list beside them: path,category,item,color,partition
 
 FOLDER has one folder per category, or none; a split into train/, validation/ and test/ is kept.
-With --item-level or --item-pattern it also has items in several views, and DATASET_BASE/in_shop
-gets lists to train and to evaluate items with. With --in-shop it becomes the items of a data set
+With --item-level or --item-pattern the photos show items in several views, and DATASET_BASE/in_shop
+gets lists of these for training and evaluation. With --in-shop they become the items of a data set
 whose categories come from another folder:
 
     python data.py import photos --dataset-base data/mine
     python data.py import items --in-shop --item-level --dataset-base data/mine
 """
+# For other scripts: the pictures of a table as datasets and loaders.
 
 import argparse
 import sys
@@ -33,7 +34,7 @@ from pictures.table import Pictures
 from utils import UserError, parse_args, run_script
 
 USES = (
-    "DATASET_BASE", "CATEGORIES", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET",
+    "DATASET_BASE", "CATEGORIES", "ALLOWED_ROOTS", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET",
     "INSHOP_DATASET_PERCENT", "VAL_SHARE", "RECIPE", "PER_CLASS", "TRIPLET_WEIGHT", "NUM_WORKERS",
 )  # fmt: skip
 Transform = Callable[[Image.Image], Tensor]
@@ -151,24 +152,28 @@ def make_loader(
 
 
 SWITCHES = {
-    "--item-level": "item folders lie in category folders; a picture's colour is its file name up"
-    " to the first _",
+    "--item-level": "the folders are CATEGORY/ITEM/; red_1.jpg, red_2.jpg are of the color red,"
+    " where other file names show that they begin with colors",
     "--in-shop": "write DATASET_BASE/in_shop alone, beside a data set with categories; needs items."
     " With --item-level the category is then the one folder above the item's",
     "--test": "all pictures are test, to evaluate a model of another data set on them",
 }
 EXPRESSIONS = {
-    "--item-pattern": "regular expression searched in each path below FOLDER; its group (?P<item>)"
-    " is the item, (?P<color>) and (?P<category>), if there, the colour and the category (else the"
-    " top folder)",
-    "--gallery": "of the pictures not in train, those whose path below FOLDER matches are gallery,"
-    " the others queries (default: the first picture of each item and colour is gallery)",
+    "--item-pattern": "searched in each path below FOLDER; its group (?P<item>...) is the item,"
+    " (?P<color>...) and (?P<category>...), if there, the color and the category (else the top"
+    " folder)",
+    "--gallery": "of the items' pictures outside train, those whose path below FOLDER matches are"
+    " the gallery, the others queries (default: the first picture of each item and color)",
 }
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("command", choices=("check", "import"), help="what to do, see above")
-    parser.add_argument("folder", nargs="?", type=Path, help="import: the photos")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, metavar="FOLDER|LIST.csv", help="import: the photos"
+    )
+    columns = "import: the list's own names of columns: path=id,category=articleType"
+    parser.add_argument("--columns", metavar="NAME=COLUMN,...", help=columns)
     for name, text in SWITCHES.items():
         parser.add_argument(name, action="store_true", help=f"import: {text}")
     for name, text in EXPRESSIONS.items():
@@ -178,10 +183,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: the other scripts that import data.py do not need them.
     from pictures.check import check_data_set
+    from pictures.folder import allow_roots
     from pictures.import_folder import import_folder
 
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
     if args.command == "check":
+        allow_roots(config.DATASET_BASE, config.ALLOWED_ROOTS)
         return check_data_set(
             config.DATASET_BASE,
             config.CATEGORIES,
@@ -194,12 +201,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             per_class=config.PER_CLASS,
         )
     if args.folder is None:
-        raise UserError("import: name the folder of photos: python data.py import FOLDER")
+        raise UserError("import: name the folder of photos, or a list: data.py import FOLDER")
     import_folder(
         args.folder,
         config.DATASET_BASE,
-        config.CATEGORIES,
         config.VAL_SHARE,
+        columns=args.columns,
+        roots=config.ALLOWED_ROOTS,
         item_level=args.item_level,
         item_pattern=args.item_pattern,
         inshop=args.in_shop,

@@ -35,6 +35,7 @@ from features.watch import changes_below
 from features.writer import Stacked, finish_writing, write_database
 from network.distributed import Distributed, init_distributed, per_process
 from pictures.collection import read_collection
+from pictures.folder import allow_roots
 from pictures.table import Pictures
 from search import clustering
 from search.milvus_client import Place
@@ -44,8 +45,9 @@ from search.signals import signals_of
 from utils import UserError, parse_args, run_script
 
 USES = (
-    "DATASET_BASE", "CATEGORIES", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET", "VAL_SHARE", "IMG_SIZE",
-    "CROP_SIZE", "BACKBONE", "INTER_DIM", "RECIPE", "DUMPED_MODEL", "MODELS", "FLIP",
+    "DATASET_BASE", "CATEGORIES", "ALLOWED_ROOTS", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET",
+    "VAL_SHARE", "IMG_SIZE", "CROP_SIZE", "BACKBONE", "INTER_DIM", "RECIPE", "DUMPED_MODEL",
+    "MODELS", "FLIP",
     "EXTRACT_BATCH_SIZE", "COLOR_TOP_N", "PALETTE", *DISTANCE, "TARGET_RECALL", *MILVUS, "DEVICE",
     "AMP", "NUM_WORKERS",
 )  # fmt: skip
@@ -62,6 +64,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
     base, update, status = config.DATASET_BASE, args.update or args.watch, 0
+    allow_roots(base, config.ALLOWED_ROOTS)
     with init_distributed(config.DEVICE) as (distributed, device):
         if args.watch and distributed.world_size > 1:
             raise UserError("--watch takes one process; --update may have several")

@@ -17,7 +17,7 @@ from network.backbones import WeightsError, build_backbone, load_weights
 from network.checkpoint import checked_state_dict, read_checkpoint, write_checkpoint
 from network.device import autocast, copy_to
 from network.layers import AveragePooling, CosineClassifier, GeM, Normalize
-from utils import UserError
+from utils import UserError, command
 
 Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 LENGTH = 10.0  # of a normalised embedding: its distances then compare with those of 2018
@@ -267,8 +267,7 @@ def find_model(base: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise UserError(
-        f"DUMPED_MODEL {name}: no such file, nor {places[1]};"
-        f" run: python train.py --dataset-base {base}"
+        f"DUMPED_MODEL {name}: no such file, nor {places[1]}; run: {command('train.py', base)}"
     )
 
 

@@ -23,6 +23,7 @@ from features.lock import locked
 from net import Architecture, EmbeddingNet, initial_net, save_checkpoint
 from network.device import amp_type, explain_out_of_memory, to_device
 from network.distributed import Distributed, init_distributed, per_process
+from pictures.folder import allow_roots
 from pictures.samplers import ShardedBatches, TrainBatches
 from pictures.splits import Splits, read_splits
 from training.loop import BEST, Trainer, mark_best, synchronise_norms
@@ -48,7 +49,7 @@ IDENTITY = (
 USES = (
     *IDENTITY,
     *("DATASET_BASE", "VAL_SHARE", "RECIPE", "EPOCH", "LOG_INTERVAL", "DUMP_INTERVAL"),
-    *("DEVICE", "AMP", "NUM_WORKERS"),
+    *("ALLOWED_ROOTS", "DEVICE", "AMP", "NUM_WORKERS"),
 )
 
 
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(config: Config, resume: bool, distributed: Distributed, device: torch.device) -> None:
     """Train by the settings; a `UserError` where data set, settings or resume point forbid it."""
     models = config.DATASET_BASE / "models"
+    allow_roots(config.DATASET_BASE, config.ALLOWED_ROOTS)
     amp = amp_type(device, config.AMP)
 
     splits = read_splits(

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import signal
 import sys
 import time
@@ -333,6 +334,17 @@ def shown(path: Path | str) -> str:
     """A path for a message, by `ascii` if it has line breaks, control characters or surrogates."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
+
+
+@cache
+def print_once(line: str) -> None:
+    """Print a warning to standard error, once in a process: a script may read a folder twice."""
+    print(line, file=sys.stderr)
+
+
+def command(script: str, base: Path, *options: str) -> str:
+    """A command to copy into a shell: `script` (with its own arguments) for a data set."""
+    return shlex.join(["python", *script.split(), "--dataset-base", str(base), *options])
 
 
 class Stopwatch:

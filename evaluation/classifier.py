@@ -8,7 +8,7 @@ from evaluation.metrics import top_k_metrics
 from evaluation.protocols import Outcome
 from features.arrays import read_archive
 from features.database import CLASSIFIER, CLASSIFIER_FORMS, FeatureDatabase
-from utils import UserError
+from utils import UserError, command
 
 Classifier = tuple[np.ndarray, np.ndarray]
 
@@ -25,8 +25,8 @@ def read_classifier(database: FeatureDatabase) -> Classifier:
     logits = len(database.metadata.models[0].network.categories)
     if weight.shape != (logits, database.deep[0].shape[1]) or bias.shape != (logits,):
         raise UserError(
-            f"{path}: not the classifier of these features; run: python feature_extractor.py"
-            f" --dataset-base {database.base}"
+            f"{path}: not the classifier of these features; run:"
+            f" {command('feature_extractor.py', database.base)}"
         )
     return weight, bias
 

@@ -23,7 +23,7 @@ from pictures.table import align
 from search.engine import Engine
 from search.matrix import MatrixEngine
 from search.signals import Signal
-from utils import UserError, progress_bar
+from utils import UserError, command, progress_bar
 
 BLOCK = 64  # queries at once
 MAX_ANSWERS = 10  # of each query, for the report
@@ -254,7 +254,7 @@ def tasks_of(database: FeatureDatabase, protocol: str, val_share: float) -> list
         tasks += item_tasks(database)
     measured = [task for task in tasks if task.relevant.any()]
     if not measured:
-        advice = extraction_advice(database) or "see `python data.py check`"
+        advice = extraction_advice(database) or f"see {command('data.py check', base)}"
         which = " with a correct picture in the gallery" if tasks else ""
         raise UserError(
             f"{base}: the feature database holds no query{which} for --protocol {protocol};"
@@ -272,7 +272,5 @@ def extraction_advice(database: FeatureDatabase) -> str:
     measured = read_inshop(database.base).in_partition("query", "gallery")
     if not len(measured) or (align(measured.paths, database.paths) >= 0).any():
         return ""
-    return (
-        "its in-shop pictures were not extracted; run: python feature_extractor.py"
-        f" --dataset-base {database.base} --enable-inshop-dataset"
-    )
+    again = command("feature_extractor.py", database.base, "--enable-inshop-dataset")
+    return f"its in-shop pictures were not extracted; run: {again}"

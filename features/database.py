@@ -13,7 +13,8 @@ from features.arrays import map_array, read_archive
 from features.checksums import first_wrong
 from features.metadata import Metadata
 from features.path_list import PathList
-from utils import UserError
+from pictures.table import category_key
+from utils import UserError, command
 
 DEEP, COLOR, PALETTE = "all_feat.npy", "all_color_feat.npy", "all_palette_feat.npy"
 CATEGORY, ITEM, CONTENT = "all_category.npy", "all_item.npy", "all_content.npy"
@@ -70,9 +71,9 @@ class FeatureDatabase:
         ------
         UserError : no picture has such a category
         """
-        lower = [name.lower() for name in self.category_names]
-        number = lower.index(category.lower()) if category.lower() in lower else -2
-        rows = np.flatnonzero(self.categories == number)
+        key = category_key(category)
+        numbers = [i for i, name in enumerate(self.category_names) if category_key(name) == key]
+        rows = np.flatnonzero(np.isin(self.categories, numbers))
         if not len(rows):
             used = np.unique(self.categories[self.categories >= 0])
             names = ", ".join(sorted(self.category_names[i] for i in used))
@@ -123,7 +124,7 @@ def _read_info(base: Path) -> bytes | None:
 
 def _open_files(base: Path, info: bytes | None) -> FeatureDatabase:
     """Open the files that the content of all_feat.json describes."""
-    remedy = f"run: python feature_extractor.py --dataset-base {base}"
+    remedy = f"run: {command('feature_extractor.py', base)}"
     if info is None:
         raise UserError(f"{base}: no feature database ({INFO}); {remedy}")
     name, fault = INFO, "damaged, or of another version"

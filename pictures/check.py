@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pictures.collection import read_labelled
+from pictures.collection import read_labelled, require_photos
 from pictures.decode import PictureError, read_picture
 from pictures.deepfashion import attribute_list, inshop_list, read_inshop
-from pictures.folder import picture_file
+from pictures.folder import leads_out, link_remedy, picture_file
 from pictures.samplers import TrainBatches
 from pictures.splits import read_splits
 from pictures.table import INSHOP_PARTITIONS, MAX_CATEGORIES, PARTITIONS, Pictures
@@ -81,10 +81,11 @@ def check_data_set(
 
 def _print_tables(base: Path, categories: int, val_share: float, inshop: bool) -> list[Pictures]:
     """Print what the lists have; the labelled pictures, and the in-shop ones not among them."""
+    require_photos(base)
     labelled = read_labelled(base, categories, val_share)
     items = read_inshop(base) if inshop_list(base) or inshop else None
     alone = items is not None and attribute_list(base) is None
-    kind = "DeepFashion's lists" if attribute_list(base) else "a plain folder of photos"
+    kind = "lists in DeepFashion's form" if attribute_list(base) else "a plain folder of photos"
     print(f"{shown(base)}: {'in-shop lists alone' if alone else kind}\n")
     _print_table(labelled, ("train", "val", "query", "gallery") if alone else PARTITIONS)
     others = len(read_labelled(base, MAX_CATEGORIES, val_share)) - len(labelled)
@@ -103,11 +104,13 @@ def _print_tables(base: Path, categories: int, val_share: float, inshop: bool) -
 
 def _print_table(pictures: Pictures, partitions: Sequence[str]) -> None:
     """Pictures per category and partition."""
-    names = [*map(shown, pictures.category_names), "total"]
-    width = max(8, *map(len, names))
+    rows = {shown(name): pictures.categories == i for i, name in enumerate(pictures.category_names)}
+    if (unknown := pictures.categories < 0).any():
+        rows["(unknown)"] = unknown
+    rows["total"] = pictures.categories >= -1
+    width = max(8, *map(len, rows))
     print(" " * width + "".join(f"{partition:>10}" for partition in partitions))
-    for i, name in enumerate(names):
-        chosen = pictures.categories == i if i < len(names) - 1 else slice(None)
+    for name, chosen in rows.items():
         count = Counter(pictures.partitions[chosen].tolist())
         print(f"{name:<{width}}" + "".join(f"{count[p]:>10,}" for p in partitions))
 
@@ -127,7 +130,7 @@ def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool, used:
     """Read the pictures, print their faults; return how many of `used` training cannot read."""
     faults: dict[str, list[str]] = defaultdict(list)
     rows_of: dict[str, list[int]] = defaultdict(list)
-    fatal = {"missing", "unreadable", "empty box"} if crop else {"missing", "unreadable"}
+    fatal = {"missing", "link", "unreadable", *(["empty box"] if crop else [])}
     unusable = 0
     with progress_bar(len(pictures), "reading", "picture") as bar:
         for row, (kind, message, digest) in enumerate(_inspect_all(base, pictures, jobs)):
@@ -140,6 +143,9 @@ def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool, used:
     across = sum(len(set(pictures.partitions[rows].tolist())) > 1 for rows in copies)
     print(f"{len(pictures):,} pictures")
     _print_faults("missing", faults["missing"])
+    if links := faults["link"]:
+        remedy = link_remedy([leads_out(base, path, None) for path in links])
+        _print_faults(f"links out of the data set: {remedy}", list(map(shown, links)))
     _print_faults("unreadable, or with an empty box", faults["unreadable"] + faults["empty box"])
     _print_faults("box reaches outside the picture (clipped)", faults["box"])
     _print_faults(
@@ -161,6 +167,8 @@ def _inspect_all(base: Path, pictures: Pictures, jobs: int) -> Iterator[tuple[st
 def _inspect(base: Path, path: str, box: list[int]) -> tuple[str, str, str]:
     """One picture: the kind of its fault ("" for none), what is printed, SHA-256 of its bytes."""
     try:
+        if leads_out(base, path, None):
+            return "link", path, ""
         file = picture_file(base, path)
         if not file.exists():
             return "missing", shown(path), ""

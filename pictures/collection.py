@@ -1,5 +1,6 @@
 """What is below DATASET_BASE, DeepFashion's lists or a plain folder -> one table of pictures."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,17 @@ import numpy as np
 from pictures.deepfashion import attribute_list, inshop_list, read_attribute, read_inshop
 from pictures.folder import read_folder
 from pictures.table import Pictures, choose_validation, merge
+from utils import UserError, shown
+
+
+def require_photos(base: Path) -> None:
+    """Raise a `UserError` where the photos of an import are no longer where they were."""
+    for link in (base / "img", base / "in_shop" / "img"):
+        if link.is_symlink() and not link.exists():
+            raise UserError(
+                f"{shown(link)}: the link leads nowhere; put the photos back to"
+                f" {shown(os.path.realpath(link))}, or import them again from where they are"
+            )
 
 
 def read_labelled(base: Path, categories: int, val_share: float) -> Pictures:
@@ -19,7 +31,7 @@ def read_labelled(base: Path, categories: int, val_share: float) -> Pictures:
     Parameters
     ----------
     base : DATASET_BASE
-    categories : keep categories 1 to this number of the attribute lists; folders have no numbers
+    categories : as for `read_attribute`
     val_share : as for `read_folder`
 
     Raises
@@ -43,13 +55,14 @@ def read_collection(base: Path, categories: int, inshop: bool, val_share: float)
     Parameters
     ----------
     base : DATASET_BASE
-    categories : keep categories 1 to this number of the attribute benchmark
+    categories : as for `read_attribute`
     inshop : add the in-shop part, see `merge`. Without attribute lists it is read in any case
     val_share : as for `read_folder`
 
     Raises
     ------
-    UserError : there is no picture, or a list is malformed
+    UserError : there is no picture, a list is malformed, or the photos of an import are gone
     """
+    require_photos(base)
     labelled = read_labelled(base, categories, val_share)
     return merge(labelled, read_inshop(base)) if inshop else labelled

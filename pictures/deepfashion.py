@@ -18,6 +18,7 @@ from pictures.table import (
     Pictures,
     align,
     category_column,
+    clean,
     number_categories,
 )
 from utils import UserError
@@ -25,6 +26,7 @@ from utils import UserError
 ANNO_FOLDERS = ("Anno", "Anno_coarse", "Anno_fine")
 COLOR_LIST = "list_color_inshop.txt"
 UNKNOWN_COLOR = "-"  # in it, where a cell cannot be empty
+OWN_TYPE = "0"  # as the type of every category: the lists are of somebody's own photos
 BOX_COLUMNS = ("image_name", "x_1", "y_1", "x_2", "y_2")
 
 
@@ -53,7 +55,7 @@ def read_attribute(base: Path, categories: int) -> Pictures:
     Parameters
     ----------
     base : DATASET_BASE
-    categories : keep the pictures of categories 1 to this number
+    categories : keep the pictures of categories 1 to this number; all of a collection of one's own
 
     Raises
     ------
@@ -61,8 +63,9 @@ def read_attribute(base: Path, categories: int) -> Pictures:
     """
     list_path = attribute_list(base)
     if list_path is None:
-        raise UserError(f"{base}: no Anno/list_category_img.txt")
-    names, paths, labels = _read_labels(list_path.parent)
+        raise UserError(f"{base}: no Anno/list_category_img.txt; set DATASET_BASE to a data set")
+    names, paths, labels, own = _read_labels(list_path.parent)
+    categories = len(names) if own else categories
 
     partition_path = base / "Eval" / "list_eval_partition.txt"
     statuses = f"evaluation_status ({', '.join(PARTITIONS)})"
@@ -70,7 +73,7 @@ def read_attribute(base: Path, categories: int) -> Pictures:
     row_of = align(paths, listed.paths())
     if (row_of < 0).any():
         missing = paths[int(np.argmin(row_of))]
-        raise UserError(f"{partition_path}: no row for {missing!r} of {list_path}")
+        raise UserError(f"{partition_path}: no row for {missing!r} of {list_path}; add it")
     partitions = listed.names(1, PARTITIONS)[row_of]
 
     unpacked = (base / "Img" / "img").exists() and not (base / "img").exists()
@@ -99,7 +102,10 @@ def read_inshop(base: Path) -> Pictures:
     """
     list_path = inshop_list(base)
     if list_path is None:
-        raise UserError(f"{base}: no in_shop/list_eval_partition.txt")
+        raise UserError(
+            f"{base}: no in_shop/list_eval_partition.txt; import items (--in-shop), or set"
+            " ENABLE_INSHOP_DATASET to false"
+        )
     statuses = f"evaluation_status ({', '.join(INSHOP_PARTITIONS)})"
     listed = read_list(list_path, ("image_name", "item_id", statuses))
     paths = listed.paths()
@@ -134,14 +140,22 @@ def _of_paths(paths: list[str], listed: AnnotationList, column: np.ndarray) -> n
     return rows
 
 
-def _read_labels(folder: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """The category lists of a folder: names of all categories, N paths, N labels from 0."""
+def _read_labels(folder: Path) -> tuple[list[str], list[str], np.ndarray, bool]:
+    """The category lists of a folder.
+
+    Returns
+    -------
+    Names of all categories, N paths, N labels from 0, and whether `data.py import` has made the
+    lists; a label is -1 where it knew no category.
+    """
     cloth_path = folder / "list_category_cloth.txt"
-    cloth = read_list(cloth_path, ("category_name", "category_type")).cells[0]
-    columns = ("image_name", f"category_label (1 to {len(cloth)})")
+    names, types = read_list(cloth_path, ("category_name", "category_type")).cells
+    own = set(types) == {OWN_TYPE}
+    columns = ("image_name", f"category_label ({0 if own else 1} to {len(names)})")
     listed = read_list(folder / "list_category_img.txt", columns)
-    labels = category_column(cloth_path, listed.numbers(1, 1, len(cloth)) - 1, len(cloth))
-    return [name.strip() for name in cloth], listed.paths(), labels
+    labels = listed.numbers(1, 0 if own else 1, len(names)) - 1
+    labels = category_column(cloth_path, labels, len(names))
+    return list(map(clean, names)), listed.paths(), labels, own
 
 
 def _inshop_categories(inshop: Path, paths: list[str]) -> list[str]:
@@ -150,7 +164,8 @@ def _inshop_categories(inshop: Path, paths: list[str]) -> list[str]:
     categories = [folder[-2] if len(folder) > 1 else "all" for folder in folders]
     if not (inshop / "list_category_img.txt").exists():
         return categories
-    names, listed, labels = _read_labels(inshop)
+    names, listed, labels, _ = _read_labels(inshop)
+    names.append("")  # of label -1
     name_of = {path: names[label] for path, label in zip(listed, labels.tolist(), strict=True)}
     return [name_of.get(path, name) for path, name in zip(paths, categories, strict=True)]
 

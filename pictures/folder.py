@@ -2,9 +2,9 @@
 
 import os
 import re
-import sys
 from collections import Counter
-from functools import cache
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +12,31 @@ import numpy as np
 from pictures.decode import PictureError
 from pictures.formats import EXTRAS, INSTALL, kind_of
 from pictures.table import Pictures, choose_validation_by_category, number_categories
-from utils import UserError, one_line, shown
+from utils import UserError, atomic_write, one_line, print_once, shown
 
-SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
-MADE_FOLDERS = frozenset({"models"})  # what this project itself writes below DATASET_BASE
-MADE_FILE = re.compile(r"all_\w+(\.\w+)?\.(npy|npz|json|list)")
+SPLIT_FOLDERS = {  # compared without case
+    "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+}  # fmt: skip
+SYSTEM_FOLDERS = frozenset((  # of NAS, Windows and macOS, in lower case: copies and deleted files
+    "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "@__thumb",
+    "~snapshot", "trashbox", "network trash folder", "temporary items", "lost+found",
+    "$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "__macosx",
+))  # fmt: skip
+LINK_ROOTS = "allowed_roots.txt"
+# What this project writes below DATASET_BASE.
+MADE_FILE = re.compile(
+    r"all_\w+(\.\w+)?\.(npy|npz|json|list)|.+\.pth\.tar|kmeans\.m|milvus\.(json|db.*)"
+    rf"|events\.out\.tfevents.*|{LINK_ROOTS}"
+)
 MAX_KINDS = 8  # of files left out that are named
 
 
-def find_pictures(folder: Path, leave_out: frozenset[str] = frozenset()) -> list[str]:
+def find_pictures(folder: Path) -> list[str]:
     """Paths of all pictures below a folder, relative to it, sorted.
 
-    Linked folders are searched, each folder once; hidden ones are not. A folder that cannot be read
-    is named on standard error, and files that are no pictures are counted there.
-
-    Parameters
-    ----------
-    folder : where to search
-    leave_out : folders at its top that are not searched
+    Linked folders are searched, each folder once; hidden ones and those of systems are not. A
+    folder that cannot be read is named on standard error, and files that are no pictures are
+    counted there.
     """
     found, seen, others = [], set(), Counter[str]()
     for place, folders, files in os.walk(folder, onerror=_report_unreadable, followlinks=True):
@@ -39,10 +46,9 @@ def find_pictures(folder: Path, leave_out: frozenset[str] = frozenset()) -> list
             continue
         seen.add(real)
         relative = Path(place).relative_to(folder)
-        skipped = leave_out if not relative.parts else ()
-        folders[:] = sorted(f for f in folders if f[0] != "." and f not in skipped)
+        folders[:] = sorted(f for f in folders if not is_left_out(f))
         for file in files:
-            if file[0] == "." or MADE_FILE.fullmatch(file):
+            if is_left_out(file):
                 continue
             if kind := kind_of(os.path.join(place, file)):
                 others[kind] += 1
@@ -63,16 +69,19 @@ def _report_others(folder: Path, others: Counter[str]) -> None:
     needs = [kind for kind in EXTRAS if kind in others]
     remedy = f"; for {' and '.join(needs)}: {INSTALL}" if needs else ""
     files = "1 file is" if total == 1 else f"{total:,} files are"
-    _print_once(f"{shown(folder)}: {files} left out, no picture: {', '.join(named)}{remedy}")
+    print_once(f"{shown(folder)}: {files} left out, no picture: {', '.join(named)}{remedy}")
+
+
+def is_left_out(name: str) -> bool:
+    """Whether a file or folder is hidden, a system's, or one that this project makes."""
+    return name[0] == "." or name.lower() in SYSTEM_FOLDERS or bool(MADE_FILE.fullmatch(name))
 
 
 def _report_unreadable(error: OSError) -> None:
-    _print_once(f"{shown(error.filename)}: left out, as it cannot be read: {error.strerror}")
-
-
-@cache
-def _print_once(line: str) -> None:  # a script may read a folder more than once
-    print(line, file=sys.stderr)
+    print_once(
+        f"{shown(error.filename)}: left out, as it cannot be read: {error.strerror}; change its"
+        " permissions if it holds pictures"
+    )
 
 
 def can_be_listed(path: str) -> bool:
@@ -84,7 +93,7 @@ def picture_file(base: Path, path: str) -> Path:
     """The file of a picture of a collection.
 
     Pictures below `base` belong to the collection, also those in linked folders. A picture that is
-    itself a link must lead to one of these folders.
+    itself a link must lead to one of these folders, or below one of `allowed_roots`.
 
     Parameters
     ----------
@@ -100,19 +109,65 @@ def picture_file(base: Path, path: str) -> Path:
         raise PictureError(f"{shown(file)}: rename it: it cannot stand in a list of files")
     if os.path.isabs(path) or ".." in file.parts[len(base.parts) :]:
         raise PictureError(f"{shown(file)}: lies outside {shown(base)}")
-    if os.path.islink(file):  # few are; following the folders of all pictures would be slow
-        target = Path(os.path.realpath(file))
-        folders = map(os.path.realpath, file.parents[: len(file.parts) - len(base.parts)])
-        if not any(target.is_relative_to(folder) for folder in folders):
-            raise PictureError(
-                f"{shown(file)}: is a link out of {shown(base)}; put the picture itself there, or"
-                " make its folder the link"
-            )
+    if target := leads_out(base, path, None):
+        raise PictureError(
+            f"{shown(file)}: is a link out of {shown(base)}; {link_remedy([target])}"
+        )
     return file
 
 
+def leads_out(base: Path, path: str, roots: Sequence[str] | None) -> str:
+    """Where the link leads that a picture is, if the collection does not allow it; else "".
+
+    Parameters
+    ----------
+    base, path : as for `picture_file`
+    roots : folders where links may lead; None: the data set's own
+    """
+    file = base / path
+    if not os.path.islink(file):  # few are; following the folders of all pictures would be slow
+        return ""
+    folders = [os.path.realpath(p) for p in file.parents[: len(file.parts) - len(base.parts)]]
+    folders += allowed_roots(base) if roots is None else roots
+    target = os.path.realpath(file)
+    return "" if any(Path(target).is_relative_to(folder) for folder in folders) else target
+
+
+def link_remedy(targets: Sequence[str]) -> str:
+    """What to do about links to these files."""
+    root = os.path.commonpath([os.path.dirname(target) for target in targets])
+    return (
+        "put the picture itself there, or set ALLOWED_ROOTS (--allowed-roots) to the folder that"
+        f" it leads to: {shown(root)}"
+    )
+
+
+def allowed_roots(base: Path) -> list[str]:
+    """The folders outside a data set where links to pictures may lead."""
+    with suppress(OSError):
+        text = (base / LINK_ROOTS).read_text("utf-8", errors="surrogateescape")
+        return [root for root in text.splitlines() if root]
+    return []
+
+
+def allow_roots(base: Path, roots: Sequence[str]) -> None:
+    """Record in a data set where links may lead, beside what is recorded; ALLOWED_ROOTS.
+
+    Raises
+    ------
+    UserError : one is no folder
+    """
+    new, old = [os.path.realpath(root) for root in roots], allowed_roots(base)
+    for root in new:
+        if not os.path.isdir(root) or not can_be_listed(root):
+            raise UserError(f"ALLOWED_ROOTS: {shown(root)}: no such folder; name one, or none")
+    if not set(new) <= set(old):
+        with atomic_write(base / LINK_ROOTS) as part:
+            part.write_text("".join(f"{root}\n" for root in dict.fromkeys(old + new)), "utf-8")
+
+
 def is_split(parts: list[list[str]]) -> bool:
-    """Whether a folder is split into train/, val/ or validation/, and test/.
+    """Whether a folder is split into train/, val/ (valid/, validation/) and test/, in any case.
 
     It is if it has a train/, or only such folders: a folder with test/ alone is a test set, not a
     collection whose one category is called "test".
@@ -125,10 +180,10 @@ def is_split(parts: list[list[str]]) -> bool:
     ------
     UserError : train/ is there, but so are pictures outside the split
     """
-    tops = {part[0] if len(part) > 1 else "" for part in parts}
+    tops = {part[0].lower() if len(part) > 1 else "" for part in parts}
     if "train" not in tops and not tops <= SPLIT_FOLDERS.keys():
         return False
-    other = [part for part in parts if len(part) == 1 or part[0] not in SPLIT_FOLDERS]
+    other = [part for part in parts if len(part) == 1 or part[0].lower() not in SPLIT_FOLDERS]
     if other:
         raise UserError(
             f"{'/'.join(other[0])!r} is beside train/: move it into train/, validation/ or test/,"
@@ -153,7 +208,7 @@ def read_folder(base: Path, val_share: float) -> Pictures:
     ------
     UserError : no such folder, no picture in it, or too many folders
     """
-    paths = find_pictures(base, MADE_FOLDERS) if base.is_dir() else []
+    paths = find_pictures(base) if base.is_dir() else []
     if not paths:
         state = "no pictures below it" if base.is_dir() else "no such folder"
         state = "an archive? unpack it first" if base.is_file() else state
@@ -163,7 +218,7 @@ def read_folder(base: Path, val_share: float) -> Pictures:
     folders = [part[1:-1] if split else part[:-1] for part in parts]
     names, labels = number_categories(base, [folder[0] if folder else "all" for folder in folders])
     if split:
-        partitions = np.array([SPLIT_FOLDERS[part[0]] for part in parts], "<U7")
+        partitions = np.array([SPLIT_FOLDERS[part[0].lower()] for part in parts], "<U7")
     else:
         validation = choose_validation_by_category(labels, np.array(paths), val_share)
         partitions = np.where(validation, "val", "train").astype("<U7")

@@ -1,21 +1,44 @@
 """A folder of one's own photos -> DeepFashion's annotation files; the photos stay in place."""
 
 import re
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pictures.csv_list import COLUMNS, SUFFIX, read_picture_list
-from pictures.deepfashion import ANNO_FOLDERS, COLOR_LIST, UNKNOWN_COLOR
-from pictures.folder import SPLIT_FOLDERS, can_be_listed, find_pictures, is_split
+from pictures.csv_list import COLUMNS, SUFFIXES, read_picture_list
+from pictures.deepfashion import ANNO_FOLDERS, COLOR_LIST, OWN_TYPE, UNKNOWN_COLOR
+from pictures.folder import (
+    SPLIT_FOLDERS,
+    allow_roots,
+    allowed_roots,
+    can_be_listed,
+    find_pictures,
+    is_split,
+    leads_out,
+    link_remedy,
+)
 from pictures.lists import write_list
-from pictures.table import INSHOP_PARTITIONS, PARTITIONS, choose_validation_by_category
-from utils import UserError, shown
+from pictures.table import (
+    INSHOP_PARTITIONS,
+    PARTITIONS,
+    choose_validation_by_category,
+    number_categories,
+)
+from utils import UserError, command, shown
 
 IMG = "img"  # the link to the photos
 OFFICIAL = (*ANNO_FOLDERS, "Eval", "Img")  # what a part of somebody else's data set consists of
 ITEM_LIST = "list_eval_partition.txt"
 CATEGORY_LISTS = ("list_category_cloth.txt", "list_category_img.txt")
+NOT_COLORS = frozenset((  # how file names begin that cameras, phones and shops give
+    "img", "dsc", "dscn", "dscf", "dcim", "imgp", "mg", "pxl", "mvimg", "pano", "photo", "image",
+    "picture", "pic", "foto", "bild", "vid", "scan", "screenshot", "whatsapp", "signal", "fb",
+    "front", "back", "side", "left", "right", "top", "bottom", "full", "flat", "main", "detail",
+    "additional", "model", "view", "small", "medium", "large", "thumb", "original",
+))  # fmt: skip
+MAX_NAMES = 5  # of colours that are printed
 
 
 # The N pictures of a folder, N str by the name of a column: those of `csv_list.COLUMNS`, and status
@@ -26,9 +49,10 @@ Columns = dict[str, np.ndarray]
 def import_folder(
     folder: Path,
     base: Path,
-    categories: int,
     val_share: float,
     *,
+    columns: str | None = None,
+    roots: Sequence[str] = (),
     item_level: bool = False,
     item_pattern: str | None = None,
     inshop: bool = False,
@@ -46,8 +70,9 @@ def import_folder(
     ----------
     folder : the photos, or a CSV list beside them, see `csv_list`, which replaces folders' names
     base : DATASET_BASE, where the annotation files go
-    categories : the CATEGORIES setting; it is reported if the folder has more
     val_share : share for validation, 0 to 1
+    columns : of a CSV list, see `csv_list.read_picture_list`
+    roots : the ALLOWED_ROOTS setting, see `folder.allow_roots`
     item_level, item_pattern, inshop, gallery, test : see `python data.py --help`
 
     Raises
@@ -55,8 +80,10 @@ def import_folder(
     UserError : no photos, a bad option, or `base` has another data set
     """
     if item_level and item_pattern:
-        raise UserError("--item-level and --item-pattern exclude each other")
-    folder, photos = _read_names(folder)
+        raise UserError("--item-level and --item-pattern exclude each other; give one of them")
+    folder, photos = _read_names(folder, columns)
+    allow_roots(base, roots)
+    photos = _without_links_out(folder, photos, allowed_roots(base))
     with_items = item_level or item_pattern or (photos["item"] != "").any()
     for option, given in (("--in-shop", inshop), ("--gallery", gallery is not None)):
         if given and not with_items:
@@ -70,7 +97,10 @@ def import_folder(
     else:
         found = _from_pattern(paths, inner, item_pattern)
     for name, guessed in zip(("category", "item", "color"), found, strict=True):
-        photos[name] = np.where(photos[name] == "", guessed, photos[name])
+        if name != "category" or not photos[name].astype(bool).any():  # a missing one is missing
+            photos[name] = np.where(photos[name] == "", guessed, photos[name])
+    names, numbers = number_categories(folder, photos["category"].tolist())
+    photos["category"] = np.array([*names, ""])[numbers]
     if test:
         photos["partition"] = np.full(len(parts), "test")
     tops = [part[0] for part in parts] if split else None
@@ -81,31 +111,51 @@ def import_folder(
         photos = _write_inshop_alone(base, folder, photos, not item_level)
     else:
         _write_both_parts(base, folder, photos)
-    _report(base, folder, photos, inshop, categories)
+    _report(base, folder, photos, inshop)
 
 
-def _read_names(folder: Path) -> tuple[Path, Columns]:
+def _read_names(folder: Path, columns: str | None) -> tuple[Path, Columns]:
     """The folder of the photos, and the columns of its CSV list, "" where there is none."""
-    if folder.suffix.lower() == SUFFIX and folder.is_file():
-        return folder.parent, read_picture_list(folder)
+    if folder.suffix.lower() in SUFFIXES and folder.is_file():
+        return folder.parent, read_picture_list(folder, columns)
     if not folder.is_dir():
-        state = "an archive? unpack it first" if folder.is_file() else "no such folder"
-        raise UserError(f"{folder}: {state}")
+        state = "no such folder; name the folder of the photos, or a list"
+        if folder.is_file():
+            state = f"an archive? unpack it first; a list? save it as {', '.join(SUFFIXES)}"
+        raise UserError(f"{shown(folder)}: {state}")
+    if columns:
+        raise UserError("--columns is about a CSV list; name the list instead of its folder")
     found = find_pictures(folder)
-    paths = [path for path in found if can_be_listed(path)]
+    paths = [path for path in found if can_be_listed(path) and path == path.rstrip()]
     for path in sorted(set(found) - set(paths)):
-        print(f"left out, its name cannot stand in a list: {path!a}")
+        print(f"left out, its name cannot stand in a list; rename it: {path!a}")
     if not paths:
-        raise UserError(f"{folder}: no pictures below it")
+        raise UserError(f"{shown(folder)}: no pictures below it; name the folder of the photos")
     unknown = np.full(len(paths), "")
     return folder, dict.fromkeys(COLUMNS, unknown) | {"path": np.array(paths)}
+
+
+def _without_links_out(folder: Path, photos: Columns, roots: Sequence[str]) -> Columns:
+    """The photos without links that reading refuses, see `folder.picture_file`."""
+    targets = [leads_out(folder, path, roots) for path in photos["path"].tolist()]
+    refused = list(filter(None, targets))
+    if not refused:
+        return photos
+    fault = (
+        f"{len(refused):,} of {len(targets):,} pictures are links out of {shown(folder)}, such as"
+        f" {shown(photos['path'][targets.index(refused[0])])}; {link_remedy(refused)}"
+    )
+    if len(refused) == len(targets):
+        raise UserError(fault)
+    print(f"left out: {fault}")
+    return _select(photos, np.array([not target for target in targets]))
 
 
 def _expression(option: str, text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise UserError(f"{option} {text!r}: {error}") from None
+        raise UserError(f"{option} {text!r}: {error}; write a regular expression") from None
 
 
 def _is_split(parts: list[list[str]], partitions: np.ndarray) -> bool:
@@ -124,7 +174,7 @@ def _partitions(photos: Columns, tops: list[str] | None, val_share: float) -> np
     """
     group = np.where(photos["item"] == "", photos["path"], photos["item"])
     if tops:
-        partition = np.array([SPLIT_FOLDERS[top] for top in tops])
+        partition = np.array([SPLIT_FOLDERS[top.lower()] for top in tops])
     else:
         chosen = choose_validation_by_category(photos["category"], group, val_share)
         partition = np.where(chosen, "val", "train")
@@ -138,15 +188,44 @@ def _from_folders(inner: list[list[str]], inshop: bool) -> tuple[list[str], ...]
     """Category, item and colour of each picture by --item-level."""
     flat = next((part for part in inner if len(part) < 3), None)
     if flat:
-        raise UserError(f"--item-level: {shown('/'.join(flat))} does not lie in CATEGORY/ITEM/")
+        raise UserError(
+            f"--item-level: {shown('/'.join(flat))} does not lie in CATEGORY/ITEM/; move it there,"
+            " or use --item-pattern"
+        )
     # The item's whole path: two categories may number their items alike.
     items = ["/".join(part[:-1]) for part in inner]
     category = [part[-3] if inshop else "/".join(part[:-2]) for part in inner]
-    files = [part[-1] for part in inner]
-    colors = [re.sub(r"\s+", "_", f.split("_")[0]) if "_" in f else "" for f in files]
-    if len(set(zip(items, colors, strict=True))) == len(items):  # no two share it: no colour
-        colors = [""] * len(items)
-    return category, items, colors
+    return category, items, _colors(items, [part[-1] for part in inner])
+
+
+def _colors(items: list[str], files: list[str]) -> list[str]:
+    """The colour of each picture, by its file name up to the first "_"; "" where that proves none.
+
+    It is one if pictures of the same view, the rest of the name, differ in it, if two items share
+    one, and if an item has two pictures of one. Words of cameras and views, dates and numbers of
+    more than three digits are none.
+    """
+    split = [file.split("_", 1) if "_" in file else ("", file) for file in files]
+    colors = ["_".join(color.lower().split()) for color, _ in split]
+    for i, color in enumerate(colors):
+        word = re.match(r"[^\W\d_]*", color)
+        if (word and word[0] in NOT_COLORS) or re.search(r"\d{4}", color):
+            colors[i] = ""
+    rows = [row for row in zip(colors, items, split, strict=True) if row[0]]
+    of_view, of_color = defaultdict(set), defaultdict(set)
+    for color, item, (_, view) in rows:
+        of_view[view].add(color)
+        of_color[color].add(item)
+    pairs = {(color, item) for color, item, _ in rows}
+    proven = len(pairs) < len(rows) and all(
+        any(len(names) > 1 for names in found.values()) for found in (of_view, of_color)
+    )
+    if not proven and any("_" in file for file in files):
+        print(
+            "colors: unknown, as file names do not show that they begin with colors;"
+            " --item-pattern can say where they are"
+        )
+    return colors if proven else [""] * len(colors)
 
 
 def _from_pattern(
@@ -158,7 +237,7 @@ def _from_pattern(
         return category, [""] * len(inner), [""] * len(inner)
     pattern = _expression("--item-pattern", item_pattern)
     if "item" not in pattern.groupindex:
-        raise UserError(f"--item-pattern {item_pattern!r}: has no group (?P<item>...)")
+        raise UserError(f"--item-pattern {item_pattern!r}: has no group (?P<item>...); add it")
     groups = [match.groupdict() if (match := pattern.search(path)) else {} for path in paths]
     unmatched = [path for path, group in zip(paths, groups, strict=True) if not group]
     if unmatched:
@@ -166,9 +245,11 @@ def _from_pattern(
         print(f"--item-pattern matches {matched}; not, for instance, {shown(unmatched[0])}")
     items = [group.get("item") or "" for group in groups]
     if not any(items):
-        raise UserError(f"--item-pattern {item_pattern!r}: matches no picture")
+        raise UserError(
+            f"--item-pattern {item_pattern!r}: matches no picture, such as {shown(paths[0])}"
+        )
     category = [g.get("category") or c for g, c in zip(groups, category, strict=True)]
-    return category, items, [re.sub(r"\s+", "_", g.get("color") or "") for g in groups]
+    return category, items, ["_".join((g.get("color") or "").lower().split()) for g in groups]
 
 
 def _statuses(photos: Columns, gallery: str | None) -> np.ndarray:
@@ -200,10 +281,15 @@ def _link(base: Path, place: Path, folder: Path, others: tuple[str, ...]) -> Non
         raise UserError(f"{folder}: set DATASET_BASE to another folder, for the annotation files")
     for part in {base / IMG, base / "in_shop" / IMG} - {link}:
         if part.resolve() == target:
-            raise UserError(f"{part}: is {folder} already; each picture would be listed twice")
+            raise UserError(
+                f"{part}: is {folder} already; each picture would be listed twice; set DATASET_BASE"
+                " to another folder"
+            )
     if link.is_symlink() and link.resolve() == target:
         return
-    if link.exists() or link.is_symlink() or any((place / name).exists() for name in others):
+    if link.is_symlink() and not link.exists():  # of photos that were moved
+        link.unlink()
+    elif link.exists() or link.is_symlink() or any((place / name).exists() for name in others):
         raise UserError(f"{place}: holds another data set; set DATASET_BASE to a folder of its own")
     place.mkdir(parents=True, exist_ok=True)
     link.symlink_to(target, target_is_directory=True)
@@ -256,9 +342,9 @@ def _remove_old(inshop: Path) -> None:
 
 
 def _write_categories(place: Path, photos: Columns) -> None:
-    names, label = np.unique(photos["category"], return_inverse=True)
+    names, label = number_categories(place, photos["category"].tolist())
     # Types 1 to 3 (upper, lower, full body) are DeepFashion's; of one's own photos none is known.
-    cloth = [(name, 1) for name in names]
+    cloth = [(name, OWN_TYPE) for name in names]
     write_list(place / CATEGORY_LISTS[0], ("category_name", "category_type"), cloth)
     rows = zip(photos["path"], label + 1, strict=True)
     write_list(place / CATEGORY_LISTS[1], ("image_name", "category_label"), rows)
@@ -277,23 +363,29 @@ def _write_items(inshop: Path, photos: Columns) -> None:
         print("no item outside train has two pictures of a colour: items cannot be evaluated")
 
 
-def _report(base: Path, folder: Path, photos: Columns, inshop: bool, categories: int) -> None:
+def _report(base: Path, folder: Path, photos: Columns, inshop: bool) -> None:
     names, column = PARTITIONS, photos["partition"]
     if inshop:
         names, column = INSHOP_PARTITIONS, photos["status"]
     parts = ", ".join(f"{(column == name).sum()} {name}" for name in names)
-    kinds = len(set(photos["category"].tolist()))
-    items = len(set(photos["item"].tolist()) - {""})
-    print(f"{folder}: {len(column)} pictures ({parts}) of {kinds} categories", end="")
-    print(f" and {items} items" if items else "")
-    there = f" --dataset-base {base}"
-    options = there + (" --enable-inshop-dataset" if items else "")
-    options += f" --categories {kinds}" if kinds > categories and not inshop else ""
-    print(f"annotation files are in {base}; next:")
+    kinds, items, colors = (
+        sorted(set(photos[name].tolist()) - {""}) for name in ("category", "item", "color")
+    )
+    print(f"{shown(folder)}: {len(column)} pictures ({parts}) of {len(kinds)} categories", end="")
+    print(f" and {len(items)} items" if items else "")
+    if colors:
+        more = ", ..." if len(colors) > MAX_NAMES else ""
+        print(f"{len(colors)} colors: {', '.join(colors[:MAX_NAMES])}{more}")
+    unknown = int((photos["category"] == "").sum())
+    if unknown:
+        print(f"{unknown} pictures without a category: they can be found, but are not trained on")
+    options = ["--enable-inshop-dataset"] if items else []
+    print(f"annotation files are in {shown(base)}; next:")
     if "train" in column:
-        commands = [f"{name}{options}" for name in ("data.py check", "train.py")]
-        commands.append(f"feature_extractor.py{options}")
+        scripts = ("data.py check", "train.py", "feature_extractor.py")
+        commands = [command(script, base, *options) for script in scripts]
     else:  # nothing to train on, and so no model of its own
-        commands = [f"feature_extractor.py --dumped-model MODEL{options}", f"evaluate.py{there}"]
-    for command in commands:
-        print(f"  python {command}")
+        extract = command("feature_extractor.py", base, "--dumped-model", "MODEL", *options)
+        commands = [extract, command("evaluate.py", base)]
+    for line in commands:
+        print(f"  {line}")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pictures.collection import read_labelled
+from pictures.collection import read_labelled, require_photos
 from pictures.deepfashion import attribute_list, inshop_list, read_inshop
 from pictures.table import Pictures, align, choose_validation, choose_validation_by_category, merge
-from utils import UserError
+from utils import UserError, command
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def read_splits(base: Path, categories: int, inshop: bool, val_share: float) -> 
     `val_share` of the in-shop training items are for validation, with all their pictures. Of the
     labelled pictures the val part is for validation if there is also a test part; else val (if
     any) is the test part, and `val_share` of each category's training pictures are for validation.
-    In-shop queries and gallery are in no split, even if the labelled lists have them.
+    In-shop queries and gallery are in no split, even if the labelled lists have them, nor are
+    pictures whose category is unknown.
 
     Parameters
     ----------
@@ -61,6 +62,8 @@ def read_splits(base: Path, categories: int, inshop: bool, val_share: float) -> 
     UserError : a split is empty, or a list is missing or malformed
     """
     labelled = read_labelled(base, categories, val_share)
+    require_photos(base)
+    labelled = labelled.select(labelled.categories >= 0)
     inshop_alone = attribute_list(base) is None and inshop_list(base) is not None
     if not inshop_alone and inshop_list(base) is not None:
         tested = read_inshop(base).in_partition("query", "gallery")
@@ -82,6 +85,8 @@ def read_splits(base: Path, categories: int, inshop: bool, val_share: float) -> 
     train = train.select(~chosen)
     for name, split in (("train", train), ("validation", validation)):
         if not len(split):
-            raise UserError(f"{base}: no picture in its {name} part; see `python data.py check`")
+            raise UserError(
+                f"{base}: no picture in its {name} part; see {command('data.py check', base)}"
+            )
     pictures = merge(train, items.select(~item_chosen)) if inshop else train
     return Splits(pictures, len(train), validation, items.select(item_chosen))

@@ -1,6 +1,8 @@
 """The table of pictures that all readers give, and what is computed on its columns."""
 
 import hashlib
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import UserError
+from utils import UserError, print_once, shown
 
 PARTITIONS = ("train", "val", "test")
 INSHOP_PARTITIONS = ("train", "query", "gallery")
@@ -81,15 +83,48 @@ def align(paths: Sequence[str], other: Sequence[str]) -> np.ndarray:
 def category_column(where: Path, numbers: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
     """Numbers of `count` categories as a column, N, int16; a `UserError` for too many of them."""
     if count > MAX_CATEGORIES:
-        raise UserError(f"{where}: {count:,} categories; up to {MAX_CATEGORIES:,} are possible")
+        raise UserError(
+            f"{where}: {count:,} categories; up to {MAX_CATEGORIES:,} are possible: join some"
+        )
     return np.array(numbers, np.int16)
 
 
-def number_categories(where: Path, categories: list[str]) -> tuple[list[str], np.ndarray]:
-    """The category of each of N pictures -> the sorted names, and a `category_column`."""
-    names = sorted(set(categories))
-    number = {name: i for i, name in enumerate(names)}
-    return names, category_column(where, [number[name] for name in categories], len(names))
+def clean(name: str) -> str:
+    """A name in Unicode's form NFC, without blanks at its ends, single ones within."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def category_key(name: str) -> str:
+    """What the names of one category have in common: they may differ in blanks, form and case."""
+    return clean(name).casefold()
+
+
+def number_categories(where: Path, categories: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Number the categories of N pictures; "" is unknown.
+
+    Names that differ in case only are one category, spelled as most pictures have it; a warning
+    names them with `where`.
+
+    Returns
+    -------
+    The sorted names, cleaned, and a `category_column`, -1 where unknown.
+    """
+    counts = Counter(categories)
+    spellings: dict[str, Counter[str]] = defaultdict(Counter)
+    keys = {name: category_key(name) for name in counts}
+    for name, key in keys.items():
+        spellings[key][clean(name)] += counts[name]
+    spellings.pop("", None)
+    chosen = {key: min(s, key=lambda name: (-s[name], name)) for key, s in spellings.items()}
+    for key, same in spellings.items():
+        if len(same) > 1:
+            print_once(
+                f"{shown(where)}: taken as one category, {shown(chosen[key])}:"
+                f" {', '.join(map(shown, sorted(same)))}; rename one if they are two"
+            )
+    number = {key: i for i, key in enumerate(sorted(chosen, key=lambda key: chosen[key]))}
+    numbers = [number.get(keys[name], -1) for name in categories]
+    return sorted(chosen.values()), category_column(where, numbers, len(number))
 
 
 def choose_validation(groups: np.ndarray, share: float) -> np.ndarray:
@@ -149,11 +184,18 @@ def merge(labelled: Pictures, inshop: Pictures) -> Pictures:
     row_of = align(labelled.paths, inshop.paths)
     both = row_of >= 0
     new = inshop.select(np.setdiff1d(np.arange(len(inshop)), row_of[both]))
-    used = np.unique(new.categories).tolist()
     names = list(labelled.category_names)
-    names += [n for n in (inshop.category_names[i] for i in used) if n not in names]
-    renumber = np.array([names.index(n) if n in names else -1 for n in inshop.category_names])
-    category = category_column(Path("in_shop"), renumber[new.categories], len(names))
+    number = {category_key(name): i for i, name in reversed([*enumerate(names)])}
+    for i in np.unique(new.categories[new.categories >= 0]).tolist():
+        name = inshop.category_names[i]
+        same = number.setdefault(category_key(name), len(names))
+        if same == len(names):
+            names.append(name)
+        elif names[same] != name:
+            print_once(f"taken as one category: {shown(names[same])}, {shown(name)} of in_shop")
+    renumber = [number.get(category_key(name), -1) for name in inshop.category_names]
+    renumbered = np.array([*renumber, -1])[new.categories]  # unknown is -1, the last
+    category = category_column(Path("in_shop"), renumbered, len(names))
     items, colors, types = inshop.items[row_of], inshop.colors[row_of], inshop.types[row_of]
     return Pictures(
         paths=labelled.paths + new.paths,

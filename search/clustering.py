@@ -16,7 +16,7 @@ from search.exact import exact_engine
 from search.quantised import open_quantised
 from search.recall import nearest_others
 from search.signals import Signal, describe_distance, signals_of
-from utils import UserError, evenly_spaced
+from utils import UserError, command, evenly_spaced
 
 FITTED = 256  # rows for each cluster, as in FAISS: k-means gains next to nothing by more
 QUERIES = 200  # pictures that the recall is measured with
@@ -170,5 +170,5 @@ def follow(distance: Mapping[str, Any], database: FeatureDatabase) -> None:
     if moved.assigned > STALE * len(labels):
         print(
             f"{moved.assigned:,} of {len(labels):,} pictures came after the clusters were made;"
-            f" cluster again: python kmeans.py --dataset-base {database.base}"
+            f" cluster again: {command('kmeans.py', database.base)}"
         )

@@ -16,7 +16,7 @@ from search.exact import ScanEngine
 from search.matrix import MIN_SHARE
 from search.quantised import Quantised
 from search.signals import Signal
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, command
 
 CLUSTERS = "models/kmeans.m"
 FORMS = {  # of its arrays, see `read_archive`
@@ -86,7 +86,7 @@ def open_clusters(database: FeatureDatabase, features: str = "") -> Clusters:
     UserError : it is missing, damaged or of other features
     """
     path = database.base / CLUSTERS
-    again = f"run: python kmeans.py --dataset-base {database.base}"
+    again = f"run: {command('kmeans.py', database.base)}"
     if not path.is_file():
         raise UserError(f"{path}: no clusters; {again}")
     try:

@@ -15,7 +15,7 @@ from features.database import FeatureDatabase
 from search.engine import Answer, Engine, ExactEngine
 from search.milvus_client import Client, Place
 from search.signals import Signal
-from utils import UserError, parsed_json
+from utils import UserError, command, parsed_json
 
 RECORD = "models/milvus.json"  # what the last push measured, below DATASET_BASE
 METRICS = {"euclidean": "L2", "cosine": "COSINE"}
@@ -122,8 +122,8 @@ class MilvusEngine:
         if index.get("metric_type") != metric:
             raise UserError(
                 f"{self.client.place.shown}: {self.name} is indexed by {index.get('metric_type')},"
-                f" not by {metric}, for {field}; run: python milvus_push.py --dataset-base"
-                f" {self.database.base} with the same --distance-metric"
+                f" not by {metric}, for {field}; with the same --distance-metric, run:"
+                f" {command('milvus_push.py', self.database.base)}"
             )
         return str(index["index_type"])
 
@@ -204,16 +204,16 @@ def search_effort(index: str, limit: int, count: int) -> dict[str, int]:
 @cache  # the page's server opens an engine for each set of weights
 def connect(place: Place, alias: str, base: Path) -> Client:
     """Connect to Milvus and load the collection that an alias names; see `open_milvus`."""
-    command = f"run: python milvus_push.py --dataset-base {base}"
+    push = f"run: {command('milvus_push.py', base)}"
     if place.is_file and not Path(place.uri).exists():
-        raise UserError(f"{place.uri}: no such file; {command}")
+        raise UserError(f"{place.uri}: no such file; {push}")
     client = Client(place)
     if not client.call("has_collection", alias):
         others = [
             name for name in client.call("list_collections") if is_of(name, place.family(base))
         ]
         fault = "other features were pushed, or not all of these" if others else "nothing pushed"
-        raise UserError(f"{place.shown}: no collection {alias}: {fault}; {command}")
+        raise UserError(f"{place.shown}: no collection {alias}: {fault}; {push}")
     client.call("load_collection", alias)
     return client
 

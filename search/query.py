@@ -14,7 +14,7 @@ from features.metadata import ModelRecord
 from net import Architecture, FeatureNet, extract_features, load_net, model_places
 from network.color import color_features
 from network.device import query_type, to_device
-from utils import UserError, sha256_of
+from utils import UserError, command, sha256_of
 
 Box = tuple[int, int, int, int]
 
@@ -104,8 +104,7 @@ def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[Path]:
     also = "" if made_by == wanted else f", and {wanted} is not the same"
     raise UserError(
         f"{base}: the feature database was made by {made_by}, now missing or changed{also}; say"
-        " where it is (--models FILE,...), or run: python feature_extractor.py --dataset-base"
-        f" {base}"
+        f" where it is (--models FILE,...), or run: {command('feature_extractor.py', base)}"
     )
 
 

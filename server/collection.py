@@ -13,7 +13,7 @@ from search import Searcher
 from search.engines import ENGINES
 from search.milvus import RECORD
 from server.schemas import CollectionState, EngineState, Item
-from utils import UserError
+from utils import UserError, command
 
 CHECK_SECONDS = 1.0  # between checks whether the files were replaced
 
@@ -52,7 +52,7 @@ class Collection(Searcher):
         try:
             if name == "milvus":  # without connecting to its server, which may be away
                 if not (self.base / RECORD).exists():
-                    raise UserError("not pushed; run: python milvus_push.py")
+                    raise UserError(f"not pushed; run: {command('milvus_push.py', self.base)}")
                 return EngineState(name=name, ready=True)
             engine = self.engine(name)
         except UserError as error:

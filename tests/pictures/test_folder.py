@@ -1,6 +1,7 @@
 """folder.py: plain folders of photos, their categories and their splits."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -9,31 +10,72 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pictures.folder import read_folder
+from pictures.decode import PictureError
+from pictures.folder import allow_roots, picture_file, read_folder
 from tests.conftest import ROOT
 from tests.pictures.test_collection import category_of, partition_of, touch
 from utils import UserError
 
 
-def test_folder_with_categories_leaves_out_what_is_hidden_made_or_no_picture(
+def test_folder_with_categories_leaves_out_what_is_hidden_a_systems_or_no_picture(
     tmp_path: Path,
 ) -> None:
     touch(
         tmp_path, "Tees/1.jpg", "Tees/worn/2.PNG", "Tees/models/3.tiff", "Long Coats/4.webp",
         "Tees/.5.jpg", ".cache/6.jpg", "Tees/.old/7.jpg", "models/8.jpg", "Tees/notes.txt",
-        "Tees/jpg",
+        "models/model_best.pth.tar",
+        # As Synology, QNAP, Windows (once in other capitals) and macOS name them.
+        "Tees/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/9.jpg", "@Recycle/9.jpg",
+        "$Recycle.Bin/S-1-5-21/$R1.jpg", "System Volume Information/9.jpg", "__MACOSX/Tees/9.jpg",
     )  # fmt: skip
     found = read_folder(tmp_path, 0.1)
     assert category_of(found) == {
+        "models/8.jpg": "models",
         "Long Coats/4.webp": "Long Coats",
         "Tees/1.jpg": "Tees",
         "Tees/models/3.tiff": "Tees",
         "Tees/worn/2.PNG": "Tees",
     }
-    assert found.category_names == ["Long Coats", "Tees"]
+    assert found.category_names == ["Long Coats", "Tees", "models"]
     assert not found.boxes.any()
-    assert (found.types.dtype, found.types.tolist()) == (np.int8, [0] * 4)
+    assert (found.types.dtype, found.types.tolist()) == (np.int8, [0] * 5)
     assert set(found.items) == set(found.colors) == {""}
+
+
+def test_names_of_a_category_differ_in_case_blanks_and_unicode_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = ["Dress", "Dress", "dress", " Hats", "Hats", "Hats \u00a0",
+               "Robe e\u0301te\u0301", "Robe  \u00e9t\u00e9"]  # fmt: skip
+    names = [f"{folder}/{i}.jpg" for i, folder in enumerate(folders, 1)]
+    found = read_folder(touch(tmp_path, *names), 0.1)
+    assert found.category_names == ["Dress", "Hats", "Robe \u00e9t\u00e9"]
+    named = {path.split("/")[1]: name for path, name in category_of(found).items()}
+    assert [named[f"{i}.jpg"] for i in range(1, 9)] == [
+        *["Dress"] * 3, *["Hats"] * 3, *["Robe \u00e9t\u00e9"] * 2
+    ]  # fmt: skip
+    warned = capsys.readouterr().err
+    assert "taken as one category, Dress: Dress, dress;" in warned
+    assert "Hats" not in warned
+
+
+def test_links_may_lead_where_the_data_set_allows(tmp_path: Path) -> None:
+    base = touch(tmp_path, "blobs/ab/1", "blobs/cd/2", "elsewhere/3", "set/hat/0.jpg") / "set"
+    for i, target in enumerate(("blobs/ab/1", "blobs/cd/2", "elsewhere/3"), 1):
+        (base / "hat" / f"{i}.jpg").symlink_to(f"../../{target}")
+    with pytest.raises(PictureError, match=f"ALLOWED_ROOTS .*: {tmp_path}/blobs/ab"):
+        picture_file(base, "hat/1.jpg")
+    allow_roots(base, [f"{tmp_path}/blobs"])
+    allow_roots(base, [])
+    for i in (0, 1, 2):
+        assert picture_file(base, f"hat/{i}.jpg") == base / "hat" / f"{i}.jpg"
+    with pytest.raises(PictureError, match="is a link out of"):
+        picture_file(base, "hat/3.jpg")
+    (base / "hat/4.jpg").symlink_to("../../blobs/ab/../../elsewhere/3")
+    with pytest.raises(PictureError, match="is a link out of"):
+        picture_file(base, "hat/4.jpg")
+    with pytest.raises(UserError, match=r"ALLOWED_ROOTS: .*none: no such folder"):
+        allow_roots(base, [f"{tmp_path}/none"])
 
 
 def test_folder_without_categories_is_one(tmp_path: Path) -> None:
@@ -55,6 +97,10 @@ def test_split_folders_are_kept(tmp_path: Path) -> None:
         "validation/Tees/3.jpg": "val",
     }
     assert set(category_of(found).values()) == {"Hats", "Tees"}
+    others = touch(tmp_path / "case", "Train/Tees/1.jpg", "VALID/Tees/2.jpg", "Test/Hats/3.jpg")
+    assert sorted(partition_of(read_folder(others, 0.5)).values()) == ["test", "train", "val"]
+    assert read_folder(others, 0.5).category_names == ["Hats", "Tees"]
+    shutil.rmtree(others)
     touch(tmp_path, "Shoes/7.jpg")  # would be trained on, and train/ be a category
     with pytest.raises(UserError, match=r"'Shoes/7.jpg' is beside train/"):
         read_folder(tmp_path, 0.5)

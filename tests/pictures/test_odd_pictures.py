@@ -374,7 +374,8 @@ def test_what_may_not_be_read_is_named(made: tuple) -> None:
     command = [*LESS_THAN_ROOT, sys.executable, "-c", code]
     done = subprocess.run(command, cwd=base.parent, capture_output=True, text=True, timeout=100)
     assert done.stderr == (
-        f"data/dress/{folder.name}: left out, as it cannot be read: Permission denied\n"
+        f"data/dress/{folder.name}: left out, as it cannot be read: Permission denied;"
+        " change its permissions if it holds pictures\n"
     )
     assert done.stdout.splitlines() == [
         str(len(right) + len(WRONG) - 1),
