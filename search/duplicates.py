@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 from features.database import FeatureDatabase, unit_rows
 from pictures.folder import picture_file
 from search.signals import Signal
-from utils import UserError, sha256_of
+from utils import UserError, command, sha256_of
 
 # Distances below which two pictures are near-duplicates, see docs/search.md.
 NEAR_DEEP, NEAR_PALETTE = 0.35, 0.15  # of embeddings of length 1, of palettes
@@ -41,7 +41,7 @@ class OwnPicture:
 def contents(database: FeatureDatabase) -> np.ndarray:
     """The SHA-256 of every picture, N, 32 bytes; a `UserError` where the database has none."""
     if database.content is None:
-        again = f"run: python feature_extractor.py --dataset-base {database.base}"
+        again = f"run: {command('feature_extractor.py', database.base)}"
         raise UserError(f"{database.base}: an older feature database, without contents; {again}")
     return database.content.view("S32")[:, 0]
 

@@ -15,6 +15,7 @@ from search.exact import exact_engine
 from search.low_precision import Copies
 from search.quantised import open_quantised
 from search.signals import Signal, describe_distance
+from utils import command
 
 ENGINES = {"exact": "exact", "kmeans": "k-means", "milvus": "Milvus"}
 # The scripts that make what an engine needs.
@@ -53,7 +54,7 @@ def advise(
     count = len(database.categories)
     if name == "exact" and count > MAX_EXACT and not on_gpu:
         ready = (database.base / CLUSTERS).is_file()
-        first = "" if ready else f"run: python kmeans.py --dataset-base {database.base}; then "
+        first = "" if ready else f"run: {command('kmeans.py', database.base)}; then "
         _say(f"{count:,} pictures: the k-means engine answers sooner; {first}use --engine kmeans")
     if name == "kmeans" and recall is not None and recall < target_recall:
         _say(
