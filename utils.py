@@ -187,9 +187,11 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
         where = one_line(str(error.filename or "output"))
         print(f"{name}: {where}: {error.strerror}", file=sys.stderr)
         status = 2
-    except RuntimeError as error:  # torch has no type of its own for a lost worker
+    except (RuntimeError, MemoryError) as error:  # torch has no type of its own for a lost worker
         _stop_watching_workers()
         reason = _reason_of_lost_worker(str(error))
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            reason = "the memory of this machine is too small; close other programs"
         if not reason:
             raise
         print(
@@ -216,10 +218,11 @@ def _stop_watching_workers() -> None:
 def _reason_of_lost_worker(error: str) -> str:
     """Why a process that reads pictures ended; "" where the error is another one."""
     last = error.rstrip().rpartition("\n")[2]
+    # Torch has many wordings: unable to allocate, open, resize, mmap or write to /torch_PID_N.
+    if re.search("shared memory|</torch_|Bus error", last):
+        return "no shared memory is left (/dev/shm); make it larger, or set NUM_WORKERS to 0"
     if "DataLoader worker (pid" in error:
         return f"{last.split('. ')[0].rstrip('. ')}; if memory is short, set NUM_WORKERS lower"
-    if "torch_" in last and "resize file" in last:
-        return "no shared memory is left (/dev/shm); make it larger, or set NUM_WORKERS to 0"
     return ""
 
 

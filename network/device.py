@@ -109,16 +109,25 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 @contextmanager
 def explain_out_of_memory(*settings: str) -> Iterator[None]:
-    """Turn an exhausted memory of a GPU into a message that names the settings to lower.
+    """Turn an exhausted memory into a message that names the settings to lower.
+
+    So too a batch of one picture, in which a batch norm has nothing to compare.
 
     Raises
     ------
     UserError
     """
+    lower = f"set {' or '.join(settings)} lower, or " if settings else ""
     try:
         yield
-    except RuntimeError as error:  # cuBLAS and cuDNN have messages of their own
-        if not any(said in str(error) for said in ("out of memory", "ALLOC_FAILED")):
+    except (RuntimeError, MemoryError, ValueError) as error:  # cuBLAS and cuDNN have their own
+        text = str(error)
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+            message = f"the memory of this machine is too small; {lower}close other programs"
+        elif "out of memory" in text or "ALLOC_FAILED" in text:
+            message = f"the GPU's memory is too small; {lower}choose another DEVICE"
+        elif "more than 1 value per channel" in text:
+            message = f"the last batch has one picture, too few for a batch norm; {lower}higher"
+        else:
             raise
-        lower = f"set {' or '.join(settings)} lower, or " if settings else ""
-        raise UserError(f"the GPU's memory is too small; {lower}choose another DEVICE") from None
+        raise UserError(message) from None

@@ -136,6 +136,7 @@ def test_exit_status_of_a_script(
 
 DEAD = "DataLoader worker (pid 7) is killed by signal: Killed"
 FULL = "unable to resize file </torch_1> to the right size: No space left on device (28)"
+SHARED = "no shared memory is left (/dev/shm); make it"
 TRACEBACK = "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most"
 
 
@@ -156,7 +157,11 @@ def test_a_fault_of_the_program_keeps_its_traceback(error: Exception) -> None:
     ("error", "said"),
     [
         (f"{DEAD}. ", f"{DEAD}; if memory is short, set NUM_WORKERS lower"),
-        (f"{TRACEBACK}\nRuntimeError: {FULL}\n", "no shared memory is left (/dev/shm); make it"),
+        (f"{TRACEBACK}\nRuntimeError: {FULL}\n", SHARED),
+        ("unable to allocate shared memory(shm) for file </torch_9_1>: Success (0)", SHARED),
+        ("unable to mmap 96 bytes from file </torch_9_1>: Cannot allocate memory (12)", SHARED),
+        ("unable to write to file </torch_9_1>: No space left on device (28)", SHARED),
+        (f"{DEAD[:-6]}Bus error. It is possible that workers are out of shared memory.", SHARED),
     ],
 )
 def test_a_lost_worker_is_one_line(run_main: Callable, error: str, said: str) -> None:

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,22 @@ def test_out_of_memory_is_one_line_that_names_the_settings(error: Exception) -> 
         raise error
     assert "set A_BATCH_SIZE or CROP_SIZE lower" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda: torch.empty(2**50),
+        lambda: np.zeros(2**50),
+        lambda: nn.BatchNorm2d(3)(torch.zeros(1, 3, 1, 1)),
+    ],
+)
+def test_what_a_machine_cannot_hold_and_a_norm_cannot_use_names_the_settings(fail) -> None:
+    with (
+        pytest.raises(UserError, match="set A_BATCH_SIZE lower, or"),
+        explain_out_of_memory("A_BATCH_SIZE"),
+    ):
+        fail()
 
 
 def test_out_of_memory_where_no_setting_helps() -> None:
