@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from pictures.decode import PictureError, read_picture
 from pictures.folder import picture_file
 from search.duplicates import remark
+from search.fonts import write
 from utils import shown
 
 TILE = (168, 210)  # px, of a picture
@@ -19,7 +20,6 @@ TITLE = 34
 ACROSS = 8  # answers in a line, at most
 
 PAPER, INK, PALE, LINE, ACCENT = "#ffffff", "#1d1d1f", "#6e6e73", "#d9d9de", "#c2410c"
-_font = ImageFont.load_default
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def draw_sheet(base: Path, rows: Sequence[SheetRow]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     top = GAP
     for row, count in zip(rows, lines, strict=True):
-        draw.text((GAP, top), _fit(draw, row.title, width - 2 * GAP, 17), INK, _font(17))
+        write(draw, (GAP, top), shown(row.title), INK, 17, width - 2 * GAP)
         top += TITLE
         _tile(sheet, (GAP, top), row.query, "query", "", ACCENT)
         for i, record in enumerate(row.records):
@@ -69,22 +69,12 @@ def draw_sheet(base: Path, rows: Sequence[SheetRow]) -> Image.Image:
             marks = remark(record.get("copies", 1), record.get("duplicate_of"))
             below = "; ".join(filter(None, (record["category"], marks)))
             try:
-                picture = read_picture(picture_file(base, record["path"]))
+                picture = read_picture(picture_file(base, record["path"]), min_side=max(TILE))
             except PictureError:
                 picture = None
             _tile(sheet, corner, picture, caption, below, LINE)
         top += step[1] * count
     return sheet
-
-
-def _fit(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
-    """A text cut to a width in px, in one line."""
-    text = shown(text)
-    if draw.textlength(text, _font(size)) <= width:
-        return text
-    while text and draw.textlength(text + "...", _font(size)) > width:
-        text = text[:-1]
-    return text + "..."
 
 
 def _tile(
@@ -100,9 +90,9 @@ def _tile(
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((x, y, x + TILE[0] - 1, y + TILE[1] - 1), PAPER, frame, 3 if not below else 1)
     if picture is None:
-        draw.text((x + GAP, y + TILE[1] // 2 - 8), "cannot be read", PALE, _font(15))
+        write(draw, (x + GAP, y + TILE[1] // 2 - 8), "cannot be read", PALE, 15, TILE[0])
     else:
         small = ImageOps.contain(picture, (TILE[0] - 8, TILE[1] - 8))
         sheet.paste(small, (x + (TILE[0] - small.width) // 2, y + (TILE[1] - small.height) // 2))
-    draw.text((x + 2, y + TILE[1] + 4), caption, INK, _font(16))
-    draw.text((x + 2, y + TILE[1] + 23), _fit(draw, below, TILE[0] - 4, 14), PALE, _font(14))
+    write(draw, (x + 2, y + TILE[1] + 4), caption, INK, 16, TILE[0])
+    write(draw, (x + 2, y + TILE[1] + 23), shown(below), PALE, 14, TILE[0] - 4)

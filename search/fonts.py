@@ -1,0 +1,114 @@
+"""Text in a picture, in fonts of the system that have its letters."""
+
+import os
+import re
+import sys
+import unicodedata
+from functools import cache
+from itertools import groupby
+from typing import cast
+
+from PIL import ImageDraw, ImageFont
+
+FOLDERS = (  # of Linux, macOS and Windows
+    "/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts",
+    "/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts", "C:/Windows/Fonts",
+)  # fmt: skip
+ODD = ("bold", "italic", "oblique", "serif", "mono", "light", "thin", "black", "math")
+NO_LETTER = "\U0010ffff"  # what a font draws for it, a box or nothing, stands for missing letters
+OWN = ""  # instead of a file, the font that Pillow brings
+
+Run = tuple[str, str]  # the file of a font, and what is written in it
+
+
+def write(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, ink: str, size: int, width: int
+) -> None:
+    """Write a line of text, cut to a width.
+
+    Letters that no font of the system has are escaped, with a message on standard error, once.
+
+    Parameters
+    ----------
+    draw : of the picture
+    corner : of the line, left and top, in px
+    ink : colour
+    size, width : of the letters and of the longest line, in px
+    """
+    runs = _runs(unicodedata.normalize("NFC", text))
+    if _length(runs, size) > width:
+        while runs and _length([*runs, (OWN, "...")], size) > width:
+            file, run = runs.pop()
+            runs += [(file, run[:-1])] if run[1:] else []
+        runs.append((OWN, "..."))
+    x, y = float(corner[0]), corner[1] + _font(OWN, size).getmetrics()[0]
+    for file, run in runs:
+        draw.text((x, y), run, ink, _font(file, size), anchor="ls")
+        x += _length([(file, run)], size)
+
+
+def _length(runs: list[Run], size: int) -> float:
+    return sum(_font(file, size).getlength(run) for file, run in runs)
+
+
+def _runs(text: str) -> list[Run]:
+    """A text by fonts: each word in one that has all of it, else letter by letter."""
+    words = [text] if _file_of(text) is not None else re.findall(r"\s+|\S+", text)
+    runs: list[Run] = []
+    for word in words:
+        parts = [word] if _file_of(word) is not None else word
+        for file, letters in groupby(parts, _file_of):
+            run = "".join(letters)
+            if file is None:
+                _advise()
+                file, run = OWN, "".join(map(_escaped, run))
+            runs.append((file, run))
+    return runs
+
+
+def _escaped(letter: str) -> str:
+    """Without its accent, or as a number."""
+    plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore")
+    return (plain or letter.encode("ascii", "backslashreplace")).decode()
+
+
+@cache
+def _file_of(text: str) -> str | None:
+    """The first font that has all letters of a text."""
+    return next((file for file in [OWN, *_files()] if _has(file, text)), None)
+
+
+def _has(file: str, text: str) -> bool:
+    try:
+        # One letter after the other: the other engine draws lone accents on a circle.
+        font = _font(file, 16).font_variant(layout_engine=ImageFont.Layout.BASIC)
+        missing = font.getmask(NO_LETTER)
+        drawn = (font.getmask(letter) for letter in set(text) if not letter.isspace())
+        return all((d.size, bytes(d)) != (missing.size, bytes(missing)) for d in drawn)
+    except (OSError, ValueError):  # a font of another kind, or damaged
+        return False
+
+
+@cache
+def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size) if file == OWN else ImageFont.truetype(file, size)
+    return cast(ImageFont.FreeTypeFont, font)
+
+
+@cache
+def _files() -> list[str]:
+    """The fonts of this system; regular ones without serifs first."""
+    files = []
+    for folder in FOLDERS:
+        for place, _, names in os.walk(os.path.expanduser(folder)):
+            files += [f"{place}/{n}" for n in names if n.lower().endswith((".ttf", ".otf", ".ttc"))]
+    return sorted(files, key=lambda file: (sum(word in file.lower() for word in ODD), file))
+
+
+@cache
+def _advise() -> None:  # once
+    print(
+        "the picture shows \\u... for letters that no font of this system has; install one, for"
+        " example: apt-get install fonts-noto-cjk",
+        file=sys.stderr,
+    )
