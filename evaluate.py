@@ -22,13 +22,12 @@ import numpy as np
 import torch
 
 from config import DISTANCE
-from evaluation.classifier import read_classifier, with_accuracy
+from evaluation.classifier import with_accuracy
 from evaluation.protocols import (
     MAIN_TASKS,
     PROTOCOLS,
     Outcome,
     extraction_advice,
-    gallery_engine,
     of_gallery,
     query_features,
     run_task,
@@ -42,6 +41,7 @@ from network.device import pick_device
 from search.clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
 from search.engines import advise
+from search.matrix import MatrixEngine
 from search.signals import Signal, describe_distance, signals_of
 from utils import UserError, parse_args, run_script
 
@@ -59,7 +59,7 @@ def engine_of(
 ) -> Engine:
     """An engine over a gallery: k-means with `nprobe` of the database's clusters, or exact."""
     if clusters is None:
-        return gallery_engine(signals, gallery, device)
+        return MatrixEngine(of_gallery(signals, gallery), device)
     narrowed = replace(clusters, labels=clusters.labels[gallery])
     return KMeansEngine(of_gallery(signals, gallery), narrowed, nprobe, fill=False)
 
@@ -122,7 +122,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     nprobe = nprobe_of(clusters, config.NPROBE, config.TARGET_RECALL) if clusters else 0
     recall = float(clusters.recall[nprobe - 1]) if clusters else None
     advise(database, "kmeans", recall, config.TARGET_RECALL)
-    classifier = read_classifier(database)
     tasks = tasks_of(database, args.protocol, config.VAL_SHARE)
     advice = extraction_advice(database) if args.protocol == "folder" else ""
     if advice:
@@ -133,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         engine = engine_of(signals, task.gallery, clusters, nprobe, device)
         outcome = run_task(task, engine, query_features(task, signals))
         if task.name == "category":
-            outcome = with_accuracy(database, outcome, classifier)
+            outcome = with_accuracy(database, outcome)
         outcomes.append(outcome)
 
     metadata = database.metadata

@@ -8,30 +8,9 @@ from evaluation.metrics import top_k_metrics
 from evaluation.protocols import Outcome
 from features.arrays import read_archive
 from features.database import CLASSIFIER, CLASSIFIER_FORMS, FeatureDatabase
-from utils import UserError, command
-
-Classifier = tuple[np.ndarray, np.ndarray]
 
 
-def read_classifier(database: FeatureDatabase) -> Classifier:
-    """The weight, K x D, and bias, K, of the first model's classifier.
-
-    Raises
-    ------
-    UserError : it belongs to other features, or is missing or damaged
-    """
-    path = database.base / CLASSIFIER
-    weight, bias = read_archive(path, CLASSIFIER_FORMS).values()
-    logits = len(database.metadata.models[0].network.categories)
-    if weight.shape != (logits, database.deep[0].shape[1]) or bias.shape != (logits,):
-        raise UserError(
-            f"{path}: not the classifier of these features; run:"
-            f" {command('feature_extractor.py', database.base)}"
-        )
-    return weight, bias
-
-
-def with_accuracy(database: FeatureDatabase, outcome: Outcome, classifier: Classifier) -> Outcome:
+def with_accuracy(database: FeatureDatabase, outcome: Outcome) -> Outcome:
     """Add the top-1, top-3 and top-5 accuracy of the first model's classifier to an outcome.
 
     The logits are computed from the stored embeddings. A category that the classifier was not
@@ -42,7 +21,6 @@ def with_accuracy(database: FeatureDatabase, outcome: Outcome, classifier: Class
     ----------
     database : of the data set
     outcome : of the task "category"
-    classifier : see `read_classifier`
     """
     rows = outcome.task.queries
     trained = database.metadata.models[0].network.categories
@@ -50,6 +28,6 @@ def with_accuracy(database: FeatureDatabase, outcome: Outcome, classifier: Class
     targets = np.array([number.get(database.category(row), -1) for row in rows.tolist()])
     if (targets < 0).all():
         return outcome
-    weight, bias = classifier
+    weight, bias = read_archive(database.base / CLASSIFIER, CLASSIFIER_FORMS).values()
     logits = database.deep[0][rows] @ weight.T + bias
     return replace(outcome, values={**outcome.values, **top_k_metrics(logits, targets)})

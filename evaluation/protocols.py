@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from evaluation.metrics import (
     Figure,
@@ -21,7 +20,6 @@ from pictures.collection import read_labelled
 from pictures.deepfashion import has_color_names, inshop_list, read_inshop
 from pictures.table import align
 from search.engine import Engine
-from search.matrix import MatrixEngine
 from search.signals import Signal
 from utils import UserError, command, progress_bar
 
@@ -99,17 +97,6 @@ def of_gallery(signals: Sequence[Signal], gallery: np.ndarray) -> list[Signal]:
     return narrowed
 
 
-def gallery_engine(
-    signals: Sequence[Signal], gallery: np.ndarray, device: torch.device | None = None
-) -> Engine:
-    """The fastest engine that ranks a whole gallery exactly: on a CUDA device, else on the CPU.
-
-    `signals` are of the whole feature database, `gallery` are rows of it.
-    """
-    on_cuda = device is not None and device.type == "cuda"
-    return MatrixEngine(of_gallery(signals, gallery), device if on_cuda else None)
-
-
 def query_features(task: Task, signals: Sequence[Signal]) -> list[np.ndarray]:
     """Of each signal of the whole feature database, the features of a task's queries: Q x D."""
     return [signal.features[task.queries] for signal in signals]
@@ -149,7 +136,7 @@ def run_task(task: Task, engine: Engine, features: Sequence[np.ndarray]) -> Outc
     Parameters
     ----------
     task : the queries and their gallery
-    engine : over the task's gallery, see `gallery_engine`
+    engine : over the task's gallery, see `of_gallery`
     features : of the queries, see `query_features`
     """
     compared = []

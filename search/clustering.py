@@ -20,6 +20,7 @@ from utils import UserError, command, evenly_spaced
 
 FITTED = 256  # rows for each cluster, as in FAISS: k-means gains next to nothing by more
 QUERIES = 200  # pictures that the recall is measured with
+ANSWERS = 10  # of each
 BLOCK = 8192  # rows at once
 STALE = 0.2  # share of pictures assigned later, above which to cluster again
 
@@ -83,11 +84,10 @@ def measure_recall(
     clusters: Clusters,
     exact: Engine,
     queries: np.ndarray,
-    k: int = 10,
 ) -> np.ndarray:
-    """Recall@k of the k-means engine against the exact one, for every number of clusters.
+    """Recall@10 of the k-means engine against the exact one, for every number of clusters.
 
-    Candidates are ranked exactly: one of the true k nearest is found if, and only if, its cluster
+    Candidates are ranked exactly: one of the true 10 nearest is found if, and only if, its cluster
     is searched. So one exact search gives the recall for all numbers of clusters.
 
     Parameters
@@ -96,7 +96,6 @@ def measure_recall(
     clusters : of the first signal's features; their `recall` is not read
     exact : ranks the whole collection by the same signals
     queries : rows of the collection used as queries; each is excluded from its own answer
-    k : answers to compare
 
     Returns
     -------
@@ -107,9 +106,9 @@ def measure_recall(
     found = np.zeros(len(clusters.centroids))
     searched = np.arange(1, len(found) + 1)
     sizes = np.bincount(clusters.labels, minlength=len(found))
-    least = (np.cumsum(sizes[order], axis=1) <= k).sum(1) + 1  # that have the query and k others
+    least = (np.cumsum(sizes[order], axis=1) <= ANSWERS).sum(1) + 1  # that have as many others
     total = 0
-    for i, truth in enumerate(nearest_others(exact, signals, queries, k)):
+    for i, truth in enumerate(nearest_others(exact, signals, queries, ANSWERS)):
         ranks = rank[i, clusters.labels[truth]]
         found += (ranks[:, None] < np.maximum(searched, least[i])).sum(0)
         total += len(truth)

@@ -180,8 +180,7 @@ def exact_engine(
     ----------
     database : the features
     signals : of them
-    device : CUDA ranks there; others, and None, on the CPU
-    copies : see `MatrixEngine`
+    device, copies : see `MatrixEngine`
     """
     if device and device.type == "cuda" and all(signal.metric in METRICS for signal in signals):
         return MatrixEngine(signals, device, copies)

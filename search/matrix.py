@@ -32,7 +32,6 @@ RANKED, RANKED_ON_GPU = 8, 32  # of them ranked in float64 at first
 MAX_PAIRS = {"cpu": 1 << 14, "cuda": 1 << 16}  # of queries and pictures, ranked at once
 MIN_QUERIES = 16  # at once, from which on a GPU ranks them itself
 CLOSE = 1e-10  # relative; far over the rounding of distances in float64
-MAX_GATHERED = 1 << 27  # elements of features gathered on a GPU at once
 MAX_MOVED = 1 << 28  # elements of a copy moved to a device, or gathered there, at once
 MIN_SHARE = 64  # pictures for each answer, below which `cdist` ranks all of them
 
@@ -43,7 +42,7 @@ class MatrixEngine:
     Parameters
     ----------
     signals : the terms of the distance
-    device : where the products are made: CPU or CUDA
+    device : CUDA makes the products there; others, and None, on the CPU
     copies : of the features; engines with other weights may share them
     """
 
@@ -55,7 +54,7 @@ class MatrixEngine:
     ) -> None:
         self.exact = ExactEngine(signals)
         self.count = len(signals[0].features)
-        self.device = device or torch.device("cpu")
+        self.device = device if device and device.type == "cuda" else torch.device("cpu")
         self.max_products = MAX_PRODUCTS[self.device.type]
         self.used = [i for i, signal in enumerate(signals) if signal.weight]
         self.terms = [signals[i] for i in self.used]
@@ -177,11 +176,7 @@ class MatrixEngine:
         at = torch.from_numpy(rows).to(self.device)
         for x, copy, features, part in zip(self.full, self.copies, queries, parts, strict=True):
             query = torch.tensor(features, device=self.device).double()[:, None]
-            step = max(1, MAX_GATHERED // (rows.shape[1] * query.shape[2]))
-            for start in range(0, len(rows), step):
-                block = slice(start, start + step)
-                found = _true_distances(query[block], x[at[block]], copy.metric)
-                part[block] = found.cpu().numpy()
+            part[:] = _true_distances(query, x[at], copy.metric).cpu().numpy()
         total = np.sort(weighted_sum(parts, self.exact.weights), axis=1)
         with np.errstate(invalid="ignore"):
             clear = np.diff(total, axis=1) > CLOSE * total[:, 1:] + self.slack

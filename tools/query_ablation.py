@@ -18,7 +18,6 @@ from evaluation.protocols import (
     MAIN_TASKS,
     Outcome,
     Task,
-    gallery_engine,
     of_gallery,
     query_features,
     run_task,
@@ -28,6 +27,7 @@ from evaluation.table import Table
 from features.database import open_database
 from network.device import pick_device
 from search.engine import Engine
+from search.matrix import MatrixEngine
 from search.rerank import CollapsedEngine, RerankedEngine, join_queries
 from search.signals import Signal, describe_distance, signals_of
 from utils import evenly_spaced, parse_args, run_script
@@ -139,7 +139,7 @@ def signals_table(task: Task, signals: Sequence[Signal]) -> Table:
     main, *others = _metric_names(task)
 
     def values_of(chosen: Sequence[Signal]) -> dict[str, np.ndarray]:
-        engine = gallery_engine(chosen, task.gallery)
+        engine = MatrixEngine(of_gallery(chosen, task.gallery))
         return run_task(sampled, engine, query_features(sampled, chosen)).values
 
     every = values_of(signals)
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(describe_distance(signals))
     for task in tasks_of(database, "folder", config.VAL_SHARE):
         if task.name in MAIN_TASKS:
-            engine = gallery_engine(signals, task.gallery, device)
+            engine = MatrixEngine(of_gallery(signals, task.gallery), device)
             print(f"\n{methods_table(task, engine, signals)}")
             print(f"\n{signals_table(task, signals)}")
 

@@ -189,7 +189,7 @@ def test_the_mens_shop_gives_the_figures_that_are_known(shared: Path, tmp_path: 
     weights = str(shared / "weights/mobilenet_v2-imagenet-features.pth")
     # Nothing to train on there: the untrained network comes from a small folder of photos.
     network = ["--backbone", "mobilenet_v2", "--pretrained", weights, "--inter-dim", "0"]
-    network += ["--pooling", "avg", "--epoch", "0"]
+    network += ["--pooling", "avg", "--epoch", "0", "--img-size", "128", "--crop-size", "128"]
     small = tmp_path / "small"
     for name in ("a", "b"):
         (small / name).mkdir(parents=True)
@@ -210,7 +210,7 @@ def test_the_mens_shop_gives_the_figures_that_are_known(shared: Path, tmp_path: 
         ).values
         for task in (item, colored)
     }
-    # Known figures (of another crop: a few of 127 queries may differ): 0.276, 0.717 and 0.220.
+    # Known figures (of 224 px: a few of 127 queries may differ): 0.276, 0.717 and 0.220.
     assert values["item"]["recall@1"].mean() == pytest.approx(0.276, abs=0.08)
     assert values["item"]["recall@10"].mean() == pytest.approx(0.717, abs=0.06)
     assert values["item and color"]["recall@1"].mean() == pytest.approx(0.22, abs=0.08)

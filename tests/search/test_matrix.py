@@ -45,14 +45,14 @@ def test_random_features_of_three_signals(rng: np.random.Generator, metric: str,
 @pytest.mark.parametrize("metric", METRICS)
 def test_collections_and_queries_in_blocks(rng, monkeypatch: pytest.MonkeyPatch, metric) -> None:
     """Of 16 and of 48 rows, with a rest; a pool may be larger than a block."""
-    terms = signals(random_features(rng, 3001), metric, (1.0, 0.5, 2.0))
+    terms = signals(random_features(rng, 1001), metric, (1.0, 0.5, 2.0))
     queries = random_features(rng, 20)
     monkeypatch.setattr(matrix, "MAX_QUERIES", {"cpu": 7})
-    for products in (16, 7 * 3 * 1000):
+    for products in (16, 7 * 3 * 300):
         monkeypatch.setattr(matrix, "MAX_PRODUCTS", {"cpu": products})
         monkeypatch.setattr(low_precision, "ENCODED", products)
         check_both(terms, queries if products > 16 else [q[:2] for q in queries], 3)
-        check_both(terms, [q[:2] for q in queries], 3, np.arange(0, 3000, 2))
+        check_both(terms, [q[:2] for q in queries], 3, np.arange(0, 1000, 2))
 
 
 def test_few_pictures_are_ranked(rng: np.random.Generator, monkeypatch) -> None:

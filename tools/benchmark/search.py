@@ -11,11 +11,12 @@ import torch
 from scipy.spatial.distance import cdist
 
 from evaluation.metrics import item_metrics
-from evaluation.protocols import Task, gallery_engine, query_features, run_task
+from evaluation.protocols import Task, of_gallery, query_features, run_task
 from features.database import FeatureDatabase, open_database, unit_rows
 from search.engine import Answer, Engine, ExactEngine
 from search.engines import open_engine
 from search.exact import exact_engine
+from search.matrix import MatrixEngine
 from search.recall import recall_of
 from search.signals import Signal, signals_of
 from tools.benchmark.data import QUERIES, make_database, random_features
@@ -160,7 +161,7 @@ def inshop_evaluation(_: Path, sizes: Sizes) -> Iterator[Row]:
         metrics=item_metrics,
     )
     queried = query_features(task, signals)
-    engine, peer = gallery_engine(signals, task.gallery), ExactEngine(signals)
+    engine, peer = MatrixEngine(of_gallery(signals, task.gallery)), ExactEngine(signals)
     few = [matrix[:64] for matrix in queried]
     runs: dict[str, Run] = {
         "here": lambda _: run_task(task, engine, queried),
