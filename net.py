@@ -149,29 +149,24 @@ class FeatureNet(nn.Module):
     net : the embedding network
     colors : modules (input, conv map) -> colour feature N x C
     flip : the embedding is the mean of those of the picture and of its mirror image
-    plain : with `flip`, the embedding of the picture alone is the last feature
     """
 
-    def __init__(
-        self, net: EmbeddingNet, colors: Sequence[nn.Module], flip: bool, plain: bool = False
-    ) -> None:
+    def __init__(self, net: EmbeddingNet, colors: Sequence[nn.Module], flip: bool) -> None:
         super().__init__()
         self.net = net
         self.colors = nn.ModuleList(colors)
         self.flip = flip
-        self.plain = plain
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """N x H x W x 3, uint8 -> embedding N x D, then each colour feature N x C, float32."""
         x = self.net.normalize(images)
         _, embedding, conv_map = self.net(x)
         colors = [color(x, conv_map) for color in self.colors]
-        if not self.flip:
-            return [embedding, *colors]
-        both = (embedding + self.net(x.flip(3))[1]) / 2
-        if self.net.normalised:
-            both = LENGTH * F.normalize(both)
-        return [both, *colors, embedding] if self.plain else [both, *colors]
+        if self.flip:
+            embedding = (embedding + self.net(x.flip(3))[1]) / 2
+            if self.net.normalised:
+                embedding = LENGTH * F.normalize(embedding)
+        return [embedding, *colors]
 
 
 def initial_net(architecture: Architecture, pretrained: str) -> EmbeddingNet:

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Subset
 
 from config import Config
 from data import DETAIL, PictureDataset, eval_transform, make_loader, train_transform
-from features.lock import locked
 from net import Architecture, EmbeddingNet, initial_net, save_checkpoint
 from network.device import amp_type, explain_out_of_memory, to_device
 from network.distributed import Distributed, init_distributed, per_process
@@ -30,7 +29,7 @@ from training.loop import BEST, Trainer, mark_best, synchronise_norms
 from training.losses import TrainingLoss, build_metric_loss
 from training.optimizer import Updater, build_optimizer
 from training.resume import RESUME_POINT, Progress, ResumePoint
-from utils import UserError, evenly_spaced, parse_args, run_script
+from utils import UserError, evenly_spaced, locked, parse_args, run_script
 
 VALIDATION_BATCHES = 30  # of a validation between epochs; each epoch ends with a full one
 MAX_SCORED = 5000  # pictures of a retrieval score, which sorts the distances of all pairs

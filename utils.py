@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import numpy as np
 from dotenv import dotenv_values
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from tqdm import tqdm
@@ -38,7 +39,10 @@ from config import (
 )
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOCK = ".lock"
 DAY = 24 * 60 * 60  # s
+
+FileStamp = tuple[int, int, int]
 
 
 class UserError(Exception):
@@ -288,6 +292,28 @@ def _is_abandoned(part: Path) -> bool:
 
 
 @contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is made, while the block runs; it ends with the process.
+
+    Raises
+    ------
+    UserError : another process holds the lock; or the folder cannot be written to
+    """
+    lock = FileLock(folder / LOCK)
+    with writing(folder / LOCK):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            message = "another process writes there; wait for it to end, or stop it"
+            raise UserError(f"{folder}: {message}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn the system's error for a file that cannot be written into a `UserError`."""
     try:
@@ -313,6 +339,12 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def file_stamp(file: Path | str | int) -> FileStamp:
+    """Size in bytes, inode, and time of the last change in ns, which no program can set back."""
+    status = os.stat(file)
+    return status.st_size, status.st_ino, status.st_ctime_ns
 
 
 def evenly_spaced(count: int, max_count: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The feature database on disk: the names of its files, and the one way to read it."""
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,9 @@ from typing import Any
 import numpy as np
 
 from features.arrays import map_array, read_archive
-from features.checksums import first_wrong
 from features.metadata import Metadata
-from features.path_list import PathList
 from pictures.table import category_key
-from utils import UserError, command
+from utils import UserError, atomic_write, command, file_stamp, parsed_json, sha256_of
 
 DEEP, COLOR, PALETTE = "all_feat.npy", "all_color_feat.npy", "all_palette_feat.npy"
 CATEGORY, ITEM, CONTENT = "all_category.npy", "all_item.npy", "all_content.npy"
@@ -23,7 +22,42 @@ CLASSIFIER_FORMS = {"weight": ("f", 2), "bias": ("f", 1)}
 LIST, INFO = "all_feat.list", "all_feat.json"
 FEATURES_FORM = ("<f4", 2)
 FORMS = {CATEGORY: ("<i2", 1), CONTENT: ("|u1", 2), ITEM: ("<U", 1)}  # of the other matrices
+CHECKED = ".all_feat.stamps"
 MAX_TRIES, PAUSE = 20, 0.05  # s; an extraction replaces the files in a few ms
+
+
+class PathList(Sequence[str]):
+    """Lines of a UTF-8 file, which are decoded when they are needed: a query shows a few.
+
+    Parameters
+    ----------
+    path : the file, at least one line
+    count : number of its lines
+
+    Raises
+    ------
+    ValueError, OSError : it cannot be opened, or has another number of lines
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        self._bytes = np.memmap(path, np.uint8, "r")
+        ends = np.flatnonzero(self._bytes == ord("\n"))
+        if len(ends) != count:
+            raise ValueError(f"has {len(ends)} lines, not {count}")
+        self._starts = np.concatenate([[0], ends + 1])
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        row = range(len(self))[row]  # an IndexError beyond the end
+        line = self._bytes[self._starts[row] : self._starts[row + 1] - 1]
+        return line.tobytes().decode("utf-8")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bytes.tobytes().decode("utf-8").split("\n")[:-1])
 
 
 @dataclass(frozen=True)
@@ -36,8 +70,6 @@ class FeatureDatabase:
     deep : for each model N x D, float32, the embeddings
     color : N x 3T, float32, the colour features
     palette : N x 512, float32, the palettes; None where the database has none
-    plain : for each model N x D, float32, the embeddings without those of the mirror images; empty
-        where `deep` has no mirror images
     paths : N paths relative to `base`
     categories : N, int16; index into `category_names`, -1 where unknown
     category_names : names of the categories
@@ -51,7 +83,6 @@ class FeatureDatabase:
     deep: tuple[np.ndarray, ...]
     color: np.ndarray
     palette: np.ndarray | None
-    plain: tuple[np.ndarray, ...]
     paths: Sequence[str]
     categories: np.ndarray
     category_names: list[str]
@@ -84,11 +115,6 @@ class FeatureDatabase:
 def deep_file(number: int) -> str:
     """Name of the file of a model's embeddings; models are numbered from 0."""
     return f"all_feat_{number + 1}.npy" if number else DEEP
-
-
-def plain_file(number: int) -> str:
-    """Name of the file of a model's embeddings without mirror images, which `FLIP` adds."""
-    return f"all_plain_feat_{number + 1}.npy"
 
 
 def open_database(base: Path) -> FeatureDatabase:
@@ -131,11 +157,9 @@ def _open_files(base: Path, info: bytes | None) -> FeatureDatabase:
     files: dict[str, Any] = {}
     try:
         metadata = Metadata.from_json(info)
-        models, settings = range(len(metadata.models)), metadata.settings
-        deep = [deep_file(number) for number in models]
-        plain = [plain_file(number) for number in models] if settings.FLIP else []
-        names = [*deep, *plain, COLOR, CATEGORY, ITEM, LIST, CLASSIFIER]
-        names += [PALETTE] if settings.PALETTE else []
+        deep = [deep_file(number) for number in range(len(metadata.models))]
+        names = [*deep, COLOR, CATEGORY, ITEM, LIST, CLASSIFIER]
+        names += [PALETTE] if metadata.settings.PALETTE else []
         names += [CONTENT] if CONTENT in metadata.sha256_others else []  # older versions had none
         checksums = {name: metadata.checksums[name] for name in names}
         fault = ""
@@ -151,7 +175,6 @@ def _open_files(base: Path, info: bytes | None) -> FeatureDatabase:
         deep=tuple(files[name] for name in deep),
         color=files[COLOR],
         palette=files.get(PALETTE),
-        plain=tuple(files[name] for name in plain),
         paths=files[LIST],
         categories=files[CATEGORY],
         category_names=metadata.category_names,
@@ -174,6 +197,37 @@ def _open_file(path: Path, metadata: Metadata) -> Any:
     if path.name == CATEGORY and not -1 <= array.min() <= array.max() < len(names):
         raise ValueError(f"holds other categories than the {len(names)} of {INFO}")
     return array
+
+
+def first_wrong(base: Path, checksums: Mapping[str, str]) -> tuple[str, str] | None:
+    """The first of some files that has another SHA-256.
+
+    Only files that have changed since the last call are read: under 1 s for 1 GB.
+
+    Parameters
+    ----------
+    base : their folder, where the stamps are saved too if it can be written to
+    checksums : the SHA-256 of each file by its name, 64 hexadecimal digits
+
+    Returns
+    -------
+    Its name and what is wrong with it; None: all are right.
+    """
+    try:
+        now = {name: [*file_stamp(base / name), sha256] for name, sha256 in checksums.items()}
+        changed = list(checksums)
+        with suppress(OSError, ValueError, AttributeError):
+            before = parsed_json((base / CHECKED).read_bytes())
+            changed = [name for name in checksums if before.get(name) != now[name]]
+        for name in changed:
+            if sha256_of(base / name) != checksums[name]:
+                return name, "not the file that all_feat.json describes"
+    except OSError as error:  # another process may just be replacing it
+        return Path(error.filename).name, str(error.strerror)
+    if changed:
+        with suppress(UserError), atomic_write(base / CHECKED) as part:
+            part.write_text(json.dumps(now), "utf-8")
+    return None
 
 
 def unit_rows(features: np.ndarray) -> np.ndarray:

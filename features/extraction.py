@@ -1,9 +1,10 @@
-"""Pictures -> the features of one model after the other, in shards."""
+"""Pictures -> the features of one model after the other, in chunks."""
 
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,37 +13,75 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
-from tqdm import tqdm
 
 from config import Config
 from data import DETAIL, PictureDataset, eval_transform, make_loader
-from features.checksums import file_stamp
-from features.database import COLOR, CONTENT, PALETTE, deep_file, plain_file, unit_rows
+from features.chunks import Chunk, missing_rows, read_chunks, save_chunk, split_rows
+from features.database import COLOR, CONTENT, PALETTE, deep_file, unit_rows
 from features.incremental import DIGEST, STAMP_BYTES, fingerprint, open_file
 from features.inference import CPU_BATCH, faster, features_in_order, one_thread
 from features.metadata import ModelRecord
-from features.shards import Columns, Shard
 from net import Architecture, FeatureNet, extract_features, find_model, load_net, read_split
 from network.color import PALETTE_BINS, color_features
 from network.device import amp_type, explain_out_of_memory, query_type, to_device
+from network.distributed import Distributed, per_process
 from pictures.decode import PictureError
 from pictures.folder import picture_file
 from pictures.table import Pictures
-from utils import UserError, evenly_spaced, progress_bar, sha256_of
+from utils import UserError, evenly_spaced, file_stamp, progress_bar, sha256_of
 
-SAVE_SECONDS = 10.0  # of work that a kill may cost
+SAVE_SECONDS, MAX_CHUNK = 10.0, 16_384  # of work that a kill may cost; pictures
 INFINITE = "the network's features of it are infinite or NaN; try --amp off, or another model"
-STAMPS = "stamps"
+STAMPS = "stamps"  # a matrix that is not one of the database
 MAX_COSINE_CHANGE = 1e-3  # of an embedding by 16 bits
+
+Columns = Mapping[str, tuple[int, str]]  # width and dtype of each matrix, by its file's name
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that makes features, and what all_feat.json records of it."""
+    """A model that makes features, what all_feat.json records of it, and the matrices it makes."""
 
-    file: Path
     net: FeatureNet
     record: ModelRecord
+    columns: Columns
+
+
+@dataclass(frozen=True)
+class Job:
+    """By what is extracted.
+
+    Attributes
+    ----------
+    base : DATASET_BASE
+    models : one or more
+    settings : see `FeatureSettings`
+    workers : processes of this machine that read pictures
+    distributed : the processes that extract together; the main one writes the database
+    device : of this process
+    """
+
+    base: Path
+    models: Sequence[LoadedModel]
+    settings: dict[str, Any]
+    workers: int
+    distributed: Distributed
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What a model makes of the pictures of an extraction.
+
+    Attributes
+    ----------
+    chunks : the features; of the main process only
+    count, seconds : pictures that this run has extracted, and the time without compilation
+    """
+
+    chunks: Sequence[Chunk]
+    count: int
+    seconds: float
 
 
 class Readable(Dataset[tuple[Tensor, str, Tensor]]):
@@ -84,12 +123,51 @@ def dataset_of(base: Path, pictures: Pictures, crop: bool, model: LoadedModel) -
     return Readable(dataset, side)
 
 
-def key_of(facts: dict[str, Any], pictures: Pictures) -> str:
-    """A hash of all that the features depend on."""
+def key_of(facts: Any, pictures: Pictures) -> str:
+    """A hash of some facts and of the paths and boxes of pictures."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     digest.update("\n".join(pictures.paths).encode(errors="surrogateescape"))
     digest.update(pictures.boxes.tobytes())
     return digest.hexdigest()
+
+
+def load_models(
+    config: Config, category_names: list[str], device: torch.device
+) -> list[LoadedModel]:
+    """Load the models of the settings.
+
+    Raises
+    ------
+    UserError : one is missing, damaged or of another network, or was replaced meanwhile
+    """
+    sizes = config.IMG_SIZE, config.CROP_SIZE
+    default = Architecture(config.BACKBONE, config.INTER_DIM, category_names, *sizes)
+    names = config.MODELS or (config.DUMPED_MODEL,)
+    files = [find_model(config.DATASET_BASE, name) for name in names]
+    stamps = [file_stamp(file) for file in files]
+    models: list[LoadedModel] = []
+    for number, (name, file) in enumerate(zip(names, files, strict=True)):
+        net, architecture = load_net(file, default)
+        columns, colors = {deep_file(number): (net.fc2.in_features, "<f4")}, []
+        if not number:
+            colors = color_features(settings_of(config, device))
+            widths = {COLOR: 3 * config.COLOR_TOP_N, PALETTE: PALETTE_BINS**3}
+            columns |= {key: (widths[key], "<f4") for key in [COLOR, PALETTE][: len(colors)]}
+            columns |= {STAMPS: (STAMP_BYTES, "|u1"), CONTENT: (DIGEST, "|u1")}
+        record = ModelRecord(
+            file=name, sha256=sha256_of(file), network=architecture, held_out=read_split(file)
+        )
+        features = to_device(FeatureNet(net, colors, config.FLIP).eval(), device)
+        models.append(LoadedModel(features, record, columns))
+    if stamps != [file_stamp(file) for file in files]:
+        raise UserError(f"{', '.join(names)}: replaced while it was read; run this again")
+    return models
+
+
+def settings_of(config: Config, device: torch.device) -> dict[str, Any]:
+    """The settings that the features depend on, but for AMP."""
+    names = ("COLOR_TOP_N", "PALETTE", "FLIP", "CROP_TO_BBOX", "EXTRACT_BATCH_SIZE")
+    return {name: getattr(config, name) for name in names} | {"DEVICE": device.type}
 
 
 def choose_arithmetic(
@@ -134,117 +212,94 @@ def _keeps_embeddings(
 
 
 def extract(
-    net: FeatureNet,
-    dataset: Readable,
-    shards: Sequence[Shard],
-    device: torch.device,
-    amp: torch.dtype | None,
-    workers: int,
-    batch_size: int,
-    shown: bool = True,
-) -> float:
-    """Send pictures through a network; returns the seconds it took, without compilation.
+    job: Job, pictures: Pictures, datasets: Sequence[Readable], dtype: torch.dtype | None
+) -> list[Extracted]:
+    """Extract what earlier runs have not: this process its part of the pictures.
 
     Parameters
     ----------
-    net : in evaluation mode, on `device`
-    dataset : all pictures of the extraction
-    shards : empty ones, for those that this process takes
-    device, amp : see `net.extract_features`
-    workers : processes that read
-    batch_size : pictures of a batch; the shards are planned by it
-    shown : whether there is a progress bar
+    job : by what
+    pictures : all of the extraction
+    datasets : these, for each model
+    dtype : 16-bit type of the networks; None: float32
 
     Raises
     ------
     UserError : the memory of the GPU or the disk is too small
     """
-    rows = [row for shard in shards for row in shard.planned]
-    if not rows:
-        return 0.0
+    distributed, total = job.distributed, len(pictures)
+    keys = [
+        key_of([number, model.record.model_dump(), job.settings], pictures)
+        for number, model in enumerate(job.models)
+    ]
+    folders = [job.base / f".extract_{key[:16]}" for key in keys]
+    if distributed.is_main:
+        for other in set(job.base.glob(".extract_*")) - set(folders):
+            shutil.rmtree(other)
+    done = []
+    for model, dataset, folder in zip(job.models, datasets, folders, strict=True):
+        saved = read_chunks(folder) if distributed.is_main else []
+        rest = distributed.broadcast(missing_rows(saved, total))
+        if total:
+            resumed = f", going on from {total - len(rest):,}" if len(rest) < total else ""
+            print(f"{total:,} pictures, {model.record.file} on {job.device}{resumed}", flush=True)
+        seconds = _extract_by(model, job, dataset, rest, folder, dtype) if len(rest) else 0.0
+        distributed.barrier()
+        chunks = read_chunks(folder) if distributed.is_main else []
+        done.append(Extracted(chunks, len(rest), seconds))
+    return done
+
+
+def _extract_by(
+    model: LoadedModel,
+    job: Job,
+    dataset: Readable,
+    rest: np.ndarray,
+    folder: Path,
+    dtype: torch.dtype | None,
+) -> float:
+    """Extract the part of this process of some rows of a dataset to chunks; returns the seconds."""
+    device, size = job.device, job.settings["EXTRACT_BATCH_SIZE"]
+    size = min(size, CPU_BATCH) if device.type == "cpu" else size
+    rows = split_rows(rest, job.distributed.world_size, size)[job.distributed.rank]
+    own, workers = Subset(dataset, rows.tolist()), per_process(job.workers)
+    paths, shown = dataset.dataset.pictures.paths, job.distributed.is_main
     bar = progress_bar(len(rows), "extracting", "picture", shown=shown)
     with one_thread() as threads, bar, explain_out_of_memory("EXTRACT_BATCH_SIZE"):
-        loader = make_loader(Subset(dataset, rows), workers, device, batch_size=batch_size)
-        waiting = iter(loader)  # its processes read while the network is compiled
-        fast = faster(net, len(dataset), batch_size, dataset.crop_size, device, amp)
-        start = time.perf_counter()
-        batches = ((images, (reasons, made_of)) for images, reasons, made_of in waiting)
-        results = features_in_order(fast, batches, device, amp, threads)
-        paths = dataset.dataset.pictures.paths
-        for shard in shards:
-            _fill(shard, results, paths, bar)
+        waiting = iter(make_loader(own, workers, device, batch_size=size))
+        # The loader's processes read while the network is compiled.
+        fast = faster(model.net, len(dataset), size, dataset.crop_size, device, dtype)
+        start = saved = time.perf_counter()
+        batches = ((images, companions) for images, *companions in waiting)
+        done, first = 0, 0
+        unsaved: list[Any] = []
+        results = features_in_order(fast, batches, device, dtype, threads)
+        for features, (reasons, made_of) in results:
+            unsaved.append((reasons, [*features, made_of.numpy()]))
+            done += len(reasons)
+            bar.update(len(reasons))
+            late = time.perf_counter() - saved > SAVE_SECONDS
+            if late or done == len(rows) or done - first >= MAX_CHUNK:
+                _save(folder, model.columns, rows[first:done], unsaved, paths)
+                first, unsaved, saved = done, [], time.perf_counter()
         return time.perf_counter() - start
 
 
-def _fill(
-    shard: Shard,
-    results: Iterator[tuple[list[np.ndarray], tuple[Sequence[str], Tensor]]],
+def _save(
+    folder: Path,
+    columns: Columns,
+    rows: np.ndarray,
+    batches: Sequence[tuple[Sequence[str], Sequence[np.ndarray]]],
     paths: Sequence[str],
-    bar: tqdm,
 ) -> None:
-    """Write the features of the planned pictures to their shard, and save it now and then."""
-    saved = time.perf_counter()
-    while shard.done < len(shard.planned):
-        features, (reasons, made_of) = next(results)
-        place = shard.rows.stop
-        names = paths[place : place + len(reasons)]
-        sound = np.all([np.isfinite(feature).all(axis=1) for feature in features], axis=0)
-        errors = [
-            reason or ("" if ok else f"{path!a}: {INFINITE}")
-            for reason, ok, path in zip(reasons, sound, names, strict=True)
-        ]
-        if CONTENT in shard.columns:
-            features += np.split(made_of.numpy(), [STAMP_BYTES], axis=1)
-        shard.append(features, errors)
-        bar.update(len(errors))
-        if time.perf_counter() - saved > SAVE_SECONDS:
-            shard.save()
-            saved = time.perf_counter()
-    shard.save()
-
-
-def load_models(
-    config: Config, category_names: list[str], device: torch.device
-) -> list[LoadedModel]:
-    """Load the models of the settings.
-
-    Raises
-    ------
-    UserError : one is missing, damaged or of another network, or was replaced meanwhile
-    """
-    base = config.DATASET_BASE
-    sizes = config.IMG_SIZE, config.CROP_SIZE
-    default = Architecture(config.BACKBONE, config.INTER_DIM, category_names, *sizes)
-    names = config.MODELS or (config.DUMPED_MODEL,)
-    files = [find_model(base, name) for name in names]
-    stamps = [file_stamp(file) for file in files]
-    models: list[LoadedModel] = []
-    for name, file in zip(names, files, strict=True):
-        net, architecture = load_net(file, default)
-        colors = [] if models else color_features(settings_of(config, device))
-        features = to_device(FeatureNet(net, colors, config.FLIP, plain=True).eval(), device)
-        record = ModelRecord(
-            file=name, sha256=sha256_of(file), network=architecture, held_out=read_split(file)
-        )
-        models.append(LoadedModel(file, features, record))
-    if stamps != [file_stamp(file) for file in files]:
-        raise UserError(f"{', '.join(names)}: replaced while it was read; run this again")
-    return models
-
-
-def settings_of(config: Config, device: torch.device) -> dict[str, Any]:
-    """The settings that the features depend on, but for AMP."""
-    names = ("COLOR_TOP_N", "PALETTE", "FLIP", "CROP_TO_BBOX", "EXTRACT_BATCH_SIZE")
-    return {name: getattr(config, name) for name in names} | {"DEVICE": device.type}
-
-
-def columns_of(number: int, model: LoadedModel, settings: dict[str, Any]) -> Columns:
-    """The matrices that a model makes, in the order of `FeatureNet`."""
-    dim = model.net.net.fc2.in_features
-    widths = {deep_file(number): dim}
-    if not number:
-        widths |= {COLOR: 3 * settings["COLOR_TOP_N"]}
-        widths |= {PALETTE: PALETTE_BINS**3} if settings["PALETTE"] else {}
-    widths |= {plain_file(number): dim} if settings["FLIP"] else {}
-    made_of = {} if number else {STAMPS: (STAMP_BYTES, "|u1"), CONTENT: (DIGEST, "|u1")}
-    return {name: (width, "<f4") for name, width in widths.items()} | made_of
+    """Save batches as a chunk: for each why pictures have no features, and the arrays."""
+    *features, made_of = map(np.concatenate, zip(*(arrays for _, arrays in batches), strict=True))
+    sound = np.all([np.isfinite(feature).all(axis=1) for feature in features], axis=0)
+    reasons = [reason for batch, _ in batches for reason in batch]
+    errors = [
+        reason or ("" if ok else f"{paths[row]!a}: {INFINITE}")
+        for row, reason, ok in zip(rows.tolist(), reasons, sound, strict=True)
+    ]
+    if CONTENT in columns:
+        features += np.split(made_of, [STAMP_BYTES], axis=1)
+    save_chunk(folder, rows, errors, dict(zip(columns, features, strict=True)))

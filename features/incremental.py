@@ -5,10 +5,8 @@ stamps of all are saved beside the database: without them, each picture is read 
 """
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +18,7 @@ from features.metadata import ModelRecord
 from pictures.decode import PictureError
 from pictures.folder import picture_file
 from pictures.table import Pictures, align
-from utils import UserError, atomic_write, progress_bar
+from utils import UserError, atomic_write, file_stamp, progress_bar
 
 STAMPS_FILE = ".all_content.npz"
 STAMP = 3 + 4  # size, inode, time of the last change, and the box
@@ -66,22 +64,7 @@ def fingerprint(content: BinaryIO, box: np.ndarray, crop: bool) -> np.ndarray:
 
 def _stamp_of(file: str | int, box: np.ndarray) -> np.ndarray:
     """Size in bytes, inode, time of the last change in ns, and box of a picture, int64."""
-    status = os.stat(file)
-    return np.array([status.st_size, status.st_ino, status.st_ctime_ns, *box], np.int64)
-
-
-@dataclass(frozen=True)
-class Changes:
-    """How a collection of N pictures differs from its database.
-
-    Attributes
-    ----------
-    origin : N, int64; the row of the database that has a picture's features, -1 where none has
-    stamps : N x 7, int64; zeros where `origin` is -1
-    """
-
-    origin: np.ndarray
-    stamps: np.ndarray
+    return np.array([*file_stamp(file), *box], np.int64)
 
 
 def database_to_update(
@@ -115,7 +98,9 @@ def database_to_update(
     return None
 
 
-def find_changes(database: FeatureDatabase | None, pictures: Pictures, crop: bool) -> Changes:
+def find_changes(
+    database: FeatureDatabase | None, pictures: Pictures, crop: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Compare the pictures of a collection with those that a database was made of.
 
     A picture that was moved or copied keeps its features.
@@ -125,11 +110,16 @@ def find_changes(database: FeatureDatabase | None, pictures: Pictures, crop: boo
     database : with `content`; None: there is none, and all pictures are new
     pictures : the table of the N pictures as they are now
     crop : see `look`
+
+    Returns
+    -------
+    For each picture the row of the database that has its features, N, int64, -1 where none has;
+    and its stamp, N x 7, int64, zeros where none has.
     """
     paths, boxes = pictures.paths, pictures.boxes
     now, origin = np.zeros((len(paths), STAMP), np.int64), np.full(len(paths), -1)
     if database is None or database.content is None:
-        return Changes(origin, now)
+        return origin, now
     for row, path in enumerate(paths):
         with suppress(OSError, ValueError):
             now[row] = _stamp_of(f"{database.base}/{path}", boxes[row])
@@ -146,7 +136,7 @@ def find_changes(database: FeatureDatabase | None, pictures: Pictures, crop: boo
                 origin[row] = row_of.get(found[STAMP_BYTES:].tobytes(), -1)
             bar.update()
     now[origin < 0] = 0
-    return Changes(origin, now)
+    return origin, now
 
 
 def _read_stamps(database: FeatureDatabase) -> np.ndarray:

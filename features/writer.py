@@ -1,15 +1,15 @@
 """The one way to write a feature database.
 
-No old file is touched before all new ones are on the disk. Then all_feat.json is removed first and
-comes back last: without it the other files are no database, so that old and new files are never
-read together.
+The new files are written to a folder of their own; all_feat.json comes last. Then all_feat.json of
+the old database is removed, the new files replace the old ones, and all_feat.json again comes last:
+old and new files are never read together, and a killed run is finished by the next one.
 """
 
-import glob
+import hashlib
 import io
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +29,47 @@ from features.database import (
 )
 from features.metadata import FeatureSettings, Metadata, ModelRecord
 from pictures.table import Pictures
-from utils import atomic_write, sha256_of, sync_folder
+from utils import UserError, atomic_write, sync_folder, writing
 
+NEW = ".extract_new"  # the folder of the new files
 BLOCK = 8192  # rows copied at once
 OUTDATED = ("all_feat_*.npy", "all_plain_feat_*", PALETTE, "all_*.codes.npy", "all_*.bounds.npy")
 
 
 class Stacked:
-    """Matrices of the same width, n x D each, read as if one lay below the other."""
+    """A matrix whose rows lie in several files, which are opened when they are needed.
 
-    def __init__(self, parts: Sequence[np.ndarray]) -> None:
-        self.parts = parts
-        self.ends = np.cumsum([len(part) for part in parts])
-        self.width = parts[0].shape[1]
-        self.dtype = parts[0].dtype
+    Parameters
+    ----------
+    name : of the matrix; its key in an .npz file
+    form : its width and dtype
+    parts : .npy and .npz files, and the numbers of the rows that each has
+    """
+
+    def __init__(
+        self, name: str, form: tuple[int, str], parts: Sequence[tuple[Path, np.ndarray]]
+    ) -> None:
+        self.name, self.form = name, form
+        self.files = [file for file, _ in parts]
+        self.ends = np.cumsum([len(rows) for _, rows in parts])
+        self.place = np.argsort(np.concatenate([rows for _, rows in parts]))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Some of the rows, in any order: M -> M x D."""
-        found = np.empty((len(rows), self.width), self.dtype)
-        number = np.searchsorted(self.ends, rows, side="right")
-        for i, part in enumerate(self.parts):
+        places = self.place[rows]
+        number = np.searchsorted(self.ends, places, side="right")
+        found = np.empty((len(rows), self.form[0]), self.form[1])
+        for i in np.unique(number):
+            array = np.load(self.files[i], mmap_mode="r")
+            part = array if isinstance(array, np.ndarray) else array[self.name]
             wanted = number == i
-            if wanted.any():
-                found[wanted] = part[rows[wanted] - (self.ends[i] - len(part))]
+            found[wanted] = part[places[wanted] - (self.ends[i] - len(part))]
         return found
 
     def npy(self, rows: np.ndarray) -> Iterator[bytes | memoryview]:
         """The content of a .npy file of some of the rows, block by block."""
-        header, shape = io.BytesIO(), (len(rows), self.width)
-        form = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
+        header, (width, dtype) = io.BytesIO(), self.form
+        form = {"descr": dtype, "fortran_order": False, "shape": (len(rows), width)}
         np.lib.format.write_array_header_1_0(header, form)
         yield header.getvalue()
         for start in range(0, len(rows), BLOCK):
@@ -90,22 +102,17 @@ def write_database(
     ------
     UserError : it cannot be written; the old one is as it was
     """
-    rows = np.flatnonzero(places >= 0)
-    with atomic_write(base / INFO) as info_part, ExitStack() as stack:  # the first is renamed last
-
-        def write(name: str, content: Iterable[Any]) -> str:
-            part = stack.enter_context(atomic_write(base / name))
-            _write(part, content)
-            return sha256_of(part)
-
-        sha256 = {name: write(name, matrix.npy(places[rows])) for name, matrix in matrices.items()}
+    rows, new = np.flatnonzero(places >= 0), base / NEW
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        sha256 = {name: _write(new / name, m.npy(places[rows])) for name, m in matrices.items()}
         weight, bias = classifier
         others = {
-            CATEGORY: write(CATEGORY, [_npy(pictures.categories[rows])]),
-            ITEM: write(ITEM, [_npy(pictures.items[rows].astype(str))]),
+            CATEGORY: _write(new / CATEGORY, [_npy(pictures.categories[rows])]),
+            ITEM: _write(new / ITEM, [_npy(pictures.items[rows].astype(str))]),
             CONTENT: sha256.pop(CONTENT),
-            CLASSIFIER: write(CLASSIFIER, [archive(weight=weight, bias=bias)]),
-            LIST: write(LIST, (f"{pictures.paths[row]}\n".encode() for row in rows)),
+            CLASSIFIER: _write(new / CLASSIFIER, [archive(weight=weight, bias=bias)]),
+            LIST: _write(new / LIST, (f"{pictures.paths[row]}\n".encode() for row in rows)),
         }
         metadata = Metadata(
             models=list(models),
@@ -118,44 +125,47 @@ def write_database(
             follows=old.metadata.sha256[DEEP] if old else "",
             came=int((places >= len(old.categories)).sum()) if old else 0,
         )
-        _write(info_part, [metadata.to_json()])
-        (base / INFO).unlink(missing_ok=True)
-        sync_folder(base)
-        for file in [file for pattern in OUTDATED for file in base.glob(pattern)]:
-            file.unlink(missing_ok=True)
+        with atomic_write(new / INFO) as part:
+            part.write_bytes(metadata.to_json())
+    except UserError:
+        shutil.rmtree(new)  # the disk may be full
+        raise
+    finish_writing(base)
 
 
 def finish_writing(base: Path) -> None:
-    """Rename the files of a new database where `write_database` was killed while it did so.
-
-    The old database is gone by then, and an update would have nothing to keep. Where the new one is
-    not whole, nothing is done.
-    """
-    for info_part in [] if (base / INFO).exists() else base.glob(f".{INFO}.*.part"):
-        try:
-            metadata = Metadata.from_json(info_part.read_bytes())
-            found = {name: _find(base, name, digest) for name, digest in metadata.checksums.items()}
-        except (OSError, ValueError, StopIteration):
-            continue
-        for name, file in found.items():
-            os.replace(file, base / name)
-        os.replace(info_part, base / INFO)
-        sync_folder(base)
+    """Replace the old files by the new ones, where these are whole; else nothing is done."""
+    new = base / NEW
+    if not (new / INFO).exists():
         return
+    metadata = Metadata.from_json((new / INFO).read_bytes())
+    with writing(base):
+        (base / INFO).unlink(missing_ok=True)
+        sync_folder(base)
+        for file in [file for pattern in OUTDATED for file in base.glob(pattern)]:
+            if file.name not in metadata.sha256:
+                file.unlink(missing_ok=True)
+        for name in metadata.checksums:
+            if (new / name).exists():  # else a run that was killed has done it
+                os.replace(new / name, base / name)
+        sync_folder(base)
+        os.replace(new / INFO, base / INFO)
+        sync_folder(base)
+        new.rmdir()
 
 
-def _find(base: Path, name: str, sha256: str) -> Path:
-    """The file of this content, renamed already or not."""
-    candidates = [base / name, *base.glob(f".{glob.escape(name)}.*.part")]
-    return next(file for file in candidates if file.exists() and sha256_of(file) == sha256)
-
-
-def _write(part: Path, content: Iterable[Any]) -> None:
-    """Write a file and sync it: some file systems say only then that there is no space."""
-    with open(part, "wb") as file:
-        file.writelines(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _write(path: Path, content: Iterable[Any]) -> str:
+    """Write a file and sync it: a full disk may show only then. Returns its SHA-256."""
+    digest = hashlib.sha256()
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        with open(path, "wb") as file:
+            for block in content:
+                digest.update(block)
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -7,13 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 from config import Config
-from features.checksums import FileStamp, file_stamp
 from features.database import INFO
 from search import Searcher
 from search.engines import ENGINES
 from search.milvus import RECORD
 from server.schemas import CollectionState, EngineState, Item
-from utils import UserError, command
+from utils import FileStamp, UserError, command, file_stamp
 
 CHECK_SECONDS = 1.0  # between checks whether the files were replaced
 

@@ -32,10 +32,9 @@ import torch
 
 from features import extraction
 from features.database import DEEP, LIST, open_database
-from features.lock import locked
 from net import read_checkpoint
 from search.clusters import CLUSTERS, open_clusters
-from utils import UserError, parse_args, run_script, sha256_of
+from utils import UserError, locked, parse_args, run_script, sha256_of
 
 # Small, so that there is time for many runs; many steps, so that there are many resume points.
 NETWORK = (

@@ -1,4 +1,4 @@
-"""checksums.py: a file that has changed is found, one that has not is not read again."""
+"""Checksums: a file that has changed is found, one that has not is not read again."""
 
 import os
 import subprocess
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from features import checksums
-from features.checksums import CHECKED, first_wrong
+from features import database
+from features.database import CHECKED, first_wrong
 from tests.conftest import ROOT
 from tests.pictures.test_odd_pictures import LESS_THAN_ROOT
 from utils import sha256_of
@@ -63,7 +63,7 @@ def test_a_file_is_read_once(
 ) -> None:
     read: list[str] = []
     monkeypatch.setattr(
-        checksums, "sha256_of", lambda path: read.append(path.name) or sha256_of(path)
+        database, "sha256_of", lambda path: read.append(path.name) or sha256_of(path)
     )
     for wanted in (["a", "b"], ["a", "b"]):
         assert changed(tmp_path, files) == ""
@@ -88,7 +88,7 @@ def test_where_stamps_cannot_be_saved_files_are_read_each_time(
     tmp_path.chmod(0o555)
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from features.checksums import first_wrong\n"
+        "from features.database import first_wrong\n"
         f"from pathlib import Path\n"
         f"print(first_wrong(Path({str(tmp_path)!r}), {files}))"
     )

@@ -13,14 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.checksums import CHECKED
-from features.database import FeatureDatabase, open_database
+from features.database import CHECKED, FeatureDatabase, open_database
 from tests.conftest import describe, rehash
 from utils import UserError
 
 D, T = 6, 9
-FEATURES = ("all_feat.npy", "all_feat_2.npy", "all_color_feat.npy", "all_palette_feat.npy",
-            "all_plain_feat_1.npy", "all_plain_feat_2.npy")  # fmt: skip
+FEATURES = ("all_feat.npy", "all_feat_2.npy", "all_color_feat.npy", "all_palette_feat.npy")
 FILES = (*FEATURES, "all_category.npy", "all_item.npy", "all_classifier.npz", "all_feat.list")
 Damage = Callable[[Path], object]
 
@@ -28,21 +26,21 @@ Damage = Callable[[Path], object]
 @pytest.fixture
 def base(tmp_path: Path, rng: np.random.Generator) -> Path:
     """A database of 12 pictures, written as the design says."""
-    for name, width in zip(FEATURES, (D, 2, T, 8, D, 2), strict=True):
+    for name, width in zip(FEATURES, (D, D, T, 8), strict=True):
         np.save(tmp_path / name, rng.random((12, width), np.float32))
     np.save(tmp_path / "all_category.npy", np.int16([0, 1, -1] * 4))
     np.save(tmp_path / "all_item.npy", np.array(["a", "", "b"] * 4))
     np.savez(tmp_path / "all_classifier.npz", weight=rng.random((3, D)), bias=rng.random(3))
     (tmp_path / "all_feat.list").write_text("".join(f"img/é {i}.jpg\n" for i in range(12)), "utf-8")
     names = ["Tee", "Blouse", "Tank"]
-    describe(tmp_path, 12, names, models=("a", "b"), PALETTE=True, FLIP=True)
+    describe(tmp_path, 12, names, models=("a", "b"), PALETTE=True)
     return tmp_path
 
 
 def test_an_opened_database_holds_what_the_files_hold(base: Path) -> None:
     database = open_database(base)
     assert isinstance(database, FeatureDatabase)
-    matrices = (*database.deep, database.color, database.palette, *database.plain)
+    matrices = (*database.deep, database.color, database.palette)
     for name, matrix in zip(FEATURES, matrices, strict=True):
         np.testing.assert_array_equal(matrix, np.load(base / name))
     assert database.items[:4].tolist() == ["a", "", "b", "a"]
@@ -56,11 +54,10 @@ def test_an_opened_database_holds_what_the_files_hold(base: Path) -> None:
             database.rows_of(unknown)
 
 
-def test_palettes_and_plain_features_are_there_where_the_settings_say_so(base: Path) -> None:
-    edit(lambda info: info["settings"].update(PALETTE=False, FLIP=False))(base)
+def test_palettes_are_there_where_the_settings_say_so(base: Path) -> None:
+    edit(lambda info: info["settings"].update(PALETTE=False))(base)
     database = open_database(base)
     assert database.palette is None
-    assert database.plain == ()
 
 
 def test_features_in_columns_are_the_same_features(base: Path) -> None:
@@ -176,7 +173,7 @@ DAMAGE: dict[str, tuple[str, Damage]] = {
     "objects": ("all_item.npy", array("all_item.npy", lambda x: np.array([Malicious()] * len(x)))),
     "objects in the classifier": (
         "all_classifier.npz", classifier(weight=np.array([[Malicious()]]))),
-    "swapped for the plain ones": ("all_feat.npy", swapped("all_feat.npy", "all_plain_feat_1.npy")),
+    "swapped for another model's": ("all_feat.npy", swapped("all_feat.npy", "all_feat_2.npy")),
     "swapped for the colours": ("all_feat.npy", swapped("all_feat.npy", "all_color_feat.npy")),
     "swapped with the items": ("all_category.npy", swapped("all_category.npy", "all_item.npy")),
     "float64": ("all_feat.npy", array("all_feat.npy", lambda x: x.astype(np.float64))),

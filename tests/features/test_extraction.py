@@ -1,6 +1,5 @@
 """Extraction by torchrun: two processes make the bytes that one makes; one that dies is named."""
 
-import json
 import os
 import re
 import shutil
@@ -18,14 +17,13 @@ import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import feature_extractor
 from features import extraction
-from features import shards
 extraction.SAVE_SECONDS = 0.0
-append = shards.Shard.append
-def append_and_die(self, *features):
-    append(self, *features)
-    if os.environ["RANK"] == "1" and self.done >= 9:
+save = extraction.save_chunk
+def save_and_die(folder, rows, *features):
+    save(folder, rows, *features)
+    if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
-shards.Shard.append = append_and_die
+extraction.save_chunk = save_and_die
 if __name__ == "__main__":
     feature_extractor.main(sys.argv[1:])
 """
@@ -58,7 +56,7 @@ def base(few_photos: Path, alone: Path, tmp_path: Path) -> Path:
 
 
 def test_two_processes_make_the_bytes_of_one(base: Path, alone: Path) -> None:
-    """Guards `split_rows`, the order of the shards, and errors by their numbers."""
+    """Guards `split_rows`, the order of the chunks, and errors by their numbers."""
     status, out, err = torchrun(base)
     assert status == 1, err  # for the broken picture, and of torchrun
     assert files_of(base) == files_of(alone)
@@ -71,16 +69,14 @@ def test_two_processes_make_the_bytes_of_one(base: Path, alone: Path) -> None:
 def test_a_rank_that_dies_is_named_and_its_work_is_not_lost(
     processes: int, base: Path, alone: Path, tmp_path: Path, capsys
 ) -> None:
-    """Guards `read_shards` and `missing_rows`: any number of processes goes on with the rest."""
+    """Guards `read_chunks` and `missing_rows`: any number of processes goes on with the rest."""
     script = tmp_path / "script.py"
     script.write_text(KILL)
     status, _, err = torchrun(base, script=script)
     assert status != 0
     assert re.search(r"rank +: 1 \(local_rank: 1\)", err), err
     assert "Signal 9" in err
-    states = sorted(base.glob(".extract_1/*/state.json"))
-    starts = [json.loads(state.read_text())["start"] for state in states]
-    assert 15 in starts  # 3 batches, then 2
+    assert len(list(base.glob(".extract_*/000000000015.npz"))) == 1  # 3 batches, then 2
     assert not (base / "all_feat.json").exists()
     if processes == 1:
         assert extract(base) == 1

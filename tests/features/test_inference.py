@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -25,6 +26,7 @@ from features.inference import (
 from net import Architecture, EmbeddingNet, FeatureNet, extract_features, initial_net
 from network.color import ColorFeature, Palette
 from network.device import to_device
+from network.distributed import Distributed
 from tests.fake_cuda import pictures
 from utils import UserError
 
@@ -44,7 +46,7 @@ def feature_net() -> FeatureNet:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
-    features = FeatureNet(net, [ColorFeature(4), Palette()], True, plain=True)
+    features = FeatureNet(net, [ColorFeature(4), Palette()], True)
     return features.eval().to(memory_format=torch.channels_last)
 
 
@@ -198,12 +200,12 @@ def test_batches_on_a_gpu_stay_there(fake_cuda: torch.device, dtype: torch.dtype
     Seen to fail where `to_device` was left out, or `Palette.bins` was no buffer.
     """
     net = initial_net(Architecture("resnet18", 16, ["a", "b"], 64, 64), "none")
-    features = FeatureNet(net, [ColorFeature(4), Palette()], True, plain=True).eval()
+    features = FeatureNet(net, [ColorFeature(4), Palette()], True).eval()
     to_device(features, fake_cuda)
     batches = [(pictures(count), count) for count in (4, 4, 4, 2)]
     found = list(features_in_order(features, batches, fake_cuda, dtype, 1))
     for arrays, count in found:
-        assert [array.shape for array in arrays] == [(count, n) for n in (16, 12, 512, 16)]
+        assert [array.shape for array in arrays] == [(count, n) for n in (16, 12, 512)]
         assert all(array.dtype == np.float32 for array in arrays)
     assert [count for _, count in found] == [4, 4, 4, 2]
 
@@ -216,7 +218,8 @@ def test_a_gpu_without_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(extraction, "faster", exhausted)
     dataset = Readable(mock.MagicMock(), 64)
-    shard = mock.Mock(planned=range(3))
+    job = extraction.Job(Path(), [], {"EXTRACT_BATCH_SIZE": 4}, 0, Distributed(), CPU)
+    model = extraction.LoadedModel(feature_net(), mock.Mock(), {})
     with pytest.raises(UserError, match="EXTRACT_BATCH_SIZE") as caught:
-        extraction.extract(feature_net(), dataset, [shard], CPU, None, 0, 4)
+        extraction._extract_by(model, job, dataset, np.arange(3), Path(), None)
     assert "\n" not in str(caught.value)

@@ -1,10 +1,10 @@
-"""path_list.py: lines of a file as a list, decoded when they are needed."""
+"""PathList: lines of a file as a list, decoded when they are needed."""
 
 from pathlib import Path
 
 import pytest
 
-from features.path_list import PathList
+from features.database import PathList
 
 
 @pytest.mark.parametrize("lines", [[""], ["a"], ["a", "", "dress/платье ドレス.jpg", "z"]])

@@ -40,11 +40,11 @@ def base(cuda: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def extract(base: Path, device: str, *flags: str) -> list[np.ndarray]:
-    """The deep, colour and palette features and those without mirror images, by the script."""
+    """The deep, colour and palette features, by the script."""
     arguments = ["--dataset-base", str(base), "--device", device, *FLAGS, *flags]
     assert feature_extractor.main(arguments) == 0
     database = open_database(base)
-    found = (*database.deep, database.color, database.palette, *database.plain)
+    found = (*database.deep, database.color, database.palette)
     return [np.array(array) for array in found]
 
 

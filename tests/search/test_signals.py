@@ -18,7 +18,6 @@ def database(palette: bool) -> FeatureDatabase:
         deep=(matrix, matrix),
         color=matrix,
         palette=matrix if palette else None,
-        plain=(),
         paths=[""] * 12,
         categories=np.zeros(12, np.int16),
         category_names=["all"],

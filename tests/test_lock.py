@@ -1,4 +1,4 @@
-"""lock.py: one writer at a time, gone with its process."""
+"""`locked`: one writer at a time, gone with its process."""
 
 import os
 import signal
@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from features.lock import LOCK, locked
 from tests.conftest import ROOT
 from tests.pictures.test_odd_pictures import LESS_THAN_ROOT
-from utils import UserError
+from utils import LOCK, UserError, locked
 
 HOLDER = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from features.lock import locked
+from utils import locked
 with locked(Path(sys.argv[1])):
     worker = os.fork()
     if worker:
@@ -72,7 +71,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     """Guards `writing` around the lock's file."""
     tmp_path.chmod(0o555)
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom features.lock import locked\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom utils import locked\n"
         "from pathlib import Path\nfrom utils import run_script\n"
         f"def main():\n    with locked(Path({str(tmp_path)!r})): pass\nrun_script(main)"
     )
