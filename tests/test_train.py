@@ -2,9 +2,6 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import data
 import train
 from net import load_net, read_checkpoint
-from tests.conftest import ROOT, run
+from tests.conftest import Run, run
 from utils import UserError
 
 SMALL = "--backbone efficientnet_b0 --pretrained none --img-size 40 --crop-size 32".split()
@@ -51,19 +48,12 @@ def test_a_killed_run_ends_with_the_same_weights(base: Path, tmp_path: Path, rec
     flags += ["--recipe", recipe]
     run("train.py", "--dataset-base", base, *flags, "--num-workers", 0)
 
-    command = [sys.executable, ROOT / "train.py", "--dataset-base", other, *flags]
-    process = subprocess.Popen(
-        [*map(str, command), "--num-workers", "2"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    killed = Run(tmp_path / "log", "train.py", "--dataset-base", other, *flags, "--num-workers", 2)
     point = other / "models" / "checkpoint.pth.tar"
     deadline = time.monotonic() + 120
     while not point.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    killed.kill()
     progress = read_checkpoint(point)["progress"]
     assert progress["epoch"] == 1
     assert progress["step"] > 0

@@ -17,7 +17,7 @@ from PIL import Image
 import feature_extractor
 import kmeans
 from features.database import open_database
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Run, run
 from tests.pictures.test_odd_pictures import LESS_THAN_ROOT
 from tools.soak import NETWORK, Soak, Tally, processes_below
 from utils import run_script, sha256_of
@@ -65,7 +65,7 @@ def test_a_stage_that_is_ended_at_random_moments_gives_the_same_bytes(
     """Also, a reader meanwhile sees the old database or the new one. `make soak` has more."""
     (stage,) = (stage for stage in soak.stages if stage.name == name)
     soak.restore(stage)
-    for kind in ("kill", "ctrl-c", "kill", "ctrl-c"):
+    for kind in ("kill", "ctrl-c"):
         if soak.inject(stage, kind):
             soak.compare(stage)
             soak.restore(stage)
@@ -105,9 +105,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 def run_train(flags: list[str]) -> None:
     """In a process of its own: its threads that write curves outlive a full disk."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "train.py", *flags], stderr=subprocess.PIPE, text=True, timeout=300
-    )
+    done = run("train.py", *flags, check=None)
     print(done.stderr, file=sys.stderr)
     sys.exit(done.returncode)
 
@@ -177,7 +175,7 @@ for script, flags in (
 
 
 def test_where_nothing_may_be_written_a_query_works_and_a_writer_is_one_line(base: Path) -> None:
-    """Guards `writing` in `locked` and `atomic_write`, and what a query ignores in `checksums`."""
+    """Guards `writing` in `locked` and `atomic_write`, and that a query ignores it."""
     before = files_of(base)
     picture = min((base / "img").rglob("*.jpg"))
     command = [*LESS_THAN_ROOT, sys.executable, "-c", READ_ONLY, base, picture]
@@ -233,25 +231,21 @@ def test_a_worker_that_dies_is_named(base: Path, tmp_path: Path) -> None:
     for picture in [*base.glob("img/*/*.jpg"), *base.glob("in_shop/img/*/*/*/*.jpg")]:
         picture.unlink()
         picture.hardlink_to(large)
-    command = [sys.executable, str(ROOT / "feature_extractor.py"), "--dataset-base", str(base)]
-    with open(tmp_path / "err", "w") as err:
-        process = subprocess.Popen(
-            [*command, "--color-top-n=3", "--num-workers=1"], stdout=subprocess.DEVNULL, stderr=err
-        )
-        workers: set[int] = set()
-        before: set[int] = set()
-        while not workers and process.poll() is None:
-            seen = {pid for pid in processes_below(process.pid) if is_fork_of(process.pid, pid)}
-            workers, before = (
-                seen & before,
-                seen,
-            )  # torch's own end sooner
-            time.sleep(0.05)
-        for worker in workers:  # the end of one is enough, that of all is one line, too
-            with suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGKILL)
-        assert process.wait(timeout=120) == 2
-    said = (tmp_path / "err").read_text().strip().split("\n")
+    flags = ("--color-top-n=3", "--num-workers=1")
+    script = Run(tmp_path / "log", "feature_extractor.py", "--dataset-base", base, *flags)
+    workers: set[int] = set()
+    before: set[int] = set()
+    while not workers and script.process.is_alive():
+        pid = script.process.pid
+        seen = {below for below in processes_below(pid) if is_fork_of(pid, below)}
+        workers, before = seen & before, seen  # torch's own end sooner
+        time.sleep(0.05)
+    for worker in workers:  # the end of one is enough, that of all is one line, too
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+    done = script.wait()
+    assert done.returncode == 2
+    said = done.stderr.strip().split("\n")
     assert said[-1].startswith("feature_extractor.py: DataLoader worker (pid")
     assert any(str(worker) in said[-1] for worker in workers)
     assert "set NUM_WORKERS lower" in said[-1]

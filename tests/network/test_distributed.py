@@ -3,7 +3,6 @@
 import itertools
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,8 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from net import read_checkpoint
 from network.distributed import Distributed, init_distributed, per_process
-from tests.conftest import ROOT, run
-from tools.soak import processes_below
+from tests.conftest import ROOT, Run, free_port, run, run_ranks
 from train import main
 from training.loop import Trainer
 from training.resume import Progress
@@ -30,32 +28,27 @@ FLAGS += "--train-batch-size 15 --triplet-batch-size 8 --test-interval 3 --dump-
 FLAGS += "--amp off --epoch 2 --log-interval 1 --num-workers 1 --enable-inshop-dataset".split()
 
 
-def train(base: Path, *flags: str, processes: int = 1, check: int = 0) -> str:
-    """Run train.py, by torchrun where there are several processes; returns its output."""
-    arguments = ["--dataset-base", str(base), *FLAGS, *flags]
-    if processes == 1:
-        done = run("train.py", *arguments, check=check)
-        return done.stdout + done.stderr
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), ROOT / "train.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-    assert (done.returncode == 0) == (check == 0), done.stdout + done.stderr
-    return done.stdout + done.stderr
+def train(base: Path, *flags: str, processes: int = 1) -> str:
+    """Run train.py in one or two processes; returns their output."""
+    arguments = ["train.py", "--dataset-base", base, *FLAGS, *flags]
+    ranks = [run(*arguments)] if processes == 1 else run_ranks(*arguments)
+    said = "".join(rank.stdout + rank.stderr for rank in ranks)
+    assert not any(rank.returncode for rank in ranks), said
+    return said
 
 
 def run_until_resume_point(base: Path, processes: int) -> dict:
     """Kill a run once it has left a resume point; returns the progress it had then."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), ROOT / "train.py"]
-    process = subprocess.Popen([*map(str, command), "--dataset-base", str(base), *FLAGS],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    where["WORLD_SIZE"] = str(processes)
+    arguments = ["train.py", "--dataset-base", base, *FLAGS]
+    names = map(str, range(processes))
+    ranks = [Run(base.parent / rank, *arguments, **where, RANK=rank) for rank in names]
     point, deadline = base / "models/checkpoint.pth.tar", time.monotonic() + 300
     while not point.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    for pid in [process.pid, *processes_below(process.pid)]:
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
+    for rank in ranks:
+        rank.kill()
     return read_checkpoint(point)["progress"]
 
 
@@ -126,8 +119,11 @@ def test_a_run_goes_on_with_another_number_of_processes(
 def test_a_wrong_setting_ends_all_of_them(drawn: Path, tmp_path: Path) -> None:
     """Guards that no process waits for one that has ended."""
     base = Path(shutil.copytree(drawn, tmp_path / "data", copy_function=os.link))
-    output = train(base, "--pretrained", "none.pth", processes=2, check=2)
-    assert "none.pth: no such file" in output
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [ROOT / "train.py", "--dataset-base", base, *FLAGS, "--pretrained", "none.pth"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode
+    assert "none.pth: no such file" in done.stderr
 
 
 def test_processes_that_resume_draw_new_numbers(tmp_path: Path) -> None:

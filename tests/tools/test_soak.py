@@ -8,66 +8,59 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, forks
+from tools import soak
 
 
-def soak(
-    project: Path, drawn: Path, folder: Path, *flags: str, stages: int = 5
-) -> subprocess.CompletedProcess[str]:
-    """Run the first stages of it on a copy of the drawn collection."""
-    shutil.copytree(drawn, folder / "data", copy_function=os.link)
-    code = (
-        "import tools.soak as s; from utils import run_script; every = s.stages;"
-        f" s.stages = lambda batch: every(batch)[:{stages}]; run_script(s.main)"
-    )
-    command = [sys.executable, "-c", code, f"--dataset-base={folder / 'data'}", "--seed=3", *flags]
-    environment = os.environ | {"PYTHONPATH": str(project)}
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=900, cwd=folder, env=environment
-    )
-
-
-def test_no_difference_and_no_file_left(drawn: Path, tmp_path: Path) -> None:
+def test_no_difference_and_no_file_left(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     """The collection is only read."""
-    done = soak(ROOT, drawn, tmp_path, "--faults=1")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("5 faults injected, ")
-    assert done.stdout.endswith("differences found: 0\n")
+    monkeypatch.setenv("PYTHONPATH", "")
+    forks()
+    shutil.copytree(drawn, tmp_path / "data", copy_function=os.link)
+    monkeypatch.setattr(soak, "stages", lambda batch, every=soak.stages: every(batch)[:2])
+    assert not soak.main([f"--dataset-base={tmp_path / 'data'}", "--seed=3", "--faults=1"])
+    assert "\n2 faults injected, " in capsys.readouterr().out
     names = {path.name for path in drawn.iterdir()}
     assert {path.name for path in (tmp_path / "data").iterdir()} == names
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 NOT_COPIED = shutil.ignore_patterns(".*", "data", "demo", "docs", "tests", "__pycache__")
-PLANTED = {
-    "not atomic": (
-        "utils.py",
-        "            os.replace(part, path)\n",
-        (
-            "            content = part.read_bytes()\n"
-            "            path.write_bytes(content[:len(content) // 2])\n"
-            "            time.sleep(0.5)\n"
-            "            path.write_bytes(content)\n"
-        ),
-    ),
-    "another picture's seed": (
-        "pictures/samplers.py",
-        "rng = np.random.default_rng([self.seed, self.epoch])",
-        "rng = np.random.default_rng()",
-    ),
-}
+NOT_ATOMIC = """\
+            content = part.read_bytes()
+            path.write_bytes(content[:len(content) // 2])
+            time.sleep(0.5)
+            path.write_bytes(content)
+"""
+PLANTED = [
+    ("utils.py", "            os.replace(part, path)\n", NOT_ATOMIC),
+    ("pictures/samplers.py", "default_rng([self.seed, self.epoch])", "default_rng()"),
+]
+CODE = """
+import tools.soak as s
+from utils import run_script
+stages = s.stages
+s.stages = lambda batch: stages(batch)[:1]
+run_script(s.main)
+"""
 
 
-@pytest.mark.parametrize("fault", PLANTED)
-def test_it_finds_a_fault_that_is_planted(drawn: Path, tmp_path: Path, fault: str) -> None:
-    """It fails where `check` or `compare` are missing."""
+def test_it_finds_faults_that_are_planted(drawn: Path, tmp_path: Path) -> None:
+    """A file that is not whole fails where `check` is missing, other batches where `compare` is."""
     project = tmp_path / "project"
     shutil.copytree(ROOT, project, ignore=NOT_COPIED)
-    name, right, wrong = PLANTED[fault]
-    source = (project / name).read_text("utf-8")
-    assert right in source
-    (project / name).write_text(source.replace(right, wrong), "utf-8")
-    flags = ("--faults=3", "--kinds=kill")
-    done = soak(project, drawn, tmp_path / "soaked", *flags, stages=1)
+    for name, right, wrong in PLANTED:
+        source = (project / name).read_text("utf-8")
+        assert right in source
+        (project / name).write_text(source.replace(right, wrong), "utf-8")
+    shutil.copytree(drawn, tmp_path / "data", copy_function=os.link)
+    command = [sys.executable, "-c", CODE, "--faults=5", "--kinds=kill", "--seed=3"]
+    done = subprocess.run(
+        [*command, f"--dataset-base={tmp_path / 'data'}"],
+        capture_output=True, text=True, timeout=900, env=os.environ | {"PYTHONPATH": str(project)},
+    )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "differences found: 0" not in done.stdout
+    assert "no checkpoint that can be read" in done.stderr
+    assert "model_best.pth.tar differs" in done.stderr
