@@ -34,9 +34,10 @@ setup-dev: .venv/ready-dev
 	@touch $@
 
 .venv/ready-dev: .venv/ready requirements-dev.txt requirements-demo.txt requirements-formats.txt requirements-milvus.txt requirements-watch.txt requirements-web.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	@command -v chromium >/dev/null || ( $(call APT,chromium) ) \
-		|| echo "without chromium the tests of the page are skipped" >&2
+	@{ command -v chromium >/dev/null || ( $(call APT,chromium) ) \
+		|| echo "without chromium the tests of the page are skipped" >&2; } & \
+		$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt; \
+		status=$$?; wait; exit $$status
 	@touch $@
 
 # Targets of their own: without the developers' packages.

@@ -20,6 +20,7 @@ from network.layers import AveragePooling, CosineClassifier, GeM, Normalize
 from utils import UserError, command
 
 Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
+Network = Callable[[Tensor], list[Tensor]]  # pictures N x H x W x 3, uint8 -> features N x D each
 LENGTH = 10.0  # of a normalised embedding: its distances then compare with those of 2018
 
 
@@ -324,7 +325,10 @@ def _architecture_of_2018(state: dict[str, Tensor], default: Architecture) -> Ar
 
 @torch.inference_mode()
 def start_features(
-    net: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype | None
+    net: Callable[[Tensor], list[Tensor]],
+    images: Tensor,
+    device: torch.device,
+    dtype: torch.dtype | None,
 ) -> Callable[[], list[np.ndarray]]:
     """Begin with a batch: as `extract_features`, but on a GPU nothing is waited for.
 
@@ -351,7 +355,10 @@ def start_features(
 
 
 def extract_features(
-    net: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype | None
+    net: Callable[[Tensor], list[Tensor]],
+    images: Tensor,
+    device: torch.device,
+    dtype: torch.dtype | None,
 ) -> list[np.ndarray]:
     """Features of one batch of pictures.
 

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import platform
 import re
 import shlex
 import signal
@@ -16,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -40,7 +38,6 @@ from config import (
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCK = ".lock"
-DAY = 24 * 60 * 60  # s
 
 FileStamp = tuple[int, int, int]
 
@@ -241,7 +238,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     ------
     UserError : the file cannot be written, for example because no space is left
     """
-    part = path.with_name(f".{path.name}.{_where()}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for other in path.parent.glob(f".{glob.escape(path.name.split('.')[0])}.*.part"):
@@ -267,24 +264,11 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-@cache
-def _where() -> str:
-    """Eight digits that identify this machine or container, in which process numbers are unique."""
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:  # macOS
-        namespace = ""
-    return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]
-
-
 def _is_abandoned(part: Path) -> bool:
-    """Whether its writer has ended; of another machine's writer, whether the part is a day old."""
-    where, pid = part.name.split(".")[-3:-1]
+    """Whether the process that wrote it has ended."""
     try:
-        if where != _where():
-            return time.time() - part.stat().st_mtime > DAY
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, FileNotFoundError):
+        os.kill(int(part.name.split(".")[-2]), 0)
+    except ProcessLookupError:
         return True
     except (ValueError, OverflowError, PermissionError):
         pass  # not a name of ours, or another user's process

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from net import FeatureNet, extract_features, start_features
+from net import FeatureNet, Network, extract_features, start_features
 from network.device import autocast
 from utils import UserError
 
@@ -37,7 +37,7 @@ def faster(
     side: int,
     device: torch.device,
     dtype: torch.dtype | None,
-) -> nn.Module:
+) -> Network:
     """A network that gives the same features, up to rounding, in less time.
 
     It is compiled, or its batch norms are folded into its convolutions.
@@ -66,23 +66,8 @@ def faster(
     return net
 
 
-class CompiledNet(nn.Module):
-    """A network compiled for batches of the size `batch`; smaller ones are filled up to it."""
-
-    def __init__(self, net: nn.Module, batch: int) -> None:
-        super().__init__()
-        self.batch = batch
-        self.compiled = torch.compile(net, dynamic=False)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        missing = self.batch - len(images)
-        # A whole batch, too, is copied: one made outside of inference mode would be compiled for.
-        full = F.pad(images, (0, 0) * (images.dim() - 1) + (0, missing))
-        return [feature[: len(images)] for feature in self.compiled(full)]
-
-
-def _compiled(net: nn.Module, example: Tensor, dtype: torch.dtype | None) -> CompiledNet:
-    """Compile a network for batches like `example`.
+def _compiled(net: nn.Module, example: Tensor, dtype: torch.dtype | None) -> Network:
+    """Compile a network for batches like `example`; smaller ones are filled up to their size.
 
     It is compiled once if it is then run as here: with the number of threads that PyTorch has now,
     in inference mode and under `autocast` of the same type.
@@ -91,12 +76,18 @@ def _compiled(net: nn.Module, example: Tensor, dtype: torch.dtype | None) -> Com
 
     # It warns of a missing CUDA on every machine that has none.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    compiled = CompiledNet(net, len(example))
+    compiled = torch.compile(net, dynamic=False)
+
+    def padded(images: Tensor) -> list[Tensor]:
+        # A whole batch, too, is copied: one made outside of inference mode would be compiled for.
+        full = F.pad(images, (0, 0) * 3 + (0, len(example) - len(images)))
+        return [feature[: len(images)] for feature in compiled(full)]
+
     # Frozen weights let it fold the batch norms and reorder the weights in memory. (As an option
     # of torch.compile this comes too late.)
     with config.patch(freezing=True), torch.inference_mode(), autocast(example.device, dtype):
-        compiled(example)
-    return compiled
+        padded(example)
+    return padded
 
 
 @contextmanager
@@ -115,19 +106,8 @@ def one_thread() -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def measured_convolutions() -> Iterator[None]:
-    """Have cuDNN measure its algorithms on the first batch: for batches of one size."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
 def features_in_order(
-    net: nn.Module,
+    net: Network,
     batches: Iterable[tuple[Tensor, T]],
     device: torch.device,
     dtype: torch.dtype | None,
@@ -143,7 +123,9 @@ def features_in_order(
     device, dtype : see `net.extract_features`
     threads : batches at once on a CPU
     """
-    with measured_convolutions(), ThreadPoolExecutor(threads) as pool:
+    # For batches of one size, cuDNN measures its algorithms on the first one.
+    measured = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+    with measured, ThreadPoolExecutor(threads) as pool:
 
         def start(images: Tensor) -> Callable[[], list[np.ndarray]]:
             if device.type == "cpu":

@@ -4,8 +4,6 @@ import hashlib
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +15,9 @@ from torchvision import models
 
 import feature_extractor
 from features import extraction
+from tests.conftest import Run
 from utils import run_script
 
-ROOT = Path(__file__).parent.parent
 FILES = ("all_feat.npy", "all_color_feat.npy", "all_category.npy", "all_palette_feat.npy",
          "all_item.npy", "all_classifier.npz", "all_feat.list", "all_feat.json")  # fmt: skip
 FLAGS = ("--amp", "off", "--device", "cpu", "--num-workers", "0", "--color-top-n", "3",
@@ -208,9 +206,10 @@ feature_extractor.main(sys.argv[1:])
 
 def kill_midway(base: Path) -> None:
     """Extract in a process of its own, killed with 15 of 24 pictures done and 10 of them saved."""
-    command = [sys.executable, "-c", KILL, "--dataset-base", base, *FLAGS]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    script = base.parent / "script.py"
+    script.write_text(KILL)
+    killed = Run(base.parent / "log", script, "--dataset-base", base, *FLAGS).wait()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(list(base.glob(".extract_*/*.npz"))) == 2
 
 

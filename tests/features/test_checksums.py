@@ -1,16 +1,12 @@
 """Checksums: a file that has changed is found, one that has not is not read again."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from features import database
 from features.database import CHECKED, first_wrong
-from tests.conftest import ROOT
-from tests.pictures.test_odd_pictures import LESS_THAN_ROOT
 from utils import sha256_of
 
 
@@ -79,20 +75,3 @@ def test_damaged_stamps_are_ignored(tmp_path: Path, files: dict[str, str], conte
     assert changed(tmp_path, files) == ""
     (tmp_path / "a").write_text("content of A")
     assert changed(tmp_path, files) == "a"
-
-
-def test_where_stamps_cannot_be_saved_files_are_read_each_time(
-    tmp_path: Path, files: dict[str, str]
-) -> None:
-    """A query needs no right to write."""
-    tmp_path.chmod(0o555)
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from features.database import first_wrong\n"
-        f"from pathlib import Path\n"
-        f"print(first_wrong(Path({str(tmp_path)!r}), {files}))"
-    )
-    command = [*LESS_THAN_ROOT, sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True)
-    tmp_path.chmod(0o755)
-    assert (done.stdout, done.stderr) == ("None\n", "")
