@@ -82,7 +82,7 @@ def test_both_triplet_losses_fall_and_the_curves_are_there(
     weights = str(shared / "weights" / "mobilenet_v2-imagenet-features.pth")
     flags = ["--backbone", "mobilenet_v2", "--pretrained", weights, "--freeze-param", "true"]
     flags += ["--recipe", "original"]
-    flags += "--img-size 72 --crop-size 64 --epoch 8 --momentum 0.9 --train-batch-size 16".split()
+    flags += "--img-size 72 --crop-size 64 --epoch 4 --momentum 0.9 --train-batch-size 16".split()
     flags += "--triplet-batch-size 16 --num-workers 0 --log-interval 1".split()
     flags += ["--enable-triplet-with-cosine", cosine, "--lr", rate]
     train.main(["--dataset-base", str(base), "--enable-inshop-dataset", *flags])
