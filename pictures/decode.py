@@ -81,7 +81,8 @@ def read_picture(
             if isinstance(path, Image.Image):
                 picture = _decode(path, box, min_side, name)
             elif not isinstance(path, str | Path):
-                picture = _read(path, box, min_side, name)
+                source = path if path.seekable() else BytesIO(path.read())
+                picture = _read(source, box, min_side, name)
             elif stat.S_ISREG(os.stat(path).st_mode):
                 with open(path, "rb") as file:
                     picture = _read(file, box, min_side, name)

@@ -51,7 +51,6 @@ def kind_of(path: str) -> str:
                     return ""
                 extra = _extra_format(begin) or extra
                 known = bool(find_spec(EXTRAS[extra])) if extra else _is_known(begin)
-                file.seek(0)
                 if known and suffix not in RAW_SUFFIXES:
                     return suffix or NO_SUFFIX if open_picture(file).format in NO_PICTURES else ""
     except Exception:  # Pillow's plugins raise many types
@@ -87,6 +86,7 @@ def open_picture(file: BinaryIO) -> Image.Image:
     DecompressionBombError : more than twice Pillow's limit of pixels
     Exception : of many types, by Pillow: no picture, damaged
     """
+    file.seek(0)
     begin = file.read(BEGIN)
     file.seek(0)
     if extra := _extra_format(begin):

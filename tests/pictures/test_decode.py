@@ -1,5 +1,6 @@
 """decode.py: every kind of picture file as upright RGB, cut to its box, or an error of one line."""
 
+import os
 import struct
 import zlib
 from contextlib import suppress
@@ -184,3 +185,14 @@ def test_the_limit_of_pixels_is_that_of_what_is_decoded(
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400 * 320 // limit)
         with pytest.raises(PictureError, match="million pixels"):
             read_picture(tmp_path / name, min_side=40)
+
+
+def test_an_open_file_is_read_from_its_beginning_and_a_pipe_too(tmp_path: Path) -> None:
+    file = BytesIO()
+    Image.fromarray(NOISE).save(file, "PNG")  # it is at its end now
+    reading, writing = os.pipe()
+    os.write(writing, file.getvalue())
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        assert np.array_equal(np.asarray(read_picture(pipe)), NOISE)
+    assert np.array_equal(np.asarray(read_picture(file)), NOISE)
