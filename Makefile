@@ -34,8 +34,9 @@ setup-dev: .venv/ready-dev
 	@touch $@
 
 .venv/ready-dev: .venv/ready requirements-dev.txt requirements-demo.txt requirements-formats.txt requirements-milvus.txt requirements-watch.txt requirements-web.txt
-	@{ command -v chromium >/dev/null || ( $(call APT,chromium) ) \
-		|| echo "without chromium the tests of the page are skipped" >&2; } & \
+	@{ { command -v chromium && PATH="$$PATH:/usr/sbin" command -v nginx; } >/dev/null \
+		|| ( $(call APT,chromium nginx) ) \
+		|| echo "without chromium and nginx tests of the page are skipped" >&2; } & \
 		$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt; \
 		status=$$?; wait; exit $$status
 	@touch $@

@@ -13,6 +13,7 @@ import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -66,7 +67,7 @@ ORIGINAL: dict[str, Any] = {
 # Settings that are used together: a script that uses one uses all of them.
 DISTANCE = ("DISTANCE_METRIC", "MODEL_WEIGHTS", "COLOR_WEIGHT", "PALETTE_WEIGHT")
 MILVUS = ("MILVUS_URI", "MILVUS_TOKEN", "MILVUS_COLLECTION", "MILVUS_INDEX", "MILVUS_TIMEOUT")
-SERVER = ("HOST", "PORT", "TOKEN", "USER", "PASSWORD", "MAX_UPLOAD")
+SERVER = ("HOST", "PORT", "PUBLIC_URL", "TOKEN", "USER", "PASSWORD", "MAX_UPLOAD")
 
 
 def _split(value: Any) -> Any:
@@ -270,6 +271,9 @@ class Config(BaseSettings):
         "address that the page is served at; 0.0.0.0 for every network", "127.0.0.1"
     )
     PORT: int = _server("port of the page; 0 takes a free one", 8000, ge=0, le=65535)
+    PUBLIC_URL: str = _server(
+        "address of the page behind a proxy, as https://shop.example/search/; none: no proxy", ""
+    )
     TOKEN: str = _server("token that requests must send; none: no token is needed", "")
     USER: str = _server("user name that requests must send, with PASSWORD", "")
     PASSWORD: str = _server("password of USER, set together with it", "")
@@ -313,6 +317,14 @@ class Config(BaseSettings):
     def _known_device(cls, value: str) -> str:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
             raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
+        return value
+
+    @field_validator("PUBLIC_URL")
+    @classmethod
+    def _web_address(cls, value: str) -> str:
+        url = urlsplit(value)
+        if value and not (re.fullmatch(r"https?://[^\s?#@]+", value) and url.hostname):
+            raise ValueError("must be as https://shop.example/search/")
         return value
 
 

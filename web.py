@@ -11,6 +11,7 @@ PASSWORD.
 import socket
 import sys
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from config import DISTANCE, MILVUS, SERVER, Config
 from utils import UserError, parse_args, run_script
@@ -53,23 +54,27 @@ def _serve(config: Config, listener: socket.socket) -> None:
         import uvicorn
 
         from server.api import build_app
-        from server.collection import LiveCollection
         from server.guard import LOCAL_HOSTS
+        from server.live import LiveCollection
     except ImportError as error:
         raise UserError(
             f"the page needs more packages ({error}); run: pip install -r requirements-web.txt"
         ) from None
     live = LiveCollection(config)
-    app = build_app(config, live)
     settings = uvicorn.Config(
-        app, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
+        build_app(config, live),
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        root_path=urlsplit(config.PUBLIC_URL).path.rstrip("/"),
     )
     port = listener.getsockname()[1]
     host = f"[{config.HOST}]" if ":" in config.HOST else config.HOST
-    if config.HOST not in LOCAL_HOSTS and not (config.TOKEN or config.USER):
+    is_public = config.PUBLIC_URL or config.HOST not in LOCAL_HOSTS
+    if is_public and not (config.TOKEN or config.USER):
         print(
-            f"everybody who can reach {config.HOST} can search and see these pictures; set TOKEN"
-            " (--token), or USER and PASSWORD",
+            f"everybody who can reach {config.PUBLIC_URL or config.HOST} can search and see these"
+            " pictures; set TOKEN (--token), or USER and PASSWORD",
             file=sys.stderr,
         )
     print(f"{len(live.collection):,} pictures: http://{host}:{port}", flush=True)

@@ -172,7 +172,9 @@ def _take(answer: Answer, places: np.ndarray | slice) -> Answer:
     return Answer(answer.rows[places], answer.distances[places], answer.parts[places])
 
 
-def join_queries(features: Sequence[np.ndarray]) -> list[np.ndarray]:
+def join_queries(
+    features: Sequence[np.ndarray], weights: Sequence[float] | None = None
+) -> list[np.ndarray]:
     """Make one query of several pictures of an item: the mean of their features.
 
     The mean needs one search for any number of pictures, and a detail of one picture does not
@@ -182,6 +184,7 @@ def join_queries(features: Sequence[np.ndarray]) -> list[np.ndarray]:
     Parameters
     ----------
     features : for each signal its features of the Q query pictures, Q x D
+    weights : Q, of the pictures in the mean; None: all alike
 
     Returns
     -------
@@ -189,7 +192,7 @@ def join_queries(features: Sequence[np.ndarray]) -> list[np.ndarray]:
     """
     joined = []
     for own in features:
-        mean = own.mean(axis=0, dtype=np.float64, keepdims=True)
+        mean = np.average(own.astype(np.float64), axis=0, weights=weights)[None]
         lengths = np.linalg.norm(own, axis=1)
         if np.allclose(lengths, lengths[0], rtol=SAME, atol=0):
             mean = lengths[0] * unit_rows(mean)

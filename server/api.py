@@ -3,6 +3,8 @@
 import asyncio
 import io
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -23,13 +25,13 @@ from pictures.decode import PictureError
 from search.query import Query as SearchQuery
 from server import schemas
 from server.batcher import Batcher
-from server.collection import Collection, LiveCollection
 from server.explain import explain as explain_answer
-from server.explain import thumbnail
+from server.explain import images_of, see, thumbnail
 from server.guard import Guard, problem
+from server.live import Collection, LiveCollection
 from server.map import Maps
-from server.metrics import Metrics
-from server.query import QueryMemory, require_pictures
+from server.prometheus import Metrics
+from server.query_features import QueryMemory, extract
 from server.ranking import search as search_collection
 from utils import AwayError, Stopwatch, UserError
 
@@ -45,7 +47,7 @@ class Service:
 
     def __init__(self, live: LiveCollection) -> None:
         self.live = live
-        self.metrics = Metrics()
+        self.metrics = Metrics(lambda: len(live.collection))
         self.memory = QueryMemory()
         self.maps = Maps()
         self.network = Batcher(self.metrics.batch.observe)
@@ -76,15 +78,14 @@ async def search(
     form: Annotated[schemas.SearchForm, Form(media_type="multipart/form-data")], service: Serving
 ) -> schemas.SearchAnswer:
     """Find the most similar pictures, nearest first."""
-    collection, options, watch = service.live.current(), form.options, Stopwatch()
-    require_pictures(collection, options)
+    collection, options, watch = service.live.collection, form.options, Stopwatch()
     if form.file:
         with watch.step("reading"):
             queries = [
                 await service.read(_read, collection, file, options.box) for file in form.file
             ]
         with watch.step("network"):
-            extracting = (service.network.extract(collection, query) for query in queries)
+            extracting = (service.network.run(extract, collection, query) for query in queries)
             features = await asyncio.gather(*extracting)
         name = service.memory.add(collection, features, queries)
         options = options.model_copy(update={"query": name})
@@ -100,30 +101,30 @@ def _read(collection: Collection, file: UploadFile, box: list[int] | None) -> Se
 @router.post("/explain")
 async def explain(body: schemas.ExplainOptions, service: Serving) -> schemas.Explanation:
     """Why an answer has its rank."""
-    collection = service.live.current()
-    require_pictures(collection, body.search, body.answer)
+    collection = service.live.collection
     arguments = (collection, service.memory, body.search, body.answer)
-    return await service.rank(explain_answer, *arguments)
+    images = await service.read(images_of, *arguments)
+    seen = await asyncio.gather(*(service.network.run(see, collection, one) for one in images))
+    return await service.rank(explain_answer, *arguments, images, seen)
 
 
 @router.get("/collection")
 async def collection_state(service: Serving) -> schemas.CollectionState:
     """The collection, and which engines are ready."""
-    return await service.rank(service.live.current().state)
+    return await service.rank(service.live.collection.state)
 
 
 @router.get("/map")
 async def collection_map(service: Serving) -> schemas.CollectionMap:
     """The clusters with their typical pictures, and the pictures in two dimensions."""
-    return await service.rank(service.maps.get, service.live.current())
+    return await service.rank(service.maps.get, service.live.collection)
 
 
 @router.get("/items/{id}")
-async def item(id: schemas.Id, service: Serving) -> schemas.Item:
+async def picture(id: schemas.Id, service: Serving) -> schemas.Picture:
     """A picture of the collection."""
-    collection = service.live.current()
-    require_pictures(collection, schemas.SearchOptions(), id)
-    return collection.item(id)
+    collection = service.live.collection
+    return collection.picture(collection.row(id))
 
 
 @router.get("/image/{id}", response_class=Response, responses=IMAGE)
@@ -131,38 +132,42 @@ async def image(
     id: schemas.Id,
     service: Serving,
     size: Annotated[int, Field(ge=16, le=2048, description="long side in px")] = 384,
-    v: Annotated[str | None, Field(description="version of the collection")] = None,
+    v: Annotated[str, Field(description="version of the collection, to cache it by")] = "",
 ) -> Response:
     """The picture itself, as JPEG, scaled down."""
-    collection = service.live.current()
-    if v not in (None, collection.version):
-        raise HTTPException(404, f"picture {id} of an older collection; search again")
-    require_pictures(collection, schemas.SearchOptions(), id)
+    collection = service.live.collection
     try:
         data = await service.read(thumbnail, collection, id, size)
     except PictureError:
         raise HTTPException(404, f"picture {id} cannot be read any more") from None
-    cache = "private, max-age=86400, immutable" if v else "no-cache"
-    return Response(data, media_type="image/jpeg", headers={"Cache-Control": cache})
+    cache = {"Cache-Control": "private, max-age=86400, immutable"}
+    return Response(data, media_type="image/jpeg", headers=cache if v == collection.version else {})
 
 
 @router.get("/health")
 async def health(service: Serving) -> schemas.Health:
     """The server answers, and what it searches."""
-    now = service.live.current()
+    now = service.live.collection
     return schemas.Health(pictures=len(now), collection=now.version, device=str(now.device))
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: Serving) -> Response:
     """Counts and times for Prometheus."""
-    text = service.metrics.text(len(service.live.current()))
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(service.metrics), media_type=CONTENT_TYPE_LATEST)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    watching = asyncio.create_task(app.state.service.live.watch())
+    yield
+    watching.cancel()
 
 
 def build_app(config: Config, live: LiveCollection) -> FastAPI:
     """The application, which serves the collection `live` by the settings."""
-    app = FastAPIOffline(title="deep-fashion-retrieval", version="1", redoc_url=None)
+    about = {"title": "deep-fashion-retrieval", "version": "1", "redoc_url": None}
+    app = FastAPIOffline(**about, redirect_slashes=False, lifespan=_lifespan)
     app.state.service = Service(live)
     app.add_middleware(Guard, config=config, observe=app.state.service.metrics.observe)
     app.include_router(router)
@@ -170,7 +175,7 @@ def build_app(config: Config, live: LiveCollection) -> FastAPI:
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+        return FileResponse(PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=PAGE))
     return app
@@ -179,18 +184,15 @@ def build_app(config: Config, live: LiveCollection) -> FastAPI:
 def _add_error_handlers(app: FastAPI, live: LiveCollection) -> None:
     """Answer every error with problem details, without the path of the collection."""
 
-    @app.exception_handler(UserError)
-    async def user_error(request: Request, error: UserError) -> Response:
-        status = 503 if isinstance(error, AwayError) else 409
-        detail = live.collection.hide(str(error))
-        return problem(HTTPException(status, detail), request.url.path)
-
-    @app.exception_handler(StarletteHTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Response:
+    async def answer(request: Request, error: Any) -> Response:
+        if isinstance(error, UserError):
+            status = 503 if isinstance(error, AwayError) else 409
+            error = HTTPException(status, live.collection.hide(str(error)))
+        elif isinstance(error, RequestValidationError):
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"][1:])  # without "body" or "query"
+            error = HTTPException(422, f"{place or 'body'}: {first['msg']}")
         return problem(error, request.url.path)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])  # without "body" or "query"
-        return problem(HTTPException(422, f"{place or 'body'}: {first['msg']}"), request.url.path)
+    for kind in (UserError, RequestValidationError, StarletteHTTPException):
+        app.add_exception_handler(kind, answer)

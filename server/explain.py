@@ -17,71 +17,76 @@ from network.device import autocast, query_type, to_device
 from pictures.decode import read_picture
 from pictures.folder import picture_file
 from search.engine import ExactEngine
-from server.collection import Collection
-from server.query import QueryMemory, query_features
+from server.live import Collection
+from server.query_features import QueryMemory, query_features
 from server.ranking import signals_for
 from server.schemas import Cell, Explanation, Part, SearchOptions, Shade, View
 
+Seen = tuple[Tensor, Tensor]  # feature map C x h x w and palette 512 of a picture, on the CPU
 MAX_SHADES, MIN_SHARE = 8, 0.01  # of a palette
 JPEG_QUALITY = 85
 
 
-def explain(
-    collection: Collection, memory: QueryMemory, options: SearchOptions, row: int
-) -> Explanation:
-    """Explain the answer `row` of a search by `options`.
+def images_of(
+    collection: Collection, memory: QueryMemory, options: SearchOptions, answer: str
+) -> list[Tensor]:
+    """The first picture that was searched by, if any, and the answer, as the network gets them.
 
     Raises
     ------
     PictureError : a picture of the collection cannot be read any more
     """
+    ids = [] if options.query else (options.pictures or options.like)[:1]
+    files = [_file_of(collection, picture) for picture in [*ids, answer]]
+    images = [collection.read(file).images[0] for file in files]
+    return [memory.get(collection, options.query).images[0], *images] if options.query else images
+
+
+def explain(
+    collection: Collection,
+    memory: QueryMemory,
+    options: SearchOptions,
+    answer: str,
+    images: Sequence[Tensor],
+    seen: Sequence[Seen],
+) -> Explanation:
+    """Explain an answer of a search by `options`.
+
+    `images` are those of `images_of`, and `seen` is what `see` has made of them.
+    """
     query = query_features(collection, memory, options)
     parts: list[Part] = []
-    distance, query_image = None, None
+    distance = None
     if query is not None:
         signals = signals_for(collection, options, query)
-        answer = ExactEngine(signals).search(query, 1, np.array([row]))[0]
-        distance = float(answer.distances[0])
+        row = np.array([collection.row(answer)])
+        found = ExactEngine(signals).search(query, 1, row)[0]
+        distance = float(found.distances[0])
         parts = [
             Part(signal=s.name, metric=s.metric, value=value, weight=s.weight)
-            for s, value in zip(signals, answer.parts[0].tolist(), strict=True)
+            for s, value in zip(signals, found.parts[0].tolist(), strict=True)
             if s.weight
         ]
-        query_image = _query_image(collection, memory, options)
-    images = [image for image in (query_image, _image_of(collection, row)) if image is not None]
-    settings = collection.database.metadata.settings
-    inspected = inspect(collection.nets[0], torch.stack(images), collection.device, settings.AMP)
-    maps, palettes = (values.cpu() for values in inspected)
-    views = [
-        _view(*of_picture, settings.COLOR_TOP_N)
-        for of_picture in zip(images, maps, palettes, strict=True)
-    ]
+    count = collection.database.metadata.settings.COLOR_TOP_N
+    views = [_view(image, *own, count) for image, own in zip(images, seen, strict=True)]
     return Explanation(
         parts=parts,
         distance=distance,
-        query=views[0] if query_image is not None else None,
+        query=views[0] if len(views) > 1 else None,
         answer=views[-1],
-        similar=[] if query_image is None else _similarities(maps),
+        similar=_similarities(seen[0][0], seen[1][0]) if len(views) > 1 else [],
     )
 
 
-def _query_image(
-    collection: Collection, memory: QueryMemory, options: SearchOptions
-) -> Tensor | None:
-    """The first picture that was searched by, None where there was none."""
-    if options.query:
-        return memory.get(collection, options.query).images[0]
-    rows = options.pictures or options.like
-    return _image_of(collection, rows[0]) if rows else None
+def _file_of(collection: Collection, picture: str) -> Path:
+    return picture_file(collection.base, collection.database.paths[collection.row(picture)])
 
 
-def _image_of(collection: Collection, row: int) -> Tensor:
-    """A picture of the collection as the first network takes it."""
-    return collection.read(_file_of(collection, row)).images[0]
-
-
-def _file_of(collection: Collection, row: int) -> Path:
-    return picture_file(collection.base, collection.database.paths[row])
+def see(collection: Collection, images: list[Tensor]) -> list[Seen]:
+    """What the first network of a collection sees in pictures."""
+    amp = collection.database.metadata.settings.AMP
+    found = inspect(collection.nets[0], torch.stack(images), collection.device, amp)
+    return list(zip(*(values.cpu() for values in found), strict=True))
 
 
 @torch.inference_mode()
@@ -107,11 +112,10 @@ def inspect(
     return maps, to_device(Palette(), device)(x, maps)
 
 
-def _similarities(maps: Tensor) -> list[list[float]]:
+def _similarities(query: Tensor, answer: Tensor) -> list[list[float]]:
     """Cosine similarity of the cells of two feature maps: h * w x h * w."""
-    unit = F.normalize(maps.flatten(2), dim=1)
-    table = torch.einsum("cq,ca->qa", unit[0], unit[-1])
-    return [[round(value, 3) for value in row] for row in table.tolist()]
+    maps = F.normalize(torch.stack([query, answer]).flatten(2), dim=1)
+    return [[round(value, 3) for value in row] for row in (maps[0].T @ maps[1]).tolist()]
 
 
 def _view(image: Tensor, conv_map: Tensor, palette: Tensor, cell_count: int) -> View:
@@ -124,8 +128,7 @@ def _view(image: Tensor, conv_map: Tensor, palette: Tensor, cell_count: int) -> 
         for i in strongest.tolist()
     ]
     data = base64.b64encode(_jpeg(Image.fromarray(image.numpy()))).decode()
-    shades = _shades(palette.numpy() ** 2)
-    address = f"data:image/jpeg;base64,{data}"
+    address, shades = f"data:image/jpeg;base64,{data}", _shades(palette.numpy() ** 2)
     return View(image=address, rows=rows, columns=columns, cells=cells, shades=shades)
 
 
@@ -145,16 +148,16 @@ def _hex(rgb: Sequence[float]) -> str:
     return "#" + "".join(f"{round(value):02x}" for value in rgb)
 
 
-def thumbnail(collection: Collection, row: int, side: int) -> bytes:
+def thumbnail(collection: Collection, picture: str, side: int) -> bytes:
     """A picture of the collection as JPEG, its long side at most `side` px.
 
     Raises
     ------
     PictureError : it cannot be read any more
     """
-    picture = read_picture(_file_of(collection, row), min_side=side)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return _jpeg(picture)
+    image = read_picture(_file_of(collection, picture), min_side=side)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _jpeg(image)
 
 
 def _jpeg(picture: Image.Image) -> bytes:

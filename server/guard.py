@@ -12,6 +12,7 @@ import hmac
 import time
 from collections.abc import Callable
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
@@ -53,8 +54,8 @@ class Guard:
     Parameters
     ----------
     app : the application, which turns an `HTTPException` into a response
-    config : HOST, TOKEN, USER, PASSWORD and MAX_UPLOAD. A request that names another host may come
-        from a page elsewhere whose name was made to lead here (DNS rebinding)
+    config : HOST, PUBLIC_URL, TOKEN, USER, PASSWORD and MAX_UPLOAD. A request that names another
+        host may come from a page elsewhere whose name was made to lead here (DNS rebinding)
     observe : called with route, status and seconds of each request
     """
 
@@ -62,7 +63,9 @@ class Guard:
         self, app: ASGIApp, config: Config, observe: Callable[[str, int, float], object]
     ) -> None:
         self.app = app
-        self.hosts = None if config.HOST in ALL_NETWORKS else LOCAL_HOSTS | {config.HOST.lower()}
+        self.public_host = _hostname(config.PUBLIC_URL)
+        own = {config.HOST.lower(), self.public_host} - {""}
+        self.hosts = None if config.HOST in ALL_NETWORKS else LOCAL_HOSTS | own
         self.token = config.TOKEN.encode()
         self.user_password = f"{config.USER}:{config.PASSWORD}".encode() if config.USER else b""
         self.max_bytes = config.MAX_UPLOAD * 1_000_000
@@ -75,16 +78,19 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, path = time.perf_counter(), scope["path"]
-        status = None
+        start, status, prefix = time.perf_counter(), None, scope.get("root_path", "")
+        if prefix and scope["path"].startswith(f"{prefix}{prefix}/"):  # uvicorn has added it to
+            scope["path"] = scope["path"].removeprefix(prefix)  # a path that had it already
+        path = scope["path"]
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                policy = DOCS_POLICY if path.startswith("/docs") else POLICY
-                headers = HEADERS | {"Content-Security-Policy": policy}
-                MutableHeaders(scope=message).update(headers)
+                policy = DOCS_POLICY if path.startswith(f"{prefix}/docs") else POLICY
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS | {"Content-Security-Policy": policy})
+                headers.setdefault("Cache-Control", "no-cache")
             await send(message)
 
         try:
@@ -109,13 +115,15 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         """Raise the refusal of a request that has no access, or is too much."""
         headers = Headers(scope=scope)
-        host = _hostname(headers.get("host", ""))
+        host = _hostname(f"//{headers.get('host', '')}")
         if self.hosts is not None and host not in self.hosts:
             names = ", ".join(sorted(self.hosts))
-            raise HTTPException(403, f"this server is {names}, not {host[:100]!r}")
+            detail = f"this server is {names}, not {host[:100]!r}; see PUBLIC_URL (--public-url)"
+            raise HTTPException(403, detail)
         origin = headers.get("origin")
-        if origin and _hostname(origin.split("://")[-1]) != host:
-            raise HTTPException(403, "pages of other hosts have no access")
+        if origin and _hostname(origin) not in {host, self.public_host or host}:
+            detail = "pages of other hosts have no access; behind a proxy, set PUBLIC_URL"
+            raise HTTPException(403, detail)
         if not self._is_authorised(headers.get("authorization", "")):
             schemes = 'Basic realm="deep-fashion-retrieval", charset="UTF-8"'
             schemes += ", Bearer" if self.token else ""
@@ -172,8 +180,9 @@ def _equal(given: bytes, secret: bytes) -> bool:
     return bool(secret) and hmac.compare_digest(given, secret)
 
 
-def _hostname(authority: str) -> str:
-    """Host of host:port, in lower case, without the brackets of IPv6."""
-    if authority.startswith("["):
-        return authority[1:].partition("]")[0].lower()
-    return authority.partition(":")[0].partition("/")[0].lower()
+def _hostname(url: str) -> str:
+    """Host of an address, in lower case, without the brackets of IPv6; "" where it has none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

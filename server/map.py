@@ -7,7 +7,6 @@ principal components.
 
 import threading
 from collections import Counter
-from typing import Literal
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -15,7 +14,7 @@ from sklearn.manifold import TSNE
 
 from features.database import unit_rows
 from search.clusters import open_clusters
-from server.collection import Collection
+from server.live import Collection
 from server.schemas import Cluster, CollectionMap, Point
 from utils import UserError, evenly_spaced
 
@@ -39,17 +38,24 @@ class Maps:
             if self.map is None or self.version != collection.version:
                 rows = evenly_spaced(len(collection), MAX_POINTS)
                 vectors = principal_components(collection.database.deep[0][rows])
-                self.map = _as_map(collection, "pca", rows, vectors[:, :2])
+                try:
+                    clusters, missing = clusters_of(collection), ""
+                except UserError as error:
+                    clusters, missing = [], collection.hide(str(error))
+                points = _points(collection, rows, vectors[:, :2])
+                self.map = CollectionMap(
+                    state="pca", points=points, clusters=clusters, missing=missing
+                )
                 self.version = collection.version
                 arguments = (collection, rows, vectors)
-                threading.Thread(target=self._run_tsne, args=arguments, daemon=True).start()
+                threading.Thread(target=self._arrange, args=arguments, daemon=True).start()
             return self.map
 
-    def _run_tsne(self, collection: Collection, rows: np.ndarray, vectors: np.ndarray) -> None:
-        better = _as_map(collection, "tsne", rows, tsne(vectors))
+    def _arrange(self, collection: Collection, rows: np.ndarray, vectors: np.ndarray) -> None:
+        points = _points(collection, rows, tsne(vectors))
         with self.lock:
-            if self.version == collection.version:
-                self.map = better
+            if self.map and self.version == collection.version:
+                self.map = self.map.model_copy(update={"state": "tsne", "points": points})
 
 
 def principal_components(features: np.ndarray) -> np.ndarray:
@@ -67,21 +73,15 @@ def tsne(vectors: np.ndarray) -> np.ndarray:
     return TSNE(perplexity=perplexity, random_state=0, n_jobs=1).fit_transform(vectors)
 
 
-def _as_map(
-    collection: Collection, state: Literal["pca", "tsne"], rows: np.ndarray, places: np.ndarray
-) -> CollectionMap:
+def _points(collection: Collection, rows: np.ndarray, places: np.ndarray) -> list[Point]:
+    """Pictures at N x 2 places, scaled to 0 to 1."""
     low, high = places.min(axis=0), places.max(axis=0)
     size = max(float((high - low).max()), 1e-12)
-    places = 0.5 + (places.astype(np.float64) - (low + high) / 2) / size  # to 0 to 1
-    points = [
-        Point(**collection.item(row).model_dump(), x=x, y=y)
+    places = 0.5 + (places.astype(np.float64) - (low + high) / 2) / size
+    return [
+        Point(**collection.picture(row).model_dump(), x=x, y=y)
         for row, (x, y) in zip(rows.tolist(), places.round(5).tolist(), strict=True)
     ]
-    try:
-        clusters, missing = clusters_of(collection), ""
-    except UserError as error:
-        clusters, missing = [], collection.hide(str(error))
-    return CollectionMap(state=state, points=points, clusters=clusters, missing=missing)
 
 
 def clusters_of(collection: Collection) -> list[Cluster]:
@@ -104,7 +104,7 @@ def clusters_of(collection: Collection) -> list[Cluster]:
         order = np.argsort(np.linalg.norm(features - centroid, axis=1), kind="stable")
         names = Counter(database.category(row) for row in rows.tolist())
         category, count = names.most_common(1)[0]
-        typical = [collection.item(row) for row in rows[order[:TYPICAL]].tolist()]
+        typical = [collection.picture(row) for row in rows[order[:TYPICAL]].tolist()]
         share = count / len(rows)
         found.append(
             Cluster(number=number, size=len(rows), category=category, share=share, typical=typical)

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from fastapi import HTTPException
 
-from search.engine import Answer, Engine, ExactEngine
+from search.duplicates import OwnPicture, contents, count_copies, near_duplicates
+from search.engine import Answer, ExactEngine
 from search.engines import NamedEngine
 from search.rerank import CollapsedEngine
 from search.signals import Signal
-from server.collection import Collection
-from server.query import Features, QueryMemory, query_features
+from server.live import Collection
+from server.query_features import Features, QueryMemory, query_features
 from server.schemas import Found, SearchAnswer, SearchOptions
 from utils import Stopwatch, UserError, evenly_spaced
 
@@ -59,12 +61,18 @@ def _category_for(collection: Collection, options: SearchOptions, query: Feature
     """
     if options.category or not options.other_color or query is None:
         return options.category or ""
-    database = collection.database
-    if options.pictures and database.category(options.pictures[0]):
-        return database.category(options.pictures[0])
-    answer = _cut_engine(collection).engine.search(query, CATEGORY_NEIGHBOURS)[0]
-    names = Counter(database.category(row) for row in answer.rows.tolist())
-    return names.most_common(1)[0][0]
+    rows = [collection.row(picture) for picture in options.pictures[:1]]
+    if not rows or not collection.database.category(rows[0]):
+        rows = _cut_engine(collection).engine.search(query, CATEGORY_NEIGHBOURS)[0].rows.tolist()
+    return Counter(map(collection.database.category, rows)).most_common(1)[0][0]
+
+
+def _rows_of(collection: Collection, category: str) -> np.ndarray:
+    """The rows of a category; 404 where there is none."""
+    try:
+        return collection.database.rows_of(category)
+    except UserError as error:
+        raise HTTPException(404, str(error).removeprefix("--")) from None
 
 
 def _cut_engine(collection: Collection) -> NamedEngine:
@@ -86,20 +94,23 @@ def search(
     """
     with watch.step("ranking"):
         query = query_features(collection, memory, options)
+        files = memory.get(collection, options.query).files if options.query else ()
+        own = OwnPicture(collection.database, files)
         signals = [] if query is None else signals_for(collection, options, query)
         category = _category_for(collection, options, query)
-        rows = collection.database.rows_of(category) if category else None
+        rows = _rows_of(collection, category) if category else None
         if query is None:
             rows = np.arange(len(collection)) if rows is None else rows
             rows = rows[evenly_spaced(len(rows), options.count)]
             answer = Answer(rows, np.full(len(rows), np.nan), np.empty((len(rows), 0)))
             searched, recall = "nothing: evenly spaced pictures", None
         else:
-            answer, searched, recall = _rank(collection, signals, rows, query, options)
-        answers = _found(collection, signals, answer)
+            answer, searched, recall = _rank(collection, signals, rows, query, options, own)
+        answers = _found(collection, signals, answer, query, _collapses(collection, options))
     return SearchAnswer(
         query=options.query,
         answers=answers,
+        left_out=[collection.database.paths[row] for row in own.rows],
         engine="exact" if options.other_color else options.engine,
         searched=searched,
         recall=recall,
@@ -116,6 +127,7 @@ def _rank(
     rows: np.ndarray | None,
     query: Features,
     options: SearchOptions,
+    own: OwnPicture,
 ) -> tuple[Answer, str, float | None]:
     """The answer without the pictures of the query, what was searched, and the expected recall.
 
@@ -127,9 +139,20 @@ def _rank(
     else:
         weights = [signal.weight for signal in signals]
         named, count = collection.engine(options.engine, weights), options.count
-    engine: Engine = _Without(named.engine, [*options.pictures, *options.like, *options.unlike])
-    if options.per_item:
-        engine = CollapsedEngine(engine, collection.database.items)
+    collapses, database = _collapses(collection, options), collection.database
+    content = contents(database) if collapses else np.array([], "S32")
+    pictures = [*options.pictures, *options.like, *options.unlike]
+    listed = np.array([collection.row(picture) for picture in pictures], np.int64)
+
+    def left_out(rows: np.ndarray) -> np.ndarray:
+        found = np.isin(rows, listed)
+        if collapses:
+            found |= np.isin(content[rows], content[listed]) & (content[rows] != b"")
+        return found | own(rows) if own.files else found
+
+    keys = [content] if collapses else []
+    keys += [database.items] if options.per_item else []
+    engine = CollapsedEngine(named.engine, *keys, left_out=left_out)
     answer = engine.search(query, count, rows)[0]
     if options.other_color:
         near = np.sort(answer.rows)
@@ -138,33 +161,32 @@ def _rank(
     return answer, named.searched, named.recall if rows is None or named.name == "exact" else None
 
 
-class _Without:
-    """The answers of an engine without some pictures.
-
-    Below `CollapsedEngine`, so that another picture of an item can take the place of such a one.
-    """
-
-    def __init__(self, inner: Engine, excluded: list[int]) -> None:
-        self.inner = inner
-        self.excluded = excluded
-
-    def search(
-        self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
-    ) -> list[Answer]:
-        """See `Engine.search`."""
-        answers = []
-        for found in self.inner.search(queries, k + len(self.excluded), rows):
-            rest = np.flatnonzero(~np.isin(found.rows, self.excluded))[:k]
-            answers.append(Answer(found.rows[rest], found.distances[rest], found.parts[rest]))
-        return answers
+def _collapses(collection: Collection, options: SearchOptions) -> bool:
+    """Whether copies are one answer; older databases do not know them."""
+    return options.collapse_duplicates and collection.database.content is not None
 
 
-def _found(collection: Collection, signals: Sequence[Signal], answer: Answer) -> list[Found]:
+def _found(
+    collection: Collection,
+    signals: Sequence[Signal],
+    answer: Answer,
+    query: Features | None,
+    collapses: bool,
+) -> list[Found]:
     """An answer for the page."""
-    found = []
-    for rank, row in enumerate(answer.rows.tolist(), 1):
-        distance, values = float(answer.distances[rank - 1]), answer.parts[rank - 1].tolist()
-        parts = {s.name: value for s, value in zip(signals, values, strict=True) if s.weight}
-        item = collection.item(row).model_dump()
-        found.append(Found(**item, rank=rank, distance=distance, parts=parts))
+    rows, found = answer.rows, []
+    copies = count_copies(collection.database, rows) if collapses else [1] * len(rows)
+    near = [None] * len(rows) if query is None else near_duplicates(collection.signals, query, rows)
+    for i, row in enumerate(rows.tolist()):
+        values = zip(signals, answer.parts[i].tolist(), strict=True)
+        found.append(
+            Found(
+                **collection.picture(row).model_dump(),
+                rank=i + 1,
+                copies=copies[i],
+                duplicate_of=near[i],
+                distance=float(answer.distances[i]),
+                parts={signal.name: value for signal, value in values if signal.weight},
+            )
+        )
     return found

@@ -14,7 +14,7 @@ def _integer(value: Any) -> Any:
 
 
 Integer = Annotated[int, BeforeValidator(_integer)]
-Id = Annotated[int, Field(ge=0, lt=2**53), BeforeValidator(_integer)]
+Id = Annotated[str, Field(pattern="^[0-9a-f]{16}$", description="of a picture, from its path")]
 Likes = Annotated[list[Id], Field(max_length=100)]
 Box = Annotated[list[Integer], Field(min_length=4, max_length=4)]
 Name = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
@@ -26,18 +26,12 @@ class SearchOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    query: Name | None = Field(
-        default=None, description="`query` of an answer of the last half hour: its uploads again"
-    )
-    pictures: list[Id] = Field(
-        default=[], max_length=MAX_PICTURES, description="pictures of the collection to search by"
-    )
+    query: Name | None = Field(default=None, description="`query` of an earlier answer")
+    pictures: Annotated[list[Id], Field(max_length=MAX_PICTURES, description="to search by")] = []
     like: Likes = Field(default=[], description="find more like these pictures")
     unlike: Likes = Field(default=[], description="find less like these pictures")
     color: Color | None = Field(default=None, description="instead of the pictures' own")
-    box: Box | None = Field(
-        default=None, description="cut the upright uploads to x1 y1 x2 y2, in px"
-    )
+    box: Box | None = Field(default=None, description="cut the uploads to x1 y1 x2 y2, in px")
     balance: float = Field(
         default=0.5, ge=0, le=1, description="0: the network alone, 1: colour, 0.5: the settings"
     )
@@ -46,6 +40,10 @@ class SearchOptions(BaseModel):
     count: Integer = Field(default=20, ge=1, le=200, description="number of answers")
     category: str | None = Field(default=None, max_length=200, description="search only this one")
     per_item: bool = Field(default=False, description="the nearest picture of each item only")
+    collapse_duplicates: bool = Field(default=False, description="one answer for each content")
+
+
+Options = Annotated[Json[SearchOptions], WithJsonSchema(SearchOptions.model_json_schema())]
 
 
 class SearchForm(BaseModel):
@@ -53,30 +51,28 @@ class SearchForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    file: list[UploadFile] = Field(
-        default=[],
-        max_length=MAX_PICTURES,
-        description="pictures of one garment, of any common format",
-    )
-    options: Annotated[Json[SearchOptions], WithJsonSchema(SearchOptions.model_json_schema())] = (
-        SearchOptions()
-    )
+    file: Annotated[
+        list[UploadFile], Field(max_length=MAX_PICTURES, description="pictures of one garment")
+    ] = []
+    options: Options = SearchOptions()
 
 
-class Item(BaseModel):
+class Picture(BaseModel):
     """A picture of the collection."""
 
-    id: int
+    id: str = Field(description="a hash of its path, which an update does not change")
     path: str = Field(description="relative to DATASET_BASE")
     category: str = Field(description="empty where unknown")
     item: str = Field(description="id of the garment, empty where unknown")
-    image: str = Field(description="its address; add &size= for another size")
+    image: str = Field(description="relative to the page; add &size= for another size")
 
 
-class Found(Item):
+class Found(Picture):
     """An answer."""
 
     rank: int
+    copies: int = Field(description="pictures of the same content; 1 unless they are collapsed")
+    duplicate_of: int | None = Field(description="rank of its near-duplicate; 0: the query")
     distance: float | None = Field(description="smaller is nearer; null: not defined")
     parts: dict[str, float | None] = Field(description="of each signal, before its weight")
 
@@ -86,6 +82,7 @@ class SearchAnswer(BaseModel):
 
     query: str | None = Field(description="to search by the uploaded pictures again")
     answers: list[Found]
+    left_out: list[str] = Field(description="paths of pictures that are the uploaded ones")
     engine: str
     searched: str = Field(description="which part of the collection the engine has compared")
     recall: float | None = Field(description="expected recall@10; null: not measured")
@@ -178,10 +175,10 @@ class Cluster(BaseModel):
     size: int
     category: str = Field(description="the most frequent one")
     share: float = Field(description="of its pictures that are of that category")
-    typical: list[Item] = Field(description="nearest to its centroid")
+    typical: list[Picture] = Field(description="nearest to its centroid")
 
 
-class Point(Item):
+class Point(Picture):
     """A picture's place on the map."""
 
     x: float

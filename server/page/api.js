@@ -22,22 +22,22 @@ function sentence(text) {
 
 const get = (path) => json(fetch(path));
 
-export const collection = () => get("/api/collection");
-export const map = () => get("/api/map");
+export const collection = () => get("api/collection");
+export const map = () => get("api/map");
 
 export function search(files, options, signal) {
   const body = new FormData();
   for (const file of files) body.append("file", file, "picture");
   body.append("options", JSON.stringify(options));
-  return json(fetch("/api/search", { method: "POST", body, signal }));
+  return json(fetch("api/search", { method: "POST", body, signal }));
 }
 
 export function explain(search, answer) {
-  return json(fetch("/api/explain", {
+  return json(fetch("api/explain", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ search, answer }),
   }));
 }
 
-export const image = (id, size, version) => `/api/image/${id}?v=${version}&size=${size}`;
+export const image = (id, size, version) => `api/image/${id}?v=${version}&size=${size}`;

@@ -56,6 +56,7 @@ function settings() {
     engine: find("engine").value || "exact",
     count: Number(find("count").value),
     per_item: find("peritem").checked,
+    collapse_duplicates: find("collapse").checked,
   };
   if (find("category").value) options.category = find("category").value;
   return options;
@@ -108,7 +109,8 @@ function showStatus(found) {
   const within = found.category ? ` in ${found.category}` : "";
   find("status").replaceChildren(
     make("b", {}, `${found.answers.length} answers${within} in ${(1000 * total).toFixed(0)} ms`),
-    ` (${steps}). ${ENGINES[found.engine]}: ${found.searched.split(", ")[0]}${recall}.`);
+    ` (${steps}). ${ENGINES[found.engine]}: ${found.searched.split(", ")[0]}${recall}.`,
+    found.left_out.length ? ` Left out, as the query itself: ${found.left_out.join(", ")}.` : "");
 }
 
 // Before the first query: pictures to start from.
@@ -178,7 +180,7 @@ function listen() {
     clearTimeout(pending);
     pending = setTimeout(search, 60);
   };
-  for (const id of ["othercolor", "peritem", "category", "count", "engine"]) find(id).onchange = () => search();
+  for (const id of ["othercolor", "peritem", "collapse", "category", "count", "engine"]) find(id).onchange = () => search();
   const themes = ["", "light", "dark"];
   find("theme").onclick = () => {
     const next = themes[(themes.indexOf(document.documentElement.dataset.theme ?? "") + 1) % 3];
@@ -202,8 +204,8 @@ listen();
 await work(async () => {
   await describe();
   const picture = new URLSearchParams(location.search).get("picture");
-  if (picture && Number(picture) < collection.pictures) {
-    query.ids = [Number(picture)];
+  if (picture) {
+    query.ids = [picture];
     query.show();
   }
   history.replaceState(step(), "");

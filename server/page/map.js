@@ -110,13 +110,13 @@ export class CollectionMap {
   }
 
   tile(point) {
-    if (!this.tiles.has(point.id)) {
+    if (!this.tiles.has(point.image)) {
       const tile = new Image();
       tile.onload = () => this.drawSoon();
       tile.src = `${point.image}&size=128`;
-      this.tiles.set(point.id, tile);
+      this.tiles.set(point.image, tile);
     }
-    return this.tiles.get(point.id);
+    return this.tiles.get(point.image);
   }
 
   drawSoon() {

@@ -20,6 +20,11 @@ function picture(id, version, label, actions) {
   return button;
 }
 
+function remarks({ copies, duplicate_of: other }) {
+  return [...(copies > 1 ? [`${copies} copies`] : []),
+    ...(other === null ? [] : [`near-duplicate of ${other || "the query"}`])];
+}
+
 function card(answer, version, query, actions) {
   const label = [answer.category, answer.item].filter(Boolean).join(", ") || answer.path;
   const isAnswer = Object.keys(answer.parts).length > 0;
@@ -31,7 +36,8 @@ function card(answer, version, query, actions) {
       make("span", { className: "first" },
         make("span", { className: "rank" }, isAnswer ? String(answer.rank) : ""),
         make("span", { className: "distance", title: "distance: smaller is nearer" }, distance)),
-      make("span", { title: answer.item ? `item ${answer.item}` : "" }, label),
+      make("span", { title: answer.item ? `item ${answer.item}` : "" }, label,
+        ...remarks(answer).map((text) => make("i", { className: "remark" }, text))),
       make("span", { className: "path", title: answer.path }, make("bdi", {}, answer.path))),
     ...(isAnswer ? [make("div", { className: "acts" },
       make("button", { type: "button", onclick: () => actions.why(answer) }, "Why"),

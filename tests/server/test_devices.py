@@ -9,8 +9,8 @@ from tests.server.web_browser import NARROW, ROOMY, Watched, expect
 pytest_plugins = ("tests.server.web_base", "tests.server.web_browser")
 
 
-def test_keys_are_enough(at: Watched) -> None:
-    at.open("/?picture=7")
+def test_keys_are_enough(at: Watched, ids: list[str]) -> None:
+    at.open(f"/?picture={ids[7]}")
     first = at.answered()
     press = at.page.keyboard.press
     press("Tab")

@@ -11,9 +11,9 @@ from PIL import Image
 from net import Architecture, FeatureNet, initial_net
 from network.color import MEAN, PALETTE_BINS, STD
 from network.device import to_device
-from server.collection import Collection
-from server.explain import explain, inspect, thumbnail
-from server.query import QueryMemory
+from server.explain import explain, images_of, inspect, see, thumbnail
+from server.live import Collection
+from server.query_features import QueryMemory
 from server.ranking import search
 from server.schemas import Explanation, SearchOptions
 from tests.fake_cuda import pictures
@@ -22,14 +22,23 @@ from utils import Stopwatch
 pytest_plugins = ("tests.server.web_base",)
 
 
+def explained_by(collection: Collection, query: SearchOptions, answer: str) -> Explanation:
+    """As the interface explains an answer."""
+    arguments = (collection, QueryMemory(), query, answer)
+    images = images_of(*arguments)
+    return explain(*arguments, images, see(collection, images))
+
+
 @pytest.fixture
-def explained(collection: Collection):
-    """Search, and explain an answer by its place."""
+def explained(collection: Collection, ids: list[str]):
+    """Search, and explain an answer by its place; pictures are named by their rows."""
 
     def run(place: int, **options: object) -> tuple[Explanation, object]:
+        for name in {"pictures", "like", "unlike"} & options.keys():
+            options[name] = [ids[row] for row in options[name]]
         query = SearchOptions(**options)
         found = search(collection, QueryMemory(), query, Stopwatch()).answers[place]
-        return explain(collection, QueryMemory(), query, found.id), found
+        return explained_by(collection, query, found.id), found
 
     return run
 
@@ -56,12 +65,14 @@ def test_the_parts_add_up_to_the_distance_of_the_search(explained, options: dict
     assert (explained.similar == []) == alone
 
 
-def test_the_cells_are_those_of_the_colour_feature(explained, collection: Collection) -> None:
+def test_the_cells_are_those_of_the_colour_feature(
+    explained, collection: Collection, ids: list[str]
+) -> None:
     """Their mean colours, strongest first, as the feature database has them."""
     explained, found = explained(2, pictures=[7])
     names = [signal.name for signal in collection.signals]
     stored = collection.signals[names.index("color")].features
-    for view, row in ((explained.query, 7), (explained.answer, found.id)):
+    for view, row in ((explained.query, 7), (explained.answer, ids.index(found.id))):
         rgb = np.asarray(stored[row]).reshape(3, -1).T * STD + MEAN
         assert len(view.cells) == len(rgb) == 3
         for cell, color in zip(view.cells, rgb, strict=True):
@@ -71,19 +82,23 @@ def test_the_cells_are_those_of_the_colour_feature(explained, collection: Collec
             assert 0 <= cell.column < view.columns
 
 
-def test_the_palette_s_greatest_parts_are_shown(explained, collection: Collection) -> None:
+def test_the_palette_s_greatest_parts_are_shown(
+    explained, collection: Collection, ids: list[str]
+) -> None:
     explained, found = explained(2, pictures=[7])
     names = [signal.name for signal in collection.signals]
-    palette = np.asarray(collection.signals[names.index("palette")].features[found.id]) ** 2
+    palette = (
+        np.asarray(collection.signals[names.index("palette")].features[ids.index(found.id)]) ** 2
+    )
     shares = [shade.share for shade in explained.answer.shades]
     assert shares == sorted(shares, reverse=True)
     assert shares == pytest.approx(np.sort(palette)[::-1][: len(shares)], abs=1e-3)
     assert sum(shares) <= 1 + 1e-6
 
 
-def test_similar_cells_of_a_picture_and_itself(collection: Collection) -> None:
+def test_similar_cells_of_a_picture_and_itself(collection: Collection, ids: list[str]) -> None:
     """1 on the diagonal; never beyond -1 to 1."""
-    explained = explain(collection, QueryMemory(), SearchOptions(pictures=[7]), 7)
+    explained = explained_by(collection, SearchOptions(pictures=[ids[7]]), ids[7])
     similar = np.array(explained.similar)
     cells = explained.answer.rows * explained.answer.columns
     assert similar.shape == (cells, cells)
@@ -102,8 +117,10 @@ def test_the_views_are_what_the_network_sees(explained) -> None:
 
 
 @pytest.mark.parametrize("side", [64, 384, 2048])
-def test_a_thumbnail_is_no_larger_than_wanted(collection: Collection, side: int) -> None:
-    with Image.open(io.BytesIO(thumbnail(collection, 0, side))) as picture:
+def test_a_thumbnail_is_no_larger_than_wanted(
+    collection: Collection, ids: list[str], side: int
+) -> None:
+    with Image.open(io.BytesIO(thumbnail(collection, ids[0], side))) as picture:
         assert picture.format == "JPEG"
         assert max(picture.size) == min(side, 300)
         assert not picture.getexif()

@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from config import Config
 from search.clusters import open_clusters
-from server.collection import Collection
+from server.live import Collection
 from server.map import TYPICAL, Maps, clusters_of, tsne
 from server.schemas import CollectionMap
 
@@ -35,11 +35,11 @@ def finished(maps: Maps, collection: Collection) -> CollectionMap:
     return found
 
 
-def test_it_is_there_at_once_and_by_tsne_later(own: Collection) -> None:
+def test_it_is_there_at_once_and_by_tsne_later(own: Collection, ids: list[str]) -> None:
     maps = Maps()
     first = maps.get(own)
     assert first.state == "pca"
-    assert [point.id for point in first.points] == list(range(len(own)))
+    assert [point.id for point in first.points] == ids
     better = finished(maps, own)
     places = np.array([(point.x, point.y) for point in better.points])
     assert places.min() >= 0
@@ -64,7 +64,7 @@ def test_very_few_pictures_have_places_too(count: int) -> None:
     assert np.isfinite(places).all()
 
 
-def test_clusters_have_typical_pictures(collection: Collection) -> None:
+def test_clusters_have_typical_pictures(collection: Collection, ids: list[str]) -> None:
     clusters = open_clusters(collection.database)
     found = clusters_of(collection)
     sizes = [cluster.size for cluster in found]
@@ -77,7 +77,7 @@ def test_clusters_have_typical_pictures(collection: Collection) -> None:
         assert cluster.share == categories.count(cluster.category) / len(members)
         assert cluster.share == max(map(categories.count, categories)) / len(members)
         assert len(cluster.typical) == min(TYPICAL, len(members))
-        assert {item.id for item in cluster.typical} <= set(members.tolist())
+        assert {one.id for one in cluster.typical} <= {ids[row] for row in members}
 
 
 def test_missing_clusters_have_a_reason(own: Collection) -> None:

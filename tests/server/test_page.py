@@ -84,8 +84,8 @@ def test_the_slider_ranks_again_without_another_upload(at: Watched, photo: Path)
     expect(at.page.locator("#balancetext")).to_have_text("Cut and texture only.")
 
 
-def test_a_click_searches_from_an_answer_and_back_returns(at: Watched) -> None:
-    at.open("/?picture=7")
+def test_a_click_searches_from_an_answer_and_back_returns(at: Watched, ids: list[str]) -> None:
+    at.open(f"/?picture={ids[7]}")
     first = at.answered()
     second = at.after(lambda: at.page.locator("#grid .from").nth(2).click())
     assert second != first
@@ -97,8 +97,8 @@ def test_a_click_searches_from_an_answer_and_back_returns(at: Watched) -> None:
     assert at.paths() == second
 
 
-def test_filters_narrow_the_answers(at: Watched) -> None:
-    at.open("/?picture=200")
+def test_filters_narrow_the_answers(at: Watched, ids: list[str]) -> None:
+    at.open(f"/?picture={ids[200]}")
     at.answered()
     at.after(lambda: at.page.select_option("#category", "Blouse"))
     cards = at.page.locator("#grid .about > span:nth-child(2)").all_text_contents()
@@ -115,8 +115,8 @@ def test_filters_narrow_the_answers(at: Watched) -> None:
     assert at.page.locator("#engine option[value=milvus]").evaluate("one => one.disabled")
 
 
-def test_a_hundred_answers_are_shown(at: Watched) -> None:
-    at.open("/?picture=200")
+def test_a_hundred_answers_are_shown(at: Watched, ids: list[str]) -> None:
+    at.open(f"/?picture={ids[200]}")
     at.answered()
     paths = at.after(lambda: at.page.select_option("#count", "100"))
     assert len(set(paths)) == 100
@@ -133,8 +133,8 @@ def test_a_colour_without_and_with_a_picture(at: Watched) -> None:
     assert len(at.options()["pictures"]) == 1
 
 
-def test_more_like_less_like_and_other_colour(at: Watched) -> None:
-    at.open("/?picture=7")
+def test_more_like_less_like_and_other_colour(at: Watched, ids: list[str]) -> None:
+    at.open(f"/?picture={ids[7]}")
     plain = at.answered()
     more = at.page.get_by_role("button", name="more like this")
     liked = at.after(lambda: more.nth(4).click())
@@ -169,8 +169,8 @@ DRAWN = """canvases => canvases.map((canvas) => {
 PIXELS = "canvases => canvases.map((canvas) => canvas.toDataURL())"
 
 
-def test_why_shows_bars_and_similar_regions(at: Watched) -> None:
-    at.open("/?picture=7")
+def test_why_shows_bars_and_similar_regions(at: Watched, ids: list[str]) -> None:
+    at.open(f"/?picture={ids[7]}")
     at.answered()
     at.page.get_by_role("button", name="Why").nth(2).click()
     dialog = at.page.locator("#why")

@@ -17,8 +17,8 @@ from scipy.spatial.distance import cdist
 import retrieval
 from features.database import unit_rows
 from search.rerank import join_queries
-from server.collection import Collection
-from server.query import LIKE_WEIGHT, UNLIKE_WEIGHT, color_features
+from server.live import Collection
+from server.query_features import LIKE_WEIGHT, UNLIKE_WEIGHT, color_features
 from tests.server.web_base import RECALL, Server, paths_of, png_of, post, query_file
 
 pytest_plugins = ("tests.server.web_base",)
@@ -93,12 +93,12 @@ def test_a_picture_of_the_collection_finds_its_neighbours_without_itself(
 ) -> None:
     answer = search(pictures=[7], count=200)
     assert [one["rank"] for one in answer["answers"]] == list(range(1, 201))
-    assert 7 not in {one["id"] for one in answer["answers"]}
+    assert 7 not in {one["row"] for one in answer["answers"]}
     assert answer["query"] is None
     assert "network" not in answer["seconds"]
     by_hand = sum(weighted_distances(collection, [7]).values())
     for one in answer["answers"]:
-        assert one["distance"] == pytest.approx(by_hand[one["id"]], abs=1e-4)
+        assert one["distance"] == pytest.approx(by_hand[one["row"]], abs=1e-4)
     assert paths_of(answer)[0] == collection.database.paths[np.argsort(by_hand)[1]]
 
 
@@ -127,7 +127,7 @@ def test_the_slider_ranks_again_without_the_network(
         found = search(pictures=[row], balance=balance, count=30)["answers"]
         order = [i for i in np.argsort(by_hand, kind="stable") if i != row][:30]
         assert [one["distance"] for one in found] == pytest.approx(by_hand[order], abs=1e-4)
-        assert [one["id"] for one in found][:5] == order[:5]
+        assert [one["row"] for one in found][:5] == order[:5]
         assert set(found[0]["parts"]) == ({"color", "palette"} if balance else {"deep"})
 
 
@@ -136,7 +136,7 @@ def test_more_and_less_like_move_the_query_by_rocchio(
 ) -> None:
     queries, liked, unliked = [3], [20, 21], [40]
     found = search(pictures=queries, like=liked, unlike=unliked, count=20)["answers"]
-    assert not {one["id"] for one in found} & {*queries, *liked, *unliked}
+    assert not {one["row"] for one in found} & {*queries, *liked, *unliked}
     total = np.zeros(len(collection))
     for signal in collection.signals:
         features = np.asarray(signal.features, np.float64)
@@ -149,7 +149,7 @@ def test_more_and_less_like_move_the_query_by_rocchio(
             moved = lengths[0] * unit_rows(moved[None])[0]
         total += signal.weight * cdist(moved[None], features, signal.metric)[0]
     for one in found:
-        assert one["distance"] == pytest.approx(total[one["id"]], abs=1e-3)
+        assert one["distance"] == pytest.approx(total[one["row"]], abs=1e-3)
     assert found[0]["distance"] <= np.delete(total, queries + liked + unliked).min() + 1e-3
 
 
@@ -182,7 +182,7 @@ def test_a_colour_beside_a_picture_takes_the_place_of_its_colour(
             parts[signal.name] = signal.weight * distances
     total = sum(parts.values())
     for one in found:
-        assert one["distance"] == pytest.approx(total[one["id"]], abs=1e-3)
+        assert one["distance"] == pytest.approx(total[one["row"]], abs=1e-3)
 
 
 def test_one_answer_per_item_and_of_one_category(search: Search) -> None:
@@ -194,10 +194,10 @@ def test_one_answer_per_item_and_of_one_category(search: Search) -> None:
     first = []
     for one in every:
         if not one["item"] or one["item"] not in seen:
-            first.append(one["id"])
+            first.append(one["row"])
         seen.add(one["item"])
-    assert [one["id"] for one in items][:20] == first[:20]
-    assert items[0]["id"] == every[0]["id"] == 201  # another picture of the query's own item
+    assert [one["row"] for one in items][:20] == first[:20]
+    assert items[0]["row"] == every[0]["row"] == 201  # another picture of the query's own item
     only = search(pictures=[200], count=200, category="blouse")
     assert {one["category"] for one in only["answers"]} == {"Blouse"}
 
@@ -217,7 +217,7 @@ def test_several_files_are_one_query(search: Search, served: Path, collection: C
     joined = search(pictures=rows, count=10)["answers"]
     total = sum(weighted_distances(collection, rows).values())
     for one in joined:
-        assert one["distance"] == pytest.approx(total[one["id"]], abs=1e-3)
+        assert one["distance"] == pytest.approx(total[one["row"]], abs=1e-3)
 
 
 def test_two_uploads_have_two_names_and_each_keeps_its_own(search: Search, served: Path) -> None:
@@ -233,11 +233,12 @@ def test_two_uploads_have_two_names_and_each_keeps_its_own(search: Search, serve
     ("status", "options", "message"),
     [
         (404, {"query": "0" * 32}, "send its pictures again"),
-        (404, {"pictures": [263]}, "there are 263"),
-        (404, {"like": [2**53 - 1]}, "there are 263"),
+        (404, {"pictures": ["0" * 16]}, "no picture 0000000000000000"),
+        (404, {"like": ["f" * 16]}, "no picture ffffffffffffffff"),
         (404, {"pictures": [1], "category": "Kimono"}, "there are Anorak, Blazer"),
         (409, {"pictures": [1], "engine": "milvus"}, "run: python milvus_push.py"),
         (422, {"pictures": [-1]}, "pictures.0"),
+        (422, {"pictures": ["7"]}, "pictures.0"),
         (422, {"pictures": [1], "count": 0}, "count"),
         (422, {"pictures": [1], "count": 201}, "count"),
         (422, {"pictures": [1], "balance": 1.1}, "balance"),
@@ -276,6 +277,22 @@ def test_a_file_that_is_no_picture_is_refused(search: Search, content: bytes, me
 
 def test_a_box_outside_the_picture_is_refused(search: Search) -> None:
     assert "leaves nothing" in search(png_of("red"), box=[500, 0, 600, 90], status=409)["detail"]
+
+
+def test_an_uploaded_picture_of_the_collection_is_left_out(search: Search, served: Path) -> None:
+    """And named; a near-duplicate of the query, its own pixels in another file, is marked."""
+    file = query_file(served)
+    answer = search(file, count=5)
+    (path,) = answer["left_out"]
+    assert (served / path).read_bytes() == file.read_bytes()
+    assert path not in paths_of(answer)
+    assert search(query=answer["query"], count=5)["left_out"] == [path]
+    pixels = io.BytesIO()
+    Image.open(file).save(pixels, "PNG")
+    again = search(pixels.getvalue(), count=5)
+    assert again["left_out"] == []
+    assert again["answers"][0]["path"] == path
+    assert again["answers"][0]["duplicate_of"] == 0
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(search: Search, server: Server) -> None:
@@ -324,9 +341,9 @@ def test_uploads_leave_no_file_behind(
 
 def test_browsing_without_a_query_shows_pictures_evenly_spread(search: Search) -> None:
     answer = search(count=10)
-    ids = [one["id"] for one in answer["answers"]]
-    assert ids[0] == 0
-    assert ids[-1] == 262
-    assert len(ids) == 10
+    rows = [one["row"] for one in answer["answers"]]
+    assert rows[0] == 0
+    assert rows[-1] == 262
+    assert len(rows) == 10
     assert answer["query"] is None
     assert {one["category"] for one in search(category="Blouse")["answers"]} == {"Blouse"}

@@ -3,6 +3,7 @@
 A test module names it in `pytest_plugins`, so that all of them share one server.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -25,7 +26,7 @@ import feature_extractor
 import kmeans
 import train
 from config import Config
-from server.collection import Collection
+from server.live import Collection
 from tests.conftest import BY_CTRL_C, ROOT
 
 MACHINE = ("--amp", "off", "--device", "cpu", "--num-workers", "0")
@@ -103,6 +104,14 @@ def collection(served: Path) -> Collection:
 
 
 @pytest.fixture(scope="session")
+def ids(served: Path) -> list[str]:
+    """The id of each picture: the hash of its path, the last byte first."""
+    paths = (served / "all_feat.list").read_text().splitlines()
+    digests = [hashlib.blake2b(path.encode(), digest_size=8).digest() for path in paths]
+    return [digest[::-1].hex() for digest in digests]
+
+
+@pytest.fixture(scope="session")
 def server(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real server of the collection, for all tests."""
     with serving(served, tmp_path_factory.mktemp("server") / "run", *RECALL) as running:
@@ -117,13 +126,21 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def search(client: httpx.Client) -> Callable[..., dict[str, Any]]:
-    """Search by files and options; the answer as JSON, whose status must be `status`."""
+def search(client: httpx.Client, ids: list[str]) -> Callable[..., dict[str, Any]]:
+    """Search by files and options; the answer as JSON, whose status must be `status`.
 
-    def run(*files: Path | bytes, status: int = 200, **options: object) -> dict[str, Any]:
+    Pictures of the collection may be named by their rows; each answer gets its `row`.
+    """
+
+    def run(*files: Path | bytes, status: int = 200, **options: Any) -> dict[str, Any]:
+        for name in {"pictures", "like", "unlike"} & options.keys():
+            options[name] = [ids[one] if one in range(len(ids)) else one for one in options[name]]
         response = post(client, *files, **options)
         assert response.status_code == status, response.text
-        return response.json()
+        found = response.json()
+        for one in found.get("answers", []):
+            one["row"] = ids.index(one["id"])
+        return found
 
     return run
 

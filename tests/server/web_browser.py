@@ -22,7 +22,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if not CHROMIUM:
     pytest.skip("no chromium is installed", allow_module_level=True)
 
-FLAGS = ["--disable-background-networking", "--use-fake-device-for-media-stream"]
+FLAGS = ["--disable-background-networking", "--use-fake-device-for-media-stream",
+         "--host-resolver-rules=MAP shop.example 127.0.0.1"]  # fmt: skip
 if hasattr(os, "geteuid") and os.geteuid() == 0:
     FLAGS.append("--no-sandbox")
 ROOMY, NARROW = {"width": 1600, "height": 1000}, {"width": 400, "height": 800}

@@ -1,17 +1,27 @@
 """The collection of the server, and its replacement."""
 
+import gc
 import os
 import shutil
 import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 from config import Config
-from server.collection import CHECK_SECONDS, Collection, LiveCollection
+from server import ranking
+from server.api import build_app
+from server.live import Collection, LiveCollection
+from server.query_features import QueryMemory
 from server.ranking import balanced
+from server.schemas import SearchOptions
 from tests.conftest import replace_features
+from utils import Stopwatch
 
 pytest_plugins = ("tests.server.web_base",)
 
@@ -37,8 +47,8 @@ def replace_them(base: Path) -> np.ndarray:
 
 def refreshed(live: LiveCollection) -> Collection:
     """The collection after a check of its files."""
-    live.checked = time.monotonic() - CHECK_SECONDS
-    return live.current()
+    live.refresh()
+    return live.collection
 
 
 def test_a_new_extraction_is_opened_and_the_older_one_still_answers(live: LiveCollection) -> None:
@@ -46,13 +56,70 @@ def test_a_new_extraction_is_opened_and_the_older_one_still_answers(live: LiveCo
     assert refreshed(live) is first
     before = np.array(first.signals[0].features[:5])
     features = replace_them(live.config.DATASET_BASE)
-    assert live.current() is first  # not checked so soon
     second = refreshed(live)
     assert second is not first
     assert second.version != first.version
     assert np.array_equal(second.signals[0].features, features)
     assert np.array_equal(first.signals[0].features[:5], before)  # a request that goes on
     assert refreshed(live) is second
+
+
+def test_the_older_one_is_released(live: LiveCollection) -> None:
+    live.collection.state()
+    older = weakref.ref(live.collection)
+    replace_them(live.config.DATASET_BASE)
+    live.refresh()
+    gc.collect()
+    assert older() is None
+
+
+def test_a_running_server_opens_it_by_itself(live: LiveCollection) -> None:
+    with TestClient(build_app(live.config, live), "http://127.0.0.1") as client:
+        before = client.get("/api/health").json()["collection"]
+        replace_them(live.config.DATASET_BASE)
+        end = time.monotonic() + 60
+        while client.get("/api/health").json()["collection"] == before:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def test_first_searches_at_once_make_the_quantised_features_once(live: LiveCollection) -> None:
+    base = live.config.DATASET_BASE
+    for file in (*base.glob("*.codes.npy"), *base.glob("*.bounds.npy")):
+        file.unlink()
+
+    def search(number: int) -> list[str]:
+        engine = ("exact", "kmeans")[number % 2]
+        options = SearchOptions(color="#b3202c", balance=1 - number / 16, engine=engine)
+        answer = ranking.search(live.collection, QueryMemory(), options, Stopwatch())
+        return [one.path for one in answer.answers]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(search, range(8)))
+    assert list(base.glob("*.codes.npy"))
+    assert not list(base.glob(".*.part"))
+    assert found == list(map(search, range(8)))
+
+
+def test_copies_are_one_answer_and_counted(live: LiveCollection, ids: list[str]) -> None:
+    """The nearest of them; a picture that is searched by does not find its own copies."""
+    collection = live.collection
+    content = np.array(collection.database.content)
+    content[[3, 8, 9]] = content[2]
+    collection.database = replace(collection.database, content=content)
+    copies = {2, 3, 8, 9}
+
+    def search(row: int, **options: object) -> list[tuple[int, int]]:
+        options = SearchOptions(pictures=[ids[row]], count=200, **options)
+        found = ranking.search(collection, QueryMemory(), options, Stopwatch()).answers
+        return [(ids.index(one.id), one.copies) for one in found]
+
+    every, first = search(0), search(0, collapse_duplicates=True)
+    seen = [row for row, _ in every if row in copies]
+    assert [(row, count) for row, count in first if count > 1] == [(seen[0], 4)]
+    left = [row for row, _ in every if row not in seen[1:]]
+    assert left == [row for row, _ in first][: len(left)]
+    assert not copies & {row for row, _ in search(2, collapse_duplicates=True)}
 
 
 def test_a_broken_one_leaves_the_older(live: LiveCollection, capsys) -> None:
@@ -63,7 +130,8 @@ def test_a_broken_one_leaves_the_older(live: LiveCollection, capsys) -> None:
     info = (base / "all_feat.json").read_bytes()
     (base / "all_feat.json").write_bytes(info[:-30])
     assert refreshed(live) is first
-    assert "the older collection stays: " in capsys.readouterr().out
+    assert refreshed(live) is first
+    assert capsys.readouterr().out.count("the older collection stays: ") == 1
     (base / "all_feat.json").unlink()
     assert refreshed(live) is first
     (base / "all_feat.json").write_bytes(info)
@@ -94,3 +162,9 @@ def test_an_engine_without_its_file_is_not_ready(live: LiveCollection) -> None:
 def test_the_path_of_the_collection_is_hidden(collection: Collection) -> None:
     base = collection.base
     assert collection.hide(f"{base}/all_feat.npy: damaged") == "DATASET_BASE/all_feat.npy: damaged"
+    assert (
+        collection.hide(f"run: x --dataset-base '{base}'.")
+        == "run: x --dataset-base 'DATASET_BASE'."
+    )
+    for other in (f"/x{base}/y", f"{base}-2/y", f"{base}.old: z", f"img{base}"):
+        assert collection.hide(other) == other

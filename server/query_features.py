@@ -15,13 +15,12 @@ import torch
 from cachetools import TTLCache
 from fastapi import HTTPException
 
-from features.database import unit_rows
 from network.color import CHROMA, MEAN, PALETTE_BINS, STD, lab_of_rgb
 from search.query import Query
+from search.rerank import join_queries
 from search.signals import Signal
-from server.collection import Collection
+from server.live import Collection
 from server.schemas import SearchOptions
-from utils import UserError
 
 LIKE_WEIGHT, UNLIKE_WEIGHT = 0.75, 0.15  # beside the query's 1
 QUERY_SECONDS = 1800.0  # that an uploaded query is kept
@@ -36,6 +35,7 @@ class Uploaded(NamedTuple):
 
     features: list[Features]
     images: list[torch.Tensor]
+    files: list[tuple[int, str]]
 
 
 class QueryMemory:
@@ -49,8 +49,9 @@ class QueryMemory:
         """Keep the pictures of a query; returns its name."""
         name = secrets.token_hex(16)
         images = [query.images[0] for query in queries]
+        files = [file for query in queries for file in query.files]
         with self.lock:
-            self.queries[_key(collection, name)] = Uploaded(features, images)
+            self.queries[_key(collection, name)] = Uploaded(features, images, files)
         return name
 
     def get(self, collection: Collection, name: str) -> Uploaded:
@@ -67,20 +68,15 @@ def _key(collection: Collection, name: str) -> tuple[str, ...]:
     return (name, *(model.sha256 for model in collection.database.metadata.models))
 
 
-def require_pictures(collection: Collection, options: SearchOptions, *others: int) -> None:
-    """Answer 404 to options that name a picture or a category that the collection does not have."""
-    for row in (*options.pictures, *options.like, *options.unlike, *others):
-        if row >= len(collection):
-            raise HTTPException(404, f"no picture {row}; there are {len(collection):,}")
-    if options.category:
-        try:
-            collection.database.rows_of(options.category)
-        except UserError as error:
-            raise HTTPException(404, str(error).removeprefix("--")) from None
+def extract(collection: Collection, queries: list[Query]) -> list[Features]:
+    """The features of each query picture."""
+    features = collection.extract(queries)
+    return [[signal[i : i + 1] for signal in features] for i in range(len(queries))]
 
 
-def features_of(collection: Collection, rows: Sequence[int]) -> list[Features]:
-    """Features of pictures of the collection."""
+def features_of(collection: Collection, pictures: Sequence[str]) -> list[Features]:
+    """Features of pictures of the collection; 404 where it does not have one."""
+    rows = map(collection.row, pictures)
     return [[signal.features[row : row + 1] for signal in collection.signals] for row in rows]
 
 
@@ -111,18 +107,10 @@ def combine(
     queries: Sequence[Features], liked: Sequence[Features], unliked: Sequence[Features]
 ) -> Features:
     """One query: the mean of several ones, moved by what is liked and what is not."""
-    terms = [(features, 1 / len(queries)) for features in queries]
-    terms += [(features, LIKE_WEIGHT / len(liked)) for features in liked]
-    terms += [(features, -UNLIKE_WEIGHT / len(unliked)) for features in unliked]
-    total = sum(weight for _, weight in terms)
-    result = []
-    for i, first in enumerate(queries[0]):
-        moved = np.sum([weight / total * features[i] for features, weight in terms], axis=0)
-        lengths = [np.linalg.norm(features[i]) for features, _ in terms]
-        if np.allclose(lengths, lengths[0], rtol=1e-3):  # normalised features stay normalised
-            moved = lengths[0] * unit_rows(moved)
-        result.append(moved.astype(first.dtype))
-    return result
+    groups = ((1, queries), (LIKE_WEIGHT, liked), (-UNLIKE_WEIGHT, unliked))
+    weights = [weight / len(group) for weight, group in groups for _ in group]
+    each = zip(*queries, *liked, *unliked, strict=True)
+    return join_queries([np.concatenate(signal) for signal in each], weights)
 
 
 def color_features(signals: Sequence[Signal], color: str) -> dict[str, np.ndarray]:

@@ -1,0 +1,135 @@
+"""The collection that the server searches, opened again when an extraction replaces its files."""
+
+import asyncio
+import gc
+import hashlib
+import re
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from anyio.to_thread import run_sync
+from fastapi import HTTPException
+
+from config import Config
+from features.checksums import FileStamp, file_stamp
+from features.database import INFO
+from search import Searcher
+from search.engines import ENGINES
+from search.milvus import RECORD, Keys
+from server.schemas import CollectionState, EngineState, Picture
+from utils import UserError, command
+
+CHECK_SECONDS, RETRY_SECONDS = 1.0, 10.0  # between checks whether the files were replaced
+
+
+class Collection(Searcher):
+    """An opened collection; `version` changes with its features.
+
+    A picture's id is a hash of its path: no other picture gets it when the collection is updated.
+    """
+
+    def __init__(self, config: Config) -> None:
+        base = config.DATASET_BASE.absolute()  # as messages name it, see `hide`
+        super().__init__(base, config.model_copy(update={"DATASET_BASE": base}))
+        self.keys = Keys(self.database.paths)
+        checksums = repr(sorted(self.database.metadata.sha256.items())).encode()
+        self.version = hashlib.sha256(checksums).hexdigest()[:12]
+
+    def row(self, picture: str) -> int:
+        """The row of a picture by its id; 404 where the collection does not have it."""
+        rows = self.keys.rows(np.array([int(picture, 16)], np.uint64).view(np.int64))
+        if not len(rows):
+            raise HTTPException(404, f"no picture {picture} in the collection")
+        return int(rows[0])
+
+    def picture(self, row: int) -> Picture:
+        """The description of a picture."""
+        number = f"{self.keys.of_rows[row].view(np.uint64):016x}"
+        return Picture(
+            id=number,
+            path=self.database.paths[row],
+            category=self.database.category(row),
+            item=str(self.database.items[row]),
+            image=f"api/image/{number}?v={self.version}",
+        )
+
+    @cached_property
+    def counts(self) -> tuple[dict[str, int], int]:
+        """Number of pictures of each category, and of items."""
+        numbers, counts = np.unique(self.database.categories, return_counts=True)
+        pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
+        categories = {self.database.category_names[i]: count for i, count in pairs if i >= 0}
+        return categories, int(np.count_nonzero(np.unique(self.database.items) != ""))
+
+    def state(self) -> CollectionState:
+        """The description of the collection and its engines, which it opens."""
+        categories, items = self.counts
+        return CollectionState(
+            name=self.base.resolve().name,
+            version=self.version,
+            pictures=len(self),
+            items=items,
+            categories=categories,
+            engines=[self._engine_state(name) for name in ENGINES],
+        )
+
+    def _engine_state(self, name: str) -> EngineState:
+        try:
+            if name == "milvus":  # without connecting to its server, which may be away
+                if not (self.base / RECORD).exists():
+                    raise UserError(f"not pushed; run: {command('milvus_push.py', self.base)}")
+                return EngineState(name=name, ready=True)
+            engine = self.engine(name)
+        except UserError as error:
+            return EngineState(name=name, ready=False, reason=self.hide(str(error)))
+        return EngineState(name=name, ready=True, searched=engine.searched, recall=engine.recall)
+
+    def hide(self, message: str) -> str:
+        """A message without the place of the collection on this machine."""
+        path = rf"(?<![\w./\\-]){re.escape(str(self.base))}(?!\.?[\w-])"
+        return re.sub(path, "DATASET_BASE", message)
+
+
+class LiveCollection:
+    """`collection` is the current one, of which requests keep what they have begun with."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.stamp = _stamp(config.DATASET_BASE)
+        self.collection = Collection(config)
+        self.failure, self.has_older = "", False
+
+    async def watch(self) -> None:
+        """Look every second whether the files were replaced, until this is cancelled."""
+        while True:
+            await asyncio.sleep(RETRY_SECONDS if self.failure else CHECK_SECONDS)
+            await run_sync(self.refresh, abandon_on_cancel=True)
+
+    def refresh(self) -> None:
+        """Open the collection again if its files were replaced, and swap it when it is whole."""
+        stamp = _stamp(self.config.DATASET_BASE)
+        if stamp in (None, self.stamp):
+            if self.has_older:  # whose last request has ended by now
+                gc.collect()
+                torch.cuda.empty_cache()
+                self.has_older = False
+            return
+        failure = ""
+        try:
+            fresh = Collection(self.config)
+            fresh.state()
+            self.collection, self.stamp, self.has_older = fresh, stamp, True
+        except Exception as error:  # unfinished, no memory for two: requests go on with the old one
+            failure = str(error) or type(error).__name__
+        if failure not in ("", self.failure):
+            print(f"the older collection stays: {failure}", flush=True)
+        self.failure = failure
+
+
+def _stamp(base: Path) -> FileStamp | None:
+    try:
+        return file_stamp(base / INFO)
+    except OSError:
+        return None
