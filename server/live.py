@@ -13,13 +13,12 @@ from anyio.to_thread import run_sync
 from fastapi import HTTPException
 
 from config import Config
-from features.checksums import FileStamp, file_stamp
 from features.database import INFO
 from search import Searcher
 from search.engines import ENGINES
 from search.milvus import RECORD, Keys
 from server.schemas import CollectionState, EngineState, Picture
-from utils import UserError, command
+from utils import FileStamp, UserError, command, file_stamp
 
 CHECK_SECONDS, RETRY_SECONDS = 1.0, 10.0  # between checks whether the files were replaced
 
