@@ -104,22 +104,22 @@ def test_first_searches_at_once_make_the_quantised_features_once(live: LiveColle
 def test_copies_are_one_answer_and_counted(live: LiveCollection, ids: list[str]) -> None:
     """The nearest of them; a picture that is searched by does not find its own copies."""
     collection = live.collection
-    content = np.array(collection.database.content)
-    content[[3, 8, 9]] = content[2]
-    collection.database = replace(collection.database, content=content)
-    copies = {2, 3, 8, 9}
 
-    def search(row: int, **options: object) -> list[tuple[int, int]]:
-        options = SearchOptions(pictures=[ids[row]], count=200, **options)
+    def search(row: int, collapse: bool = True) -> dict[int, int]:
+        options = SearchOptions(pictures=[ids[row]], count=50, collapse_duplicates=collapse)
         found = ranking.search(collection, QueryMemory(), options, Stopwatch()).answers
-        return [(ids.index(one.id), one.copies) for one in found]
+        return {ids.index(one.id): one.copies for one in found}
 
-    every, first = search(0), search(0, collapse_duplicates=True)
-    seen = [row for row, _ in every if row in copies]
-    assert [(row, count) for row, count in first if count > 1] == [(seen[0], 4)]
-    left = [row for row, _ in every if row not in seen[1:]]
-    assert left == [row for row, _ in first][: len(left)]
-    assert not copies & {row for row, _ in search(2, collapse_duplicates=True)}
+    near = list(search(0))
+    copies = [near[i] for i in (2, 5, 9, 30)]
+    content = np.array(collection.database.content)
+    content[copies] = content[copies[0]]
+    collection.database = replace(collection.database, content=content)
+    assert list(search(0, collapse=False)) == near
+    found = search(0)
+    assert list(found)[:47] == [row for row in near if row not in copies[1:]]
+    assert {row: count for row, count in found.items() if count > 1} == {copies[0]: 4}
+    assert not set(copies) & search(copies[0]).keys()
 
 
 def test_a_broken_one_leaves_the_older(live: LiveCollection, capsys) -> None:

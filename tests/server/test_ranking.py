@@ -50,7 +50,7 @@ def bomb() -> bytes:
 def by_retrieval(*arguments: object) -> list[dict]:
     """The answers of retrieval.py."""
     with redirect_stdout(io.StringIO()) as out:
-        retrieval.main([*map(str, arguments), "--with-own"])
+        retrieval.main([*map(str, arguments)])
     return json.loads(out.getvalue())
 
 
@@ -85,7 +85,10 @@ def test_the_answers_are_those_of_the_script(search: Search, served: Path, photo
     cropped = io.BytesIO()
     Image.open(photo).crop((30, 20, 190, 200)).save(cropped, "PNG")
     again = search(cropped.getvalue(), **options)
-    assert again["answers"] == answer["answers"]
+    distances = {one["path"]: one["distance"] for one in answer["answers"]}
+    for one in again["answers"]:
+        if one["path"] not in answer["left_out"]:
+            assert one["distance"] == distances[one["path"]]
 
 
 def test_a_picture_of_the_collection_finds_its_neighbours_without_itself(
@@ -265,7 +268,7 @@ def test_impossible_searches_are_explained(
         (b"no picture", "cannot be read as a picture"),
         (b"", "cannot be read as a picture"),
         (b"\xff\xd8\xff\xe0", "cannot be read as a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "EPS"),
         (png_of("red")[:90], "cannot be read as a picture"),
     ],
 )
@@ -280,19 +283,13 @@ def test_a_box_outside_the_picture_is_refused(search: Search) -> None:
 
 
 def test_an_uploaded_picture_of_the_collection_is_left_out(search: Search, served: Path) -> None:
-    """And named; a near-duplicate of the query, its own pixels in another file, is marked."""
+    """And named, each time."""
     file = query_file(served)
     answer = search(file, count=5)
     (path,) = answer["left_out"]
     assert (served / path).read_bytes() == file.read_bytes()
     assert path not in paths_of(answer)
     assert search(query=answer["query"], count=5)["left_out"] == [path]
-    pixels = io.BytesIO()
-    Image.open(file).save(pixels, "PNG")
-    again = search(pixels.getvalue(), count=5)
-    assert again["left_out"] == []
-    assert again["answers"][0]["path"] == path
-    assert again["answers"][0]["duplicate_of"] == 0
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(search: Search, server: Server) -> None:
