@@ -154,7 +154,7 @@ class Config(BaseSettings):
         "of the conv map: average, average + maximum, or generalised mean", "avgmax"
     )
     NORMALIZE: bool = _network(
-        "LayerNorm before the embedding, embeddings of equal length, and a cosine classifier", True
+        "embeddings of equal length, of a part for the category and one for the single item", True
     )
 
     # --- training
@@ -186,12 +186,11 @@ class Config(BaseSettings):
     OPTIMIZER: Literal["adamw", "sgd"] = _training(
         "adamw (with warm-up, cosine decay and clipped gradients) or sgd (constant rate)", "adamw"
     )
-    LR: float = _training("learning rate; with adamw, 100 times that for the proxies", 0.001, gt=0)
+    LR: float = _training("learning rate; with adamw, 100 times that for the proxies", 0.0003, gt=0)
     MOMENTUM: float = _training("momentum of SGD", 0.5, ge=0, lt=1)
-    FREEZE_PARAM: Literal["first", "auto", "true", "false"] = _training(
-        "backbone frozen: in the first epoch (first), until loss and accuracy are stable (auto),"
-        " always (true) or never (false)",
-        "first",
+    FREEZE_PARAM: Literal["auto", "true", "false"] = _training(
+        "backbone frozen: until loss and accuracy are stable (auto), true: always, false: never",
+        "false",
     )
     LOG_INTERVAL: int = _training("steps between points of the loss curves", 10, ge=1)
     TEST_INTERVAL: int = _training("steps between validations", 100, ge=1)

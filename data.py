@@ -41,11 +41,14 @@ Transform = Callable[[Image.Image], Tensor]
 DETAIL = 3  # pictures are decoded at this many times the size that they are scaled to, or more
 
 
-def train_transform(img_size: int, crop_size: int) -> Transform:
-    """Random crop and flip, colours untouched: RGB picture -> crop_size x crop_size x 3, uint8."""
+def train_transform(crop_size: int) -> Transform:
+    """Random crop and flip, colours untouched: RGB picture -> crop_size x crop_size x 3, uint8.
+
+    The crop is cut from the whole picture, then scaled: the other way round it would be blurred.
+    """
     crop = transforms.RandomResizedCrop(crop_size, scale=(0.4, 1.0))
     flip = transforms.RandomHorizontalFlip()
-    return transforms.Compose([transforms.Resize(img_size), crop, flip, _pixels])
+    return transforms.Compose([crop, flip, _pixels])
 
 
 def eval_transform(img_size: int, crop_size: int) -> Transform:

@@ -1,5 +1,6 @@
 """The embedding network and the checkpoints it comes from."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -76,8 +77,14 @@ class EmbeddingNet(nn.Module):
     """Backbone, global pooling, `fc` to the embedding, `fc2` to the category logits.
 
     The keys of its state dict are those of the 2018 project: `backbone.*`, `fc.*`, `fc2.*`.
-    Normalised, it also has `norm.*`, a LayerNorm before `fc`; the embedding is scaled to length
-    `LENGTH`, and `fc2` compares directions.
+    Normalised, it also has `norm.*`, a LayerNorm after the pooling. `fc2`, a cosine classifier,
+    then compares what comes out of it, and the embedding has two parts of equal length:
+
+    - the square roots of the K category probabilities. Their Euclidean distance is Hellinger's:
+      about 0 for two pictures of one category, so it does not disturb the order of items there.
+    - D - K numbers of `fc`, for what tells single items apart.
+
+    Together they have the length `LENGTH`. With `inter_dim` 0 there is no first part.
 
     Parameters
     ----------
@@ -88,19 +95,27 @@ class EmbeddingNet(nn.Module):
     Attributes
     ----------
     normalize : pictures as loaders give them, N x H x W x 3, uint8 -> the input of `forward`
+    dim : D, the length of the embedding
+    category_dims : columns at the beginning of the embedding that are the category's part
     """
 
     def __init__(self, backbone: nn.Module, channels: int, architecture: Architecture) -> None:
         super().__init__()
-        dim, categories = architecture.inter_dim or channels, len(architecture.categories)
+        self.dim = dim = architecture.inter_dim or channels
+        categories = len(architecture.categories)
         pooling, self.normalised = architecture.pooling, architecture.normalised
         self.normalize = Normalize()
         self.backbone = backbone
         self.pool = GeM() if pooling == "gem" else AveragePooling(pooling == "avgmax")
-        layer_norm = self.normalised and architecture.inter_dim
-        self.norm = nn.LayerNorm(channels) if layer_norm else nn.Identity()
-        self.fc = nn.Linear(channels, dim) if architecture.inter_dim else nn.Identity()
-        self.fc2 = (CosineClassifier if self.normalised else nn.Linear)(dim, categories)
+        two_parts = self.normalised and architecture.inter_dim > 0
+        if two_parts and categories >= dim:
+            raise UserError(f"INTER_DIM={dim} has no room beside {categories} categories; raise it")
+        self.category_dims = categories if two_parts else 0
+        self.norm = nn.LayerNorm(channels) if two_parts else nn.Identity()
+        item_dims = dim - self.category_dims
+        self.fc = nn.Linear(channels, item_dims) if architecture.inter_dim else nn.Identity()
+        classifier = CosineClassifier if self.normalised else nn.Linear
+        self.fc2 = classifier(channels if two_parts else dim, categories)
         self.frozen = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,13 +132,21 @@ class EmbeddingNet(nn.Module):
         conv_map = self.backbone(x)
         # 16 bits are enough for the convolutions; embeddings rounded to them would tie.
         with torch.autocast(x.device.type, enabled=False):
-            embedding = self.fc(self.norm(self.pool(conv_map.float())))
+            pooled = self.norm(self.pool(conv_map.float()))
+            embedding = self.fc(pooled)
+            if self.category_dims:
+                logits = self.fc2(LENGTH * F.normalize(pooled))
+                parts = logits.softmax(1).sqrt(), F.normalize(embedding)
+                return logits, LENGTH / math.sqrt(2) * torch.cat(parts, 1), conv_map
             if self.normalised:
                 embedding = LENGTH * F.normalize(embedding)
             return self.fc2(embedding), embedding, conv_map
 
     def classifier(self) -> tuple[Tensor, Tensor]:
-        """Weight K x D and bias K, with which logits are embedding @ weight.T + bias."""
+        """Weight K x D and bias K: embedding @ weight.T + bias orders categories as logits do."""
+        if self.category_dims:
+            weight = torch.eye(self.category_dims, self.dim, device=self.fc2.weight.device)
+            return weight, self.fc2.weight.new_zeros(self.category_dims)
         weight = F.normalize(self.fc2.weight) if self.normalised else self.fc2.weight
         bias = weight.new_zeros(len(weight)) if self.fc2.bias is None else self.fc2.bias
         return weight.detach(), bias.detach()
@@ -294,11 +317,13 @@ def load_net(path: Path, default: Architecture | None = None) -> tuple[Embedding
         architecture = _architecture_of_2018(state, default)
     categories, dim = state["fc2.weight"].shape
     channels = state["fc.weight" if has_fc else "fc2.weight"].shape[1]
-    if (categories, dim) != (len(architecture.categories), architecture.inter_dim or channels):
+    two_parts = architecture.normalised and has_fc
+    expected = channels if two_parts else architecture.inter_dim or channels
+    if (categories, dim) != (len(architecture.categories), expected):
         raise UserError(
-            f"{path}: fc2 is {categories} x {dim}, but the network has"
-            f" {len(architecture.categories)} categories and an embedding of"
-            f" {architecture.inter_dim or channels}"
+            f"{path}: fc2 is {categories} x {dim}, but this network's is"
+            f" {len(architecture.categories)} x {expected}: a file of an earlier version, or a"
+            " damaged one; train again"
         )
     name = architecture.backbone
     net = EmbeddingNet(build_backbone(name), channels, architecture)

@@ -135,16 +135,18 @@ def build_trainer(
 ) -> Trainer:
     """Put together what a run needs: batches, loss, optimizer, validation, resume point."""
     inshop = config.INSHOP_DATASET_PERCENT if config.ENABLE_INSHOP_DATASET else 0.0
+    # An embedding with a part for categories is not drawn together by category beside it.
+    weight = config.TRIPLET_WEIGHT if inshop or not net.category_dims else 0.0
     batches = TrainBatches(
         splits.train,
         splits.labelled,
         config.TRAIN_BATCH_SIZE,
-        config.TRIPLET_BATCH_SIZE if config.TRIPLET_WEIGHT else 0,
+        config.TRIPLET_BATCH_SIZE if weight else 0,
         inshop,
         config.PER_CLASS,
         config.SEED,
     )
-    loss = build_loss(config, splits, inshop > 0, net.fc2.in_features).to(device)
+    loss = build_loss(config, splits, inshop > 0, net, weight).to(device)
     if distributed.world_size > 1:
         net = synchronise_norms(net, device)
         torch.manual_seed(config.SEED + distributed.rank)  # of what networks draw, as dropout
@@ -181,13 +183,16 @@ def build_trainer(
     )
 
 
-def build_loss(config: Config, splits: Splits, by_item: bool, dim: int) -> TrainingLoss:
-    """What is minimised; `dim` is the length of the embedding."""
+def build_loss(
+    config: Config, splits: Splits, by_item: bool, net: EmbeddingNet, weight: float
+) -> TrainingLoss:
+    """What is minimised; `weight` is the metric loss's."""
     items = set(splits.train.items.tolist()) - {""}
     classes = len(items if by_item else splits.validation.category_names)
     kind, cosine = config.METRIC_LOSS, config.ENABLE_TRIPLET_WITH_COSINE
+    dim = net.dim - net.category_dims
     metric = build_metric_loss(kind, config.PER_CLASS, cosine, classes, dim)
-    return TrainingLoss(metric, config.TRIPLET_WEIGHT, by_item, config.LABEL_SMOOTHING)
+    return TrainingLoss(metric, weight, by_item, config.LABEL_SMOOTHING, net.category_dims)
 
 
 def identity_of(config: Config, splits: Splits, arithmetic: str) -> dict[str, Any]:
@@ -210,7 +215,7 @@ def build_loaders(
     base, sizes = config.DATASET_BASE, (config.IMG_SIZE, config.CROP_SIZE)
     crop, detail = config.CROP_TO_BBOX, DETAIL * config.IMG_SIZE
     workers = per_process(config.NUM_WORKERS)
-    train_set = PictureDataset(base, splits.train, train_transform(*sizes), crop, detail)
+    train_set = PictureDataset(base, splits.train, train_transform(config.CROP_SIZE), crop, detail)
     pictures = PictureDataset(base, splits.validation, eval_transform(*sizes), crop, detail)
     items = PictureDataset(base, splits.validation_items, eval_transform(*sizes), False, detail)
 

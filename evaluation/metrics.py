@@ -114,15 +114,15 @@ def validation_score(hits: np.ndarray, relevant: np.ndarray, by_item: bool) -> t
     return float(values.mean()), len(hits)
 
 
-def pooled_score(scores: Sequence[tuple[float, int]]) -> float:
-    """The mean over all queries of several tasks; 0 where there is no query.
+def balanced_score(scores: Sequence[tuple[float, int]]) -> float:
+    """The mean over the tasks that have queries; 0 where none has.
 
     Parameters
     ----------
     scores : of each task its score and its number of queries, see `validation_score`
     """
-    queries = sum(count for _, count in scores)
-    return sum(score * count for score, count in scores) / queries if queries else 0.0
+    found = [score for score, queries in scores if queries]
+    return sum(found) / len(found) if found else 0.0
 
 
 def bootstrap_means(values: np.ndarray, groups: np.ndarray) -> np.ndarray:

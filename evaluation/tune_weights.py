@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.metrics import pooled_score, validation_score
+from evaluation.metrics import balanced_score, validation_score
 from evaluation.protocols import count_relevant
 from evaluation.table import Table
 from features.database import FeatureDatabase
@@ -163,14 +163,14 @@ def best_weights(tasks: Sequence[ValidationTask], start: np.ndarray) -> np.ndarr
     flat = np.concatenate([task.parts.reshape(len(start), -1) for task in tasks], axis=1)
     spreads = np.array([part[np.isfinite(part)].std() for part in flat])
     unit = start[0] * spreads[0] / np.maximum(spreads, 1e-12)
-    weights, best = start.astype(np.float64), _pooled(tasks, start)
+    weights, best = start.astype(np.float64), _balanced(tasks, start)
     for _ in range(MAX_ROUNDS):
         before = weights.copy()
         for i in range(1, len(weights)):
             for factor in FACTORS:
                 trial = weights.copy()
                 trial[i] = factor * unit[i]
-                score = _pooled(tasks, trial)
+                score = _balanced(tasks, trial)
                 if score > best:
                     weights, best = trial, score
         if (weights == before).all():
@@ -178,8 +178,8 @@ def best_weights(tasks: Sequence[ValidationTask], start: np.ndarray) -> np.ndarr
     return weights
 
 
-def _pooled(tasks: Sequence[ValidationTask], weights: np.ndarray) -> float:
-    return pooled_score([task.score(weights) for task in tasks])
+def _balanced(tasks: Sequence[ValidationTask], weights: np.ndarray) -> float:
+    return balanced_score([task.score(weights) for task in tasks])
 
 
 def tune_weights(database: FeatureDatabase, signals: Sequence[Signal], val_share: float) -> None:
@@ -193,10 +193,10 @@ def tune_weights(database: FeatureDatabase, signals: Sequence[Signal], val_share
     rows = []
     for name, trial in trials.items():
         scores = [task.score(trial) for task in tasks]
-        pooled = [pooled_score(scores)] * (len(tasks) > 1)
-        rows.append((name, *(score for score, _ in scores), *pooled))
+        both = [balanced_score(scores)] * (len(tasks) > 1)
+        rows.append((name, *(score for score, _ in scores), *both))
     counts = ", ".join(f"{len(task.correct):,} by {task.name}" for task in tasks)
-    heads = [METRICS[task.name] for task in tasks] + ["both, by query"] * (len(tasks) > 1)
+    heads = [METRICS[task.name] for task in tasks] + ["mean of both"] * (len(tasks) > 1)
     formats = ["{}", *["{:.2%}"] * len(heads)]
     note = f"before: {describe_distance(signals)}"
     print(Table(f"validation queries: {counts}", note, ["", *heads], rows, formats))

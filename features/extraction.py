@@ -148,7 +148,7 @@ def load_models(
     models: list[LoadedModel] = []
     for number, (name, file) in enumerate(zip(names, files, strict=True)):
         net, architecture = load_net(file, default)
-        columns, colors = {deep_file(number): (net.fc2.in_features, "<f4")}, []
+        columns, colors = {deep_file(number): (net.dim, "<f4")}, []
         if not number:
             colors = color_features(settings_of(config, device))
             widths = {COLOR: 3 * config.COLOR_TOP_N, PALETTE: PALETTE_BINS**3}

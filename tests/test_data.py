@@ -51,14 +51,14 @@ def test_eval_transform_is_pillows_resize_and_middle(size: tuple[int, int]) -> N
 
 def test_train_transform_crops_and_flips_but_keeps_colours() -> None:
     plain = Image.new("RGB", (300, 400), (128, 64, 255))
-    found = seeded(train_transform(256, 224), plain, 0)
+    found = seeded(train_transform(224), plain, 0)
     assert (found.shape, found.dtype) == ((224, 224, 3), np.uint8)
     assert (found == [128, 64, 255]).all()
 
     # Red grows with x, green with y: what is seen of a picture, and which way round.
     x, y = np.meshgrid(np.arange(256), np.arange(256))
     ramp = Image.fromarray(np.stack([x, y, 0 * x], 2).astype(np.uint8))
-    transform, shares, flips = train_transform(256, 64), [], Counter()
+    transform, shares, flips = train_transform(64), [], Counter()
     for seed in range(60):
         red, green, _ = seeded(transform, ramp, seed).astype(float).transpose(2, 0, 1)
         shares.append(np.ptp(red) * np.ptp(green) / 256**2)
@@ -94,7 +94,7 @@ def noisy_set(base: Path, count: int) -> PictureDataset:
     for i, name in enumerate(names):
         Image.fromarray(np.roll(NOISE, 7 * i, axis=1)).save(base / name)
     pictures = table(names, [i % 3 for i in range(count)])
-    return PictureDataset(base, pictures, train_transform(40, 32), crop=True)
+    return PictureDataset(base, pictures, train_transform(32), crop=True)
 
 
 def test_seeded_key_alone_decides_the_tensor(tmp_path: Path) -> None:

@@ -254,7 +254,8 @@ def test_a_model_is_found_as_given_or_below_models(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pooling", ["avg", "avgmax", "gem"])
 def test_a_normalised_network_by_plain_sums(pooling: str) -> None:
-    """Pooling, LayerNorm, linear, length 10; logits are 10 times the cosines with the classes."""
+    """Pooling and LayerNorm. Logits are 10 times the cosines with the classes; the embedding holds
+    roots of probabilities and a linear map, each scaled to the length of the root of 50."""
     net = untrained(replace(ARCHITECTURE, pooling=pooling, normalised=True))
     with torch.no_grad():  # or LayerNorm's own parameters would not show
         net.norm.weight.uniform_(0.5, 2)
@@ -267,21 +268,34 @@ def test_a_normalised_network_by_plain_sums(pooling: str) -> None:
     centred = pooled - pooled.mean(1, keepdims=True)
     normed = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
     normed = normed * weights["norm.weight"] + weights["norm.bias"]
-    expected = normed @ weights["fc.weight"].T + weights["fc.bias"]
-    expected *= 10 / np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(embedding, expected, rtol=1e-3, atol=1e-4)
     classes = weights["fc2.weight"]
-    cosines = expected @ classes.T / 10 / np.linalg.norm(classes, axis=1)
-    np.testing.assert_allclose(logits, 10 * cosines, rtol=1e-3, atol=1e-4)
+    lengths = np.linalg.norm(normed, axis=1)[:, None] * np.linalg.norm(classes, axis=1)
+    expected = 10 * normed @ classes.T / lengths
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4)
+    assert net.category_dims == 3
+    powers = np.exp(expected)
+    roots = np.sqrt(50 * powers / powers.sum(1, keepdims=True))
+    np.testing.assert_allclose(embedding[:, :3], roots, rtol=1e-3, atol=1e-4)
+    linear = normed @ weights["fc.weight"].T + weights["fc.bias"]
+    linear *= np.sqrt(50) / np.linalg.norm(linear, axis=1, keepdims=True)
+    np.testing.assert_allclose(embedding[:, 3:], linear, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_the_classifier_gives_the_logits_of_the_embedding(normalised: bool) -> None:
+def test_the_classifier_orders_categories_as_the_logits_do(normalised: bool) -> None:
     net = untrained(replace(ARCHITECTURE, normalised=normalised))
     with torch.inference_mode():
         logits, embedding, _ = net(pictures())
     weight, bias = net.classifier()
-    np.testing.assert_allclose(embedding @ weight.T + bias, logits, rtol=1e-4, atol=1e-5)
+    scores = embedding @ weight.T + bias
+    np.testing.assert_array_equal(scores.argsort(1), logits.argsort(1))
+    if not normalised:
+        np.testing.assert_allclose(scores, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_more_categories_than_the_embedding_has_room_for_are_one_line() -> None:
+    with pytest.raises(UserError, match="INTER_DIM=3 has no room beside 3 categories"):
+        initial_net(replace(ARCHITECTURE, inter_dim=3, normalised=True), "none")
 
 
 @pytest.mark.parametrize("normalised", [False, True])

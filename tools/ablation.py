@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,7 +30,7 @@ FOLDS = 3
 # As many pictures a step in every row: 64 for cross entropy, 15 or 16 for the metric loss.
 ORIGINAL = ("--recipe=original", "--train-batch-size=64", "--triplet-batch-size=5")
 BALANCED = (*ORIGINAL[:2], "--triplet-batch-size=16", "--per-class=4")
-OPTIMIZER = (*BALANCED, "--optimizer=adamw", "--freeze-param=first")
+OPTIMIZER = (*BALANCED, "--optimizer=adamw", "--lr=0.0003", "--freeze-param=false")
 LOSS = (
     *OPTIMIZER,
     "--metric-loss=proxy_anchor",
@@ -37,23 +38,36 @@ LOSS = (
     "--label-smoothing=0.1",
 )
 RECIPES: dict[str, tuple[str, ...]] = {
-    "original recipe (2018)": ORIGINAL,
+    "untrained": ("--epoch=0", "--inter-dim=0", "--pooling=avg"),
+    "original (2018)": ORIGINAL,
     "+ item-balanced batches": BALANCED,
     "+ AdamW, warm-up, decay": OPTIMIZER,
     "+ Proxy-Anchor loss, smoothed labels": LOSS,
-    "+ pooling, LayerNorm, sphere (modern)": (),
+    "modern: + pooling, two parts": (),
+    "modern, backbone frozen": ("--freeze-param=true",),
+    "modern, LR 0.001": ("--lr=0.001",),
+    "modern, no loss of items": ("--triplet-weight=0",),
 }
-# Of the last recipe: weights of both models (trained, untrained) and of the palette.
+# What ranks: the embedding alone, and the default distance.
 SIGNALS: dict[str, tuple[str, ...]] = {
-    "": ("--model-weights=1,0", "--palette-weight=0"),
-    "+ palette": ("--model-weights=1,0", "--palette-weight=4"),
-    "+ untrained network": ("--model-weights=1,0.5", "--palette-weight=4"),
+    ", deep alone": ("--color-weight=0", "--palette-weight=0"),
+    "": (),
 }
-METRICS = {"category": ("p@1", "map"), "inshop": ("recall@1", "recall@10", "map@r")}
-COLUMNS = [f"{protocol} {metric}" for protocol, names in METRICS.items() for metric in names]
+ITEMS = "recall@1", "recall@10"
+METRICS = {"category": ("p@1", "map"), "inshop": ITEMS, "phone": ITEMS[:1]}
 SHARED = ("BACKBONE", "PRETRAINED", "EPOCH", "IMG_SIZE", "CROP_SIZE", "AMP", "DEVICE")
 
-Figures = dict[str, float]  # by the names of `COLUMNS`
+GALLERY = ("--gallery", r"_main\.")
+
+Figures = dict[str, float]  # by protocol and metric, as in "inshop recall@1"
+
+
+class Sources(NamedTuple):
+    """The folders of pictures, see `_arguments`."""
+
+    photos: Path
+    items: Path
+    phone: Path | None
 
 
 def _run(script: str, base: Path, *flags: str) -> str:
@@ -93,61 +107,81 @@ def _measure(bases: dict[str, Path], weights: Sequence[str]) -> Figures:
     """The figures of each protocol on its data set."""
     figures = {}
     for protocol, base in bases.items():
-        out = _run("evaluate.py", base, "--protocol", protocol, "--json", *weights)
+        of_items = "inshop" if protocol == "phone" else protocol
+        out = _run("evaluate.py", base, "--protocol", of_items, "--json", *weights)
         record = json.loads(out)
         for metric in METRICS[protocol]:
             figures[f"{protocol} {metric}"] = record[metric]["value"]
     return figures
 
 
+def phone_queries(measured: Path, phone: Path, folder: Path) -> Path:
+    """A folder with links to the gallery pictures of studio items, and to phone pictures of them.
+
+    Parameters
+    ----------
+    measured : GROUP/ITEM/COLOUR_VIEW.jpg, the view main is the gallery
+    phone : ITEM/COLOUR_VIEW.jpg, also of other items
+    folder : to make
+    """
+    for item in sorted(measured.glob("*/*")):
+        links = {path.name: path for path in item.glob("*_main.*")}
+        links |= {f"phone_{path.name}": path for path in (phone / item.name).glob("*")}
+        place = folder / item.parent.name / item.name
+        place.mkdir(parents=True, exist_ok=True)
+        for name, path in links.items():
+            if not (place / name).is_symlink():
+                (place / name).symlink_to(path.resolve())
+    return folder
+
+
 def train_and_measure(
-    photos: Path, items: Path, folder: Path, run: int, recipe: Sequence[str], shared: Sequence[str]
+    sources: Sources, folder: Path, run: int, recipe: Sequence[str], shared: Sequence[str]
 ) -> dict[str, Figures]:
     """Train once, and measure with each set of signals.
 
     Parameters
     ----------
-    photos, items : the folders of pictures
+    sources : the folders of pictures
     folder : of this run of this recipe
     run : its number; gives the seed and the product groups to measure
-    recipe : its flags of train.py; empty for the last recipe
+    recipe : its flags of train.py; empty for the default recipe
     shared : the flags that all recipes have
 
     Returns
     -------
-    The figures by the names of `SIGNALS`; only the first one unless the recipe is the last.
+    The figures by the names of `SIGNALS`.
     """
-    trained, measured = split_groups(items, folder, run % FOLDS)
+    trained, measured = split_groups(sources.items, folder, run % FOLDS)
     base = folder / "base"
-    bases = {"category": folder / "photos", "inshop": folder / "items"}
     by_item = ("--in-shop", "--item-level")
-    _run("data.py", base, "import", str(photos))
+    _run("data.py", base, "import", str(sources.photos))
     _run("data.py", base, "import", str(trained), *by_item)
-    _run("data.py", bases["category"], "import", str(photos / "validation"), "--test")
-    gallery = ("--gallery", r"_main\.")
-    _run("data.py", bases["inshop"], "import", str(measured), *by_item, "--test", *gallery)
-    data = ("--enable-inshop-dataset",)
-    _run("train.py", base, *data, *shared, *recipe, f"--seed={run}", "--resume")
-    models = [str(base / "models/model_best.pth.tar")]
-    if not recipe:
-        untrained = folder / "untrained"
-        _run("data.py", untrained, "import", str(photos))
-        _run("train.py", untrained, *shared, "--epoch=0", "--inter-dim=0", "--pooling=avg")
-        models.append(str(untrained / "models/model_0_final.pth.tar"))
-    palette = f"--palette={'false' if recipe else 'true'}"
+    bases = {"category": folder / "photos", "inshop": folder / "items"}
+    test = sources.photos / "validation"
+    _run("data.py", bases["category"], "import", str(test), "--test")
+    tested = {"inshop": measured}
+    if sources.phone:
+        bases["phone"] = folder / "phone"
+        tested["phone"] = phone_queries(measured, sources.phone, folder / "queries")
+    for name, place in tested.items():
+        _run("data.py", bases[name], "import", str(place), *by_item, "--test", *GALLERY)
+    data = ("--enable-inshop-dataset", f"--seed={run}", "--resume")
+    _run("train.py", base, *data, *shared, *recipe)
+    name = "model_0_final.pth.tar" if "--epoch=0" in recipe else "model_best.pth.tar"
+    palette = f"--palette={'false' if '--recipe=original' in recipe else 'true'}"
     for place in bases.values():
-        _run("feature_extractor.py", place, palette, "--models", ",".join(models))
-    if recipe:
-        return {"": _measure(bases, ())}
+        _run("feature_extractor.py", place, palette, "--dumped-model", str(base / "models" / name))
     return {name: _measure(bases, weights) for name, weights in SIGNALS.items()}
 
 
 def print_table(results: dict[str, list[Figures]]) -> None:
     """Mean and standard deviation over the runs of every row, as Markdown."""
-    print(f"| | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
+    columns = list(next(iter(results.values()))[0]) if results else []
+    print(f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for row, runs in results.items():
-        values = 100 * np.array([[figures[name] for name in COLUMNS] for figures in runs])
-        spreads = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(len(COLUMNS))
+        values = 100 * np.array([[figures[name] for name in columns] for figures in runs])
+        spreads = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(len(columns))
         pairs = zip(values.mean(axis=0), spreads, strict=True)
         print(f"| {row} | {' | '.join(f'{mean:.1f} ± {spread:.1f}' for mean, spread in pairs)} |")
 
@@ -159,10 +193,11 @@ def _shared_flags(config: Config) -> list[str]:
     return [f"--{name.lower().replace('_', '-')}={value}" for name, value in values.items()]
 
 
-def _key(photos: Path, items: Path, recipe: Sequence[str], shared: Sequence[str]) -> str:
+def _key(sources: Sources, recipe: Sequence[str], shared: Sequence[str]) -> str:
     """A hash of the flags and the pictures of a training."""
-    paths = [path for folder in (photos, items) for path in find_pictures(folder)]
-    text = json.dumps([str(photos), str(items), *paths, *recipe, *shared])
+    folders = [folder for folder in sources if folder]
+    paths = [path for folder in folders for path in find_pictures(folder)]
+    text = json.dumps([*map(str, folders), *paths, *recipe, *shared])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -173,24 +208,35 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--items", type=Path, required=True, help="GROUP/ITEM/COLOUR_VIEW.jpg; view main: gallery"
     )
+    parser.add_argument(
+        "--phone", type=Path, help="ITEM/COLOUR_VIEW.jpg of the same items: more queries"
+    )
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="of each row (default: 3)")
+    rows = ", ".join(f"{number} {name}" for number, name in enumerate(RECIPES))
+    parser.add_argument(
+        "--rows", type=int, nargs="+", metavar="N", help=f"only these rows of the table: {rows}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse_args(argv, __doc__ or "", ("DATASET_BASE", *SHARED), _arguments)
-    photos, items, shared = args.photos.resolve(), args.items.resolve(), _shared_flags(config)
+    phone = args.phone.resolve() if args.phone else None
+    sources = Sources(args.photos.resolve(), args.items.resolve(), phone)
+    shared = _shared_flags(config)
     results: dict[str, list[Figures]] = {}
     for number, (row, recipe) in enumerate(RECIPES.items()):
-        key = _key(photos, items, recipe, shared)
+        if args.rows is not None and number not in args.rows:
+            continue
+        key = _key(sources, recipe, shared)
         for run in range(args.runs):
             folder = config.DATASET_BASE.resolve() / f"row{number}_run{run}_{key}"
             path = folder / "figures.json"
             if not path.is_file():
-                figures = train_and_measure(photos, items, folder, run, recipe, shared)
+                figures = train_and_measure(sources, folder, run, recipe, shared)
                 with atomic_write(path) as part:
                     part.write_text(json.dumps(figures), "utf-8")
             for name, found in json.loads(path.read_text("utf-8")).items():
-                results.setdefault(name or row, []).append(found)
+                results.setdefault(f"{row}{name}", []).append(found)
             print(f"{row}: run {run + 1} of {args.runs} is done", file=sys.stderr)
     print_table(results)
 

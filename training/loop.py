@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from evaluation.metrics import pooled_score
+from evaluation.metrics import balanced_score
 from net import EmbeddingNet, save_checkpoint
 from network.color import Palette
 from network.device import autocast, copy_to, explain_out_of_memory, to_device
@@ -176,8 +176,6 @@ class Trainer:
                 predictions, count, self.palette_weight, name == "item", self.distributed
             )
         self._keep(loss, accuracy, scores)
-        if self.freeze == "first":
-            self._unfreeze("the first epoch is over")
         at.epoch += 1
         at.step = 0
         self._save(finished=at.epoch > self.epochs)
@@ -269,7 +267,7 @@ class Trainer:
     def _keep(self, loss: float, accuracy: float, scores: dict[str, tuple[float, int]]) -> None:
         """Write the epoch's model, and mark it if it is the best so far.
 
-        The best one retrieves best: the mean over all validation pictures that are queries.
+        The best one retrieves best: the mean of the tasks, for categories' pictures are many more.
         """
         at = self.progress
         self._plot({f"validation/{SCORES[name]}": score for name, (score, _) in scores.items()})
@@ -278,8 +276,7 @@ class Trainer:
             for name, (score, count) in scores.items()
         )
         self._say(f"epoch {at.epoch}/{self.epochs}: validation {shown}")
-        # Over pictures, not over tasks: a handful of items would decide by chance.
-        score = pooled_score(list(scores.values()))
+        score = balanced_score(list(scores.values()))
         result = {"epoch": at.epoch, "score": score, "accuracy": accuracy, "loss": loss}
         result |= {name: value for name, (value, _) in scores.items()}
         better = not at.best or (score, -loss) > (at.best["score"], -at.best["loss"])

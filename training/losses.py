@@ -78,16 +78,24 @@ class TrainingLoss(nn.Module):
     weight : of the metric loss; 0 leaves it out
     by_item : the labels of the metric loss are items, else categories
     smoothing : label smoothing of cross entropy
+    skipped : columns at the beginning of the embedding that the metric loss does not see, see
+        `EmbeddingNet.category_dims`
     """
 
     def __init__(
-        self, metric: SampledTriplets | LabelledLoss, weight: float, by_item: bool, smoothing: float
+        self,
+        metric: SampledTriplets | LabelledLoss,
+        weight: float,
+        by_item: bool,
+        smoothing: float,
+        skipped: int = 0,
     ) -> None:
         super().__init__()
         self.metric = metric
         self.weight = weight
         self.by_item = by_item
         self.smoothing = smoothing
+        self.skipped = skipped
 
     def forward(
         self, logits: Tensor, embedding: Tensor, categories: Tensor, items: Tensor, count: int
@@ -114,7 +122,7 @@ class TrainingLoss(nn.Module):
             labels = items if self.by_item else categories
             sampled = isinstance(self.metric, SampledTriplets)
             used = slice(count, None) if sampled else slice(None)
-            metric = self.metric(embedding[used], labels[used])
+            metric = self.metric(embedding[used, self.skipped :], labels[used])
             loss = loss + self.weight * metric
         accuracy = (logits.argmax(1) == targets).float().mean()
         parts = {"cross entropy": cross_entropy, "metric": metric, "accuracy": accuracy}

@@ -7,10 +7,10 @@ from sklearn.metrics import average_precision_score, top_k_accuracy_score
 from evaluation.metrics import (
     average_precision,
     average_precision_at_r,
+    balanced_score,
     category_metrics,
     first_hit,
     item_metrics,
-    pooled_score,
     summarise,
     top_k_metrics,
     validation_score,
@@ -65,8 +65,8 @@ def test_the_validation_score_is_of_those_with_an_answer_and_says_how_many() -> 
 
 
 def test_tasks_are_pooled_by_their_queries() -> None:
-    assert pooled_score([(0.5, 30), (0.8, 10), (0.9, 0)]) == pytest.approx((15 + 8) / 40)
-    assert pooled_score([(0.5, 0)]) == pooled_score([]) == 0
+    assert balanced_score([(0.5, 30), (0.8, 10), (0.9, 0)]) == pytest.approx(0.65)
+    assert balanced_score([(0.5, 0)]) == balanced_score([]) == 0
 
 
 def test_category_metrics_equal_scikit_learn(rng: np.random.Generator) -> None:

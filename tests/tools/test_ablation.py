@@ -30,11 +30,11 @@ def test_every_product_group_is_measured_once_and_never_trained_on_there(tmp_pat
 
 
 def test_the_table_has_means_and_spreads_by_hand(capsys: pytest.CaptureFixture) -> None:
-    runs = [dict.fromkeys(ablation.COLUMNS, value) for value in (0.4, 0.5, 0.6)]
+    runs = [{"category p@1": value, "inshop recall@1": 2 * value} for value in (0.4, 0.5, 0.6)]
     ablation.print_table({"a row": runs})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("| | category p@1 | category map | inshop recall@1 |")
-    assert lines[2] == "| a row |" + " 50.0 ± 10.0 |" * 5
+    assert lines[0] == "| | category p@1 | inshop recall@1 |"
+    assert lines[2] == "| a row | 50.0 ± 10.0 | 100.0 ± 20.0 |"
 
 
 def run_here(script: str, base: Path, *flags: str) -> str:
@@ -64,21 +64,28 @@ def test_a_row_is_trained_measured_and_stored(
         for item in sorted((shared / "inshop-men/img/MEN" / group).iterdir())[:4]:
             (items / group).mkdir(parents=True, exist_ok=True)
             (items / group / item.name).symlink_to(item, target_is_directory=True)
-    last = "+ pooling, LayerNorm, sphere (modern)"
+    phone = tmp_path / "phone"  # of one item, and of one that is not measured
+    for item in ("mp01", "unknown"):
+        (phone / item).mkdir(parents=True)
+        shutil.copyfile(
+            next((items / "Shorts").glob("*/*_back.jpg")), phone / item / "red_back.jpg"
+        )
     monkeypatch.setattr(ablation, "_run", run_here)
-    monkeypatch.setattr(ablation, "RECIPES", {last: ablation.RECIPES[last]})
     weights = shared / "weights/mobilenet_v2-imagenet-features.pth"
-    flags = ["--photos", photos, "--items", items, "--runs", 1, "--dataset-base", tmp_path / "work"]
+    flags = ["--photos", photos, "--items", items, "--phone", phone, "--runs", 1, "--rows", 5]
+    flags += ["--dataset-base", tmp_path / "work"]
     flags += ["--backbone", "mobilenet_v2", "--pretrained", weights, "--epoch", 1]
     flags += ["--img-size", 128, "--crop-size", 128]
     ablation.main([str(flag) for flag in flags])
     out = capsys.readouterr().out
     rows = [line.split("|")[1].strip() for line in out.splitlines()[2:]]
-    assert rows == [last, "+ palette", "+ untrained network"]
-    (kept,) = (tmp_path / "work").glob("row0_run0_*/figures.json")
+    row = "modern: + pooling, two parts"
+    assert rows == [f"{row}, deep alone", row]
+    (kept,) = (tmp_path / "work").glob("row5_run0_*/figures.json")
     figures = json.loads(kept.read_text())
-    assert 0 < figures["+ palette"]["inshop recall@1"] <= 1
-    assert figures["+ palette"] != figures[""]
+    assert set(figures[""]) > {"category p@1", "inshop recall@10", "phone recall@1"}
+    assert 0 < figures[""]["inshop recall@1"] <= 1
+    assert figures[""] != figures[", deep alone"]
     changed = kept.stat().st_mtime_ns
     ablation.main([str(flag) for flag in flags])
     assert capsys.readouterr().out == out

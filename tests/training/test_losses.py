@@ -115,6 +115,10 @@ def test_the_loss_is_cross_entropy_plus_the_weighted_metric_loss(by_item: bool) 
     labelled = TrainingLoss(build_metric_loss("batch_hard", 2, False, 3, 2), 0.5, by_item, 0.1)
     found = labelled(logits, embedding, categories, items, 4)["metric"]
     torch.testing.assert_close(found, labelled.metric(embedding, items if by_item else categories))
+    items_part = TrainingLoss(labelled.metric, 0.5, by_item, 0.1, skipped=1)
+    found = items_part(logits, embedding, categories, items, 4)["metric"]
+    expected = labelled.metric(embedding[:, 1:], items if by_item else categories)
+    torch.testing.assert_close(found, expected)
     alone = TrainingLoss(labelled.metric, 0, by_item, 0.1)(logits, embedding, categories, items, 4)
     assert alone["metric"] == 0
     assert alone["loss"] == alone["cross entropy"]

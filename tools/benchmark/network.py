@@ -37,7 +37,7 @@ backbone = models.get_model(checkpoint["network"]["backbone"])
 net = nn.ModuleDict({
     "backbone": nn.Sequential(*list(backbone.children())[:-2]),
     "norm": nn.LayerNorm(channels), "fc": nn.Linear(channels, dim),
-    "fc2": nn.Linear(dim, len(state["fc2.weight"]), bias=False),
+    "fc2": nn.Linear(channels, len(state["fc2.weight"]), bias=False),
 })
 net.load_state_dict(state)
 net.eval()
@@ -47,8 +47,10 @@ transform = transforms.Compose([
 ])
 with torch.inference_mode():
     conv_map = net.backbone(transform(Image.open(sys.argv[2]).convert("RGB"))[None])
-    embedding = net.fc(net.norm(conv_map.mean((2, 3)) + conv_map.amax((2, 3))))
-    print(nn.functional.normalize(embedding).shape)
+    pooled = net.norm(conv_map.mean((2, 3)) + conv_map.amax((2, 3)))
+    unit = nn.functional.normalize
+    roots = (10 * unit(pooled) @ unit(net.fc2.weight).T).softmax(1).sqrt()
+    print(torch.cat([roots, unit(net.fc(pooled))], 1).shape)
 """
 
 
