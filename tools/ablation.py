@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -116,7 +117,7 @@ def _measure(bases: dict[str, Path], weights: Sequence[str]) -> Figures:
 
 
 def phone_queries(measured: Path, phone: Path, folder: Path) -> Path:
-    """A folder with links to the gallery pictures of studio items, and to phone pictures of them.
+    """A folder with the gallery pictures of studio items, and with phone pictures of them.
 
     Parameters
     ----------
@@ -125,13 +126,12 @@ def phone_queries(measured: Path, phone: Path, folder: Path) -> Path:
     folder : to make
     """
     for item in sorted(measured.glob("*/*")):
-        links = {path.name: path for path in item.glob("*_main.*")}
-        links |= {f"phone_{path.name}": path for path in (phone / item.name).glob("*")}
         place = folder / item.parent.name / item.name
         place.mkdir(parents=True, exist_ok=True)
-        for name, path in links.items():
-            if not (place / name).is_symlink():
-                (place / name).symlink_to(path.resolve())
+        for path in item.glob("*_main.*"):
+            shutil.copyfile(path, place / path.name)
+        for path in (phone / item.name).glob("*"):
+            shutil.copyfile(path, place / f"phone_{path.name}")
     return folder
 
 
