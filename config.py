@@ -141,6 +141,13 @@ class Config(BaseSettings):
         ge=16,
         le=MAX_PIXELS,
     )
+    TRAIN_SIZE: int = _data(
+        "px of a side of training crops; 0: 6/7 of CROP_SIZE, for crops show garments larger"
+        " (original: CROP_SIZE)",
+        0,
+        ge=0,
+        le=MAX_PIXELS,
+    )
 
     # --- network
     BACKBONE: str = _network("a torchvision classification model, or timm/NAME", "resnet50")

@@ -18,6 +18,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,23 +39,47 @@ USES = (
     "INSHOP_DATASET_PERCENT", "VAL_SHARE", "RECIPE", "PER_CLASS", "TRIPLET_WEIGHT", "NUM_WORKERS",
 )  # fmt: skip
 Transform = Callable[[Image.Image], Tensor]
+PADDING = (124, 116, 104)  # the mean of ImageNet: 0 in the network's input
+TRANSFORM = 2  # changes with what decoding and `eval_transform` give; features are not mixed
 DETAIL = 3  # pictures are decoded at this many times the size that they are scaled to, or more
 
 
-def train_transform(crop_size: int) -> Transform:
-    """Random crop and flip, colours untouched: RGB picture -> crop_size x crop_size x 3, uint8.
+def train_transform(side: int) -> Transform:
+    """Random crop and flip, colours untouched: RGB picture -> side x side x 3, uint8.
 
     The crop is cut from the whole picture, then scaled: the other way round it would be blurred.
     """
-    crop = transforms.RandomResizedCrop(crop_size, scale=(0.4, 1.0))
-    flip = transforms.RandomHorizontalFlip()
-    return transforms.Compose([crop, flip, _pixels])
+    crop = transforms.RandomResizedCrop(side, scale=(0.4, 1.0))
+    pad = partial(pad_narrow, side=2 * side)
+    return transforms.Compose([pad, crop, transforms.RandomHorizontalFlip(), _pixels])
 
 
 def eval_transform(img_size: int, crop_size: int) -> Transform:
     """Short side to img_size px, then the middle: RGB -> crop_size x crop_size x 3, uint8."""
     resize, crop = transforms.Resize(img_size), transforms.CenterCrop(crop_size)
-    return transforms.Compose([resize, crop, _pixels])
+    return transforms.Compose([partial(pad_narrow, side=img_size), resize, crop, _pixels])
+
+
+def pad_narrow(picture: Image.Image, side: int) -> Image.Image:
+    """Pad a narrow RGB picture, so that the square in its middle shows more of it.
+
+    At 3:4, as photos are, nothing is added; the narrower, the more. From 1:2 on it becomes a
+    square: of a whole outfit, both the top and the shoes are seen. What is padded is also scaled
+    down, its short side to `side` px where it is larger.
+    """
+    short, long = sorted(picture.size)
+    wanted = min(long, round(1.5 * long) - short)
+    if wanted <= short:
+        return picture
+    scale = min(1.0, side / wanted)
+    width, height = (max(1, round(scale * length)) for length in picture.size)
+    padded_short, padded_long = round(scale * wanted), max(width, height)
+    upright = picture.width < picture.height
+    size = (padded_short, padded_long) if upright else (padded_long, padded_short)
+    padded = Image.new("RGB", size, PADDING)
+    scaled = picture.resize((width, height), Image.Resampling.BILINEAR)
+    padded.paste(scaled, ((size[0] - width) // 2, (size[1] - height) // 2))
+    return padded
 
 
 def _pixels(picture: Image.Image) -> Tensor:
@@ -190,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pictures.import_folder import import_folder
 
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
+    original = config.RECIPE == "original"  # else the metric loss is of items alone
     if args.command == "check":
         allow_roots(config.DATASET_BASE, config.ALLOWED_ROOTS)
         return check_data_set(
@@ -200,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.NUM_WORKERS,
             inshop=config.ENABLE_INSHOP_DATASET,
             inshop_share=config.INSHOP_DATASET_PERCENT,
-            metric=config.TRIPLET_WEIGHT > 0,
+            metric=config.TRIPLET_WEIGHT > 0 and (config.ENABLE_INSHOP_DATASET or original),
             per_class=config.PER_CLASS,
         )
     if args.folder is None:

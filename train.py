@@ -37,11 +37,10 @@ MAX_SCORED = 5000  # pictures of a retrieval score, which sorts the distances of
 # A resumed run must have the same values of these, or it would be another run.
 IDENTITY = (
     "CATEGORIES", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET", "INSHOP_DATASET_PERCENT", "IMG_SIZE",
-    "CROP_SIZE", "BACKBONE", "PRETRAINED", "INTER_DIM", "POOLING", "NORMALIZE", "TRAIN_BATCH_SIZE",
-    "TRIPLET_BATCH_SIZE", "PER_CLASS", "LABEL_SMOOTHING", "METRIC_LOSS", "TRIPLET_WEIGHT",
-    "ENABLE_TRIPLET_WITH_COSINE", "OPTIMIZER", "LR", "MOMENTUM", "TEST_BATCH_SIZE",
-    "TEST_INTERVAL", "FREEZE_PARAM", "PALETTE", "PALETTE_WEIGHT",
-    "SEED",
+    "CROP_SIZE", "TRAIN_SIZE", "BACKBONE", "PRETRAINED", "INTER_DIM", "POOLING", "NORMALIZE",
+    "TRAIN_BATCH_SIZE", "TRIPLET_BATCH_SIZE", "PER_CLASS", "LABEL_SMOOTHING", "METRIC_LOSS",
+    "TRIPLET_WEIGHT", "ENABLE_TRIPLET_WITH_COSINE", "OPTIMIZER", "LR", "MOMENTUM",
+    "TEST_BATCH_SIZE", "TEST_INTERVAL", "FREEZE_PARAM", "PALETTE", "PALETTE_WEIGHT", "SEED",
 )  # fmt: skip
 
 
@@ -158,7 +157,12 @@ def build_trainer(
     )
     point = config.DATASET_BASE / "models" / RESUME_POINT
     identity = identity_of(config, splits, f"{amp or torch.float32} on {device.type}")
-    loader, quick_loader, validation = build_loaders(config, splits, batches, device, distributed)
+    side = config.TRAIN_SIZE or config.CROP_SIZE
+    if config.RECIPE == "modern" and not config.TRAIN_SIZE:
+        side = default_side(net, config.CROP_SIZE)
+    loader, quick_loader, validation = build_loaders(
+        config, splits, batches, side, device, distributed
+    )
     return Trainer(
         net=net,
         loss=loss,
@@ -204,18 +208,38 @@ def identity_of(config: Config, splits: Splits, arithmetic: str) -> dict[str, An
     return identity
 
 
+@torch.inference_mode()
+def default_side(net: EmbeddingNet, crop_size: int) -> int:
+    """Side in px of the training crops; of `crop_size` for a backbone that takes no other.
+
+    Garments look larger in random crops than in the middle of a picture; smaller crops make up for
+    that (Touvron et al., Fixing the Train-Test Resolution Discrepancy, NeurIPS 2019).
+    """
+    side = round(crop_size * 6 / 7)
+    image = next(net.parameters()).new_zeros(1, 3, side, side)
+    try:
+        net.eval().backbone(image)
+    except (RuntimeError, AssertionError, ValueError):
+        return crop_size
+    return side
+
+
 def build_loaders(
     config: Config,
     splits: Splits,
     batches: TrainBatches,
+    side: int,
     device: torch.device,
     distributed: Distributed,
 ) -> tuple[DataLoader, DataLoader, dict[str, tuple[DataLoader, int]]]:
-    """The loaders of this process: see `loader`, `quick_loader` and `validation` of `Trainer`."""
+    """The loaders of this process: see `loader`, `quick_loader` and `validation` of `Trainer`.
+
+    `side` is that of the training crops in px.
+    """
     base, sizes = config.DATASET_BASE, (config.IMG_SIZE, config.CROP_SIZE)
     crop, detail = config.CROP_TO_BBOX, DETAIL * config.IMG_SIZE
     workers = per_process(config.NUM_WORKERS)
-    train_set = PictureDataset(base, splits.train, train_transform(config.CROP_SIZE), crop, detail)
+    train_set = PictureDataset(base, splits.train, train_transform(side), crop, detail)
     pictures = PictureDataset(base, splits.validation, eval_transform(*sizes), crop, detail)
     items = PictureDataset(base, splits.validation_items, eval_transform(*sizes), False, detail)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from config import Config
-from data import DETAIL, PictureDataset, eval_transform, make_loader
+from data import DETAIL, TRANSFORM, PictureDataset, eval_transform, make_loader
 from features.chunks import Chunk, missing_rows, read_chunks, save_chunk, split_rows
 from features.database import COLOR, CONTENT, PALETTE, deep_file, unit_rows
 from features.incremental import DIGEST, STAMP_BYTES, fingerprint, open_file
@@ -167,7 +167,8 @@ def load_models(
 def settings_of(config: Config, device: torch.device) -> dict[str, Any]:
     """The settings that the features depend on, but for AMP."""
     names = ("COLOR_TOP_N", "PALETTE", "FLIP", "CROP_TO_BBOX", "EXTRACT_BATCH_SIZE")
-    return {name: getattr(config, name) for name in names} | {"DEVICE": device.type}
+    settings = {name: getattr(config, name) for name in names}
+    return settings | {"DEVICE": device.type, "TRANSFORM": TRANSFORM}
 
 
 def choose_arithmetic(

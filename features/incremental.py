@@ -23,7 +23,8 @@ from utils import UserError, atomic_write, file_stamp, progress_bar
 STAMPS_FILE = ".all_content.npz"
 STAMP = 3 + 4  # size, inode, time of the last change, and the box
 STAMP_BYTES, DIGEST = 8 * STAMP, 32
-SAME = ("COLOR_TOP_N", "PALETTE", "FLIP", "CROP_TO_BBOX")  # settings that an update must share
+# Settings that an update must share.
+SAME = ("COLOR_TOP_N", "PALETTE", "FLIP", "CROP_TO_BBOX", "TRANSFORM")
 
 
 def look(base: Path, path: str, box: np.ndarray, crop: bool) -> np.ndarray:

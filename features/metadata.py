@@ -43,6 +43,7 @@ class FeatureSettings(_Record):
     PALETTE: bool
     FLIP: bool
     CROP_TO_BBOX: bool
+    TRANSFORM: int = 1  # `data.TRANSFORM` when they were made
     EXTRACT_BATCH_SIZE: int | None = None
     DEVICE: str | None = None
     AMP: Literal["float32", "float16", "bfloat16"]

@@ -10,7 +10,15 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from data import DETAIL, PictureDataset, eval_transform, make_loader, numbered, train_transform
+from data import (
+    DETAIL,
+    PictureDataset,
+    eval_transform,
+    make_loader,
+    numbered,
+    pad_narrow,
+    train_transform,
+)
 from net import Architecture, FeatureNet, extract_features, initial_net
 from pictures.decode import PictureError, read_picture
 from pictures.samplers import TrainBatches
@@ -32,7 +40,7 @@ def seeded(transform: object, picture: Image.Image, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "size", [(300, 200), (200, 300), (100, 100), (40, 61), (341, 256), (37, 3000)]
+    "size", [(300, 225), (225, 300), (100, 100), (40, 53), (341, 256), (37, 37)]
 )
 def test_eval_transform_is_pillows_resize_and_middle(size: tuple[int, int]) -> None:
     picture = Image.fromarray(NOISE).resize(size)
@@ -47,6 +55,38 @@ def test_eval_transform_is_pillows_resize_and_middle(size: tuple[int, int]) -> N
     assert found.dtype == np.uint8
     assert np.array_equal(found, np.asarray(middle))
     assert np.array_equal(found, seeded(transform, picture, 2))
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "whole", "seen"),
+    [
+        ((225, 300), 64, (225, 300), (225, 300)),  # 3:4: as it is
+        ((200, 300), 999, (250, 300), (200, 300)),
+        ((300, 200), 50, (60, 50), (60, 40)),  # 300 x 250, at a fifth
+        ((100, 250), 999, (250, 250), (100, 250)),
+        ((20, 4000), 100, (100, 100), (1, 100)),  # never 4000 x 4000
+    ],
+)
+def test_narrow_pictures_are_padded(size, side, whole, seen) -> None:
+    padded = np.asarray(pad_narrow(Image.new("RGB", size, (255, 0, 0)), side)).astype(int)
+    assert padded.shape == (whole[1], whole[0], 3)
+    rows, columns = np.nonzero(padded[..., 0] - padded[..., 1] > 200)
+    assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == seen
+    middle = (columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2
+    assert np.allclose(middle, np.array(whole) / 2, atol=0.5)
+
+
+def test_both_ends_of_an_outfit_are_seen() -> None:
+    """Pictures of 1 to 3.5 that differ in their ends alone give other pixels there."""
+    pixels = np.full((900, 256, 3), 200, np.uint8)
+    other = pixels.copy()
+    other[:150], other[-150:] = 30, 90
+    transform = eval_transform(224, 224)
+    found = [transform(Image.fromarray(array)).numpy().astype(int) for array in (pixels, other)]
+    differs = np.abs(found[0] - found[1]).max((1, 2)) > 50
+    assert differs[:30].all()
+    assert differs[-30:].all()
+    assert not differs[50:-50].any()
 
 
 def test_train_transform_crops_and_flips_but_keeps_colours() -> None:
