@@ -20,7 +20,7 @@ KNOWN = {
     "DATASET_BASE": "data/deepfashion", "DUMPED_MODEL": "",
     "DISTANCE_METRIC": "euclidean,euclidean", "COLOR_WEIGHT": "0.1", "COLOR_TOP_N": "10",
     "ENABLE_INSHOP_DATASET": "False", "INSHOP_DATASET_PERCENT": "",
-    "FREEZE_PARAM": "first; original: auto", "TRIPLET_WEIGHT": "0.02; original: 2.0",
+    "FREEZE_PARAM": "false; original: auto", "TRIPLET_WEIGHT": "0.02; original: 2.0",
     "ENABLE_TRIPLET_WITH_COSINE": "False", "INTER_DIM": "512", "CATEGORIES": "20",
     "N_CLUSTERS": "0", "IMG_SIZE": "224; original: 256", "CROP_SIZE": "224",
     "TRAIN_BATCH_SIZE": "", "TEST_BATCH_SIZE": "", "TRIPLET_BATCH_SIZE": "",

@@ -45,7 +45,7 @@ def made(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(drawn, base, copy_function=os.link)
     data = ("--dataset-base", str(base))
     train.main([*data, "--epoch", "0", "--backbone", "efficientnet_b0", "--pretrained", "none",
-                "--img-size", "40", "--crop-size", "32", "--inter-dim", "16"])  # fmt: skip
+                "--img-size", "40", "--crop-size", "32", "--inter-dim", "32"])  # fmt: skip
     flags = ("--color-top-n", "1", "--enable-inshop-dataset", "--flip")
     assert feature_extractor.main([*data, *MACHINE, *flags]) == 0
     kmeans.main([*data, "--n-clusters", "4"])
@@ -218,7 +218,7 @@ CHECKPOINTS: dict[str, Callable[[Path], object]] = {
     "a pickle in its old format": lambda path: torch.save(
         {"state_dict": Malicious()}, path, _use_new_zipfile_serialization=False),
     "a huge weight": saved(without_storage("fc.weight", (10**9, 10**6))),
-    "a weight of one dimension": saved(without_storage("fc.weight", (16,))),
+    "a weight of one dimension": saved(without_storage("fc.weight", (32,))),
     "a scalar": saved(without_storage("fc2.weight", ())),
     "a weight that is a string": saved(lambda c: c["state_dict"].update({"fc.weight": "x"})),
     "a longer embedding": saved(lambda c: c["network"].update(inter_dim=10**9)),
