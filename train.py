@@ -157,11 +157,8 @@ def build_trainer(
     )
     point = config.DATASET_BASE / "models" / RESUME_POINT
     identity = identity_of(config, splits, f"{amp or torch.float32} on {device.type}")
-    side = config.TRAIN_SIZE or config.CROP_SIZE
-    if config.RECIPE == "modern" and not config.TRAIN_SIZE:
-        side = default_side(net, config.CROP_SIZE)
     loader, quick_loader, validation = build_loaders(
-        config, splits, batches, side, device, distributed
+        config, splits, batches, train_side(config, net), device, distributed
     )
     return Trainer(
         net=net,
@@ -209,18 +206,21 @@ def identity_of(config: Config, splits: Splits, arithmetic: str) -> dict[str, An
 
 
 @torch.inference_mode()
-def default_side(net: EmbeddingNet, crop_size: int) -> int:
-    """Side in px of the training crops; of `crop_size` for a backbone that takes no other.
+def train_side(config: Config, net: EmbeddingNet) -> int:
+    """Side in px of the training crops.
 
     Garments look larger in random crops than in the middle of a picture; smaller crops make up for
-    that (Touvron et al., Fixing the Train-Test Resolution Discrepancy, NeurIPS 2019).
+    that (Touvron et al., Fixing the Train-Test Resolution Discrepancy, NeurIPS 2019). A backbone
+    that takes one size only gets that.
     """
-    side = round(crop_size * 6 / 7)
+    if config.TRAIN_SIZE or config.RECIPE == "original":
+        return config.TRAIN_SIZE or config.CROP_SIZE
+    side = round(config.CROP_SIZE * 6 / 7)
     image = next(net.parameters()).new_zeros(1, 3, side, side)
     try:
         net.eval().backbone(image)
     except (RuntimeError, AssertionError, ValueError):
-        return crop_size
+        return config.CROP_SIZE
     return side
 
 
