@@ -25,7 +25,7 @@ SYSTEM_FOLDERS = frozenset((  # of NAS, Windows and macOS, in lower case: copies
 LINK_ROOTS = "allowed_roots.txt"
 # What this project writes below DATASET_BASE.
 MADE_FILE = re.compile(
-    r"all_\w+(\.\w+)?\.(npy|npz|json|list)|.+\.pth\.tar|kmeans\.m|milvus\.(json|db.*)"
+    r"all_\w+(\.\w+)*\.(npy|npz|json|list)|.+\.pth\.tar|kmeans\.m|milvus\.(json|db.*)"
     rf"|events\.out\.tfevents.*|{LINK_ROOTS}"
 )
 MAX_KINDS = 8  # of files left out that are named
