@@ -87,7 +87,7 @@ def _read_rows(
             if path:
                 found.append(_row(row, where) | {"path": path})
             else:
-                left_out.append(f"{line}: no file {shown(row['path'])!r}")
+                left_out.append(f"{line}: no picture {shown(row['path'])!r}, or several")
     return found, left_out
 
 
@@ -158,7 +158,10 @@ def _decoded(file: Path) -> str:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise UserError(f"{shown(file)}: cannot be read: {error.strerror or error}") from None
+        fault = error.strerror or error
+        raise UserError(
+            f"{shown(file)}: cannot be read: {fault}; name a list that can be"
+        ) from None
     start = content[:2]
     encoding = "utf-8-sig"
     if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -190,13 +193,15 @@ def _places(file: Path, cells: list[str], columns: str | None) -> dict[str, int]
                 f"--columns {columns!r}: write NAME=COLUMN,... with {', '.join(COLUMNS)} as NAME"
             )
         if category_key(column) not in names:
-            raise UserError(f"{shown(file)}:1: no column {column!r}; it has {_listed(cells)}")
+            raise UserError(
+                f"{shown(file)}:1: no column {column!r}; it has {_listed(cells)}; name one"
+            )
         source[name] = category_key(column)
     place = {name: names.index(column) for name, column in source.items() if column in names}
     if "path" not in place:
         raise UserError(
             f"{shown(file)}:1: must name columns, path and any of {', '.join(COLUMNS[1:])}; it has"
-            f" {_listed(cells)}: say which it is, as in --columns path=id,category=articleType"
+            f" {_listed(cells)}: say which is which, as in --columns path=id,category=articleType"
         )
     double = [column for column in source.values() if names.count(column) > 1]
     if double:

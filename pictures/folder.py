@@ -150,8 +150,8 @@ def allowed_roots(base: Path) -> list[str]:
     return []
 
 
-def allow_roots(base: Path, roots: Sequence[str]) -> None:
-    """Record in a data set where links may lead, beside what is recorded; ALLOWED_ROOTS.
+def allow_roots(base: Path, roots: Sequence[str]) -> list[str]:
+    """Add ALLOWED_ROOTS to those of a data set, and record them if its folder is there.
 
     Raises
     ------
@@ -161,9 +161,11 @@ def allow_roots(base: Path, roots: Sequence[str]) -> None:
     for root in new:
         if not os.path.isdir(root) or not can_be_listed(root):
             raise UserError(f"ALLOWED_ROOTS: {shown(root)}: no such folder; name one, or none")
-    if not set(new) <= set(old):
+    every = list(dict.fromkeys(old + new))
+    if every != old and base.is_dir():
         with atomic_write(base / LINK_ROOTS) as part:
-            part.write_text("".join(f"{root}\n" for root in dict.fromkeys(old + new)), "utf-8")
+            part.write_text("".join(f"{root}\n" for root in every), "utf-8")
+    return every
 
 
 def is_split(parts: list[list[str]]) -> bool:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import ImageColor
 
 from pictures.csv_list import COLUMNS, SUFFIXES, read_picture_list
 from pictures.deepfashion import ANNO_FOLDERS, COLOR_LIST, OWN_TYPE, UNKNOWN_COLOR
 from pictures.folder import (
     SPLIT_FOLDERS,
     allow_roots,
-    allowed_roots,
     can_be_listed,
     find_pictures,
     is_split,
@@ -82,8 +82,8 @@ def import_folder(
     if item_level and item_pattern:
         raise UserError("--item-level and --item-pattern exclude each other; give one of them")
     folder, photos = _read_names(folder, columns)
-    allow_roots(base, roots)
-    photos = _without_links_out(folder, photos, allowed_roots(base))
+    roots = allow_roots(base, roots)
+    photos = _without_links_out(folder, photos, roots)
     with_items = item_level or item_pattern or (photos["item"] != "").any()
     for option, given in (("--in-shop", inshop), ("--gallery", gallery is not None)):
         if given and not with_items:
@@ -111,6 +111,7 @@ def import_folder(
         photos = _write_inshop_alone(base, folder, photos, not item_level)
     else:
         _write_both_parts(base, folder, photos)
+    allow_roots(base, roots)
     _report(base, folder, photos, inshop)
 
 
@@ -202,23 +203,29 @@ def _colors(items: list[str], files: list[str]) -> list[str]:
     """The colour of each picture, by its file name up to the first "_"; "" where that proves none.
 
     It is one if pictures of the same view, the rest of the name, differ in it, if two items share
-    one, and if an item has two pictures of one. Words of cameras and views, dates and numbers of
-    more than three digits are none.
+    one, and if an item has two pictures of one. Words of cameras and views, dates, and words that
+    all items have are none, except numbers of up to three digits and what is called a color.
     """
     split = [file.split("_", 1) if "_" in file else ("", file) for file in files]
     colors = ["_".join(color.lower().split()) for color, _ in split]
+    of_color = defaultdict(set)
+    for color, item in zip(colors, items, strict=True):
+        of_color[color].add(item)
+    everywhere = {c for c, found in of_color.items() if len(found) == len(set(items))}
     for i, color in enumerate(colors):
-        word = re.match(r"[^\W\d_]*", color)
-        if (word and word[0] in NOT_COLORS) or re.search(r"\d{4}", color):
+        words = re.findall(r"[^\W\d_]+", color)
+        named = color.isdigit() or not ImageColor.colormap.keys().isdisjoint(words)
+        unproven = color in everywhere and not named
+        if unproven or re.search(r"\d{4}", color) or (words and words[0] in NOT_COLORS):
             colors[i] = ""
     rows = [row for row in zip(colors, items, split, strict=True) if row[0]]
-    of_view, of_color = defaultdict(set), defaultdict(set)
-    for color, item, (_, view) in rows:
+    of_view = defaultdict(set)
+    for color, _, (_, view) in rows:
         of_view[view].add(color)
-        of_color[color].add(item)
     pairs = {(color, item) for color, item, _ in rows}
     proven = len(pairs) < len(rows) and all(
-        any(len(names) > 1 for names in found.values()) for found in (of_view, of_color)
+        any(len(names) > 1 for names in found)
+        for found in (of_view.values(), [of_color[color] for color, _, _ in rows])
     )
     if not proven and any("_" in file for file in files):
         print(

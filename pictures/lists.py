@@ -38,7 +38,9 @@ class AnnotationList:
             for row, path in enumerate(paths):
                 if first.setdefault(path, row) != row:
                     line = first[path] + 3
-                    raise UserError(f"{self.path}:{row + 3}: {path!r} is in line {line} already")
+                    raise UserError(
+                        f"{self.path}:{row + 3}: {path!r} is in line {line} already; remove one"
+                    )
         return paths
 
     def numbers(self, column: int, lowest: int = 0, highest: int = 10**9) -> np.ndarray:
@@ -84,14 +86,14 @@ def read_list(path: Path, columns: Sequence[str]) -> AnnotationList:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}; a list must be there") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text: {error.reason}") from None
+        raise UserError(f"{path}:{line}: not UTF-8 text: {error.reason}; save it so") from None
     lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip().split("\n")
     count = lines[0].strip()
     if not _is_number(count):
-        raise UserError(f"{path}:1: expected the number of rows, found {count[:60]!r}")
+        raise UserError(f"{path}:1: expected the number of rows, found {count[:60]!r}; add it")
     width = len(columns)
     cells: list[list[str]] = [[] for _ in columns]
     # By blocks: a list for every row of a large file at once would keep the garbage collector busy
@@ -104,7 +106,10 @@ def read_list(path: Path, columns: Sequence[str]) -> AnnotationList:
         for column, block in zip(cells, zip(*rows, strict=True), strict=True):
             column.extend(block)
     if int(count) != len(cells[0]):
-        raise UserError(f"{path}:1: announces {int(count)} rows, but {len(cells[0])} rows follow")
+        raise UserError(
+            f"{path}:1: announces {int(count)} rows, but {len(cells[0])} rows follow; get the whole"
+            " list, or correct the number"
+        )
     return AnnotationList(path, columns, cells)
 
 
@@ -120,7 +125,9 @@ def write_list(path: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def _refuse(path: Path, line: int, columns: Sequence[str], found: str) -> NoReturn:
-    raise UserError(f"{path}:{line}: expected {' '.join(columns)}; found {found[:200]!r}")
+    raise UserError(
+        f"{path}:{line}: expected {' '.join(columns)}; found {found[:200]!r}; correct it"
+    )
 
 
 def _is_number(cell: str) -> bool:

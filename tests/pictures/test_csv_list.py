@@ -44,7 +44,10 @@ def test_columns_come_in_any_order_and_may_be_absent(tmp_path: Path) -> None:
         ("category,size\nShoes,1\n", r":1: must name .*; it has category, size: .*--columns path="),
         ("path,item,item\na.jpg,1,2\n", r":1: has two columns item; rename one"),
         ("path,item\na.jpg,1,2\n", r": no pictures in it, line 2 has 3 columns, not 2; "),
-        ("path,item\n\nb.jpg,1\n", r": no pictures in it, line 3: no file 'b\.jpg'; .*--columns"),
+        (
+            "path,item\n\nb.jpg,1\n",
+            r": no pictures in it, line 3: no picture 'b\.jpg', or .*--columns",
+        ),
         ("path\na.jpg\n./a.jpg\n", r":3: a\.jpg is there twice"),
         ("path\n../a.jpg\n", r":2: '../a\.jpg' is no path below"),
         ("path\n/etc/a.jpg\n", r":2: '.*etc/a\.jpg' is no path below"),
@@ -140,7 +143,10 @@ def test_other_columns_are_named_or_not_used(
     assert found["color"].tolist() == ["navy_blue", "", "red"]
     said = capsys.readouterr().out
     assert "columns that are not used: gender, productDisplayName\n" in said
-    assert "2 rows are left out: line 4 has 6 columns, not 5; line 6: no file '9'\n" in said
+    assert (
+        "2 rows are left out: line 4 has 6 columns, not 5; line 6: no picture '9', or several\n"
+        in said
+    )
     for columns, fault in [("path=ID,category=kind", "no column 'kind'; it has id, gender"),
                            ("id=path", "write NAME=COLUMN"), ("path", "write NAME=")]:  # fmt: skip
         with pytest.raises(UserError, match=fault):
@@ -154,7 +160,10 @@ def test_a_name_that_several_pictures_have_is_none_of_them(
     file = tmp_path / "list.csv"
     file.write_text("path\n1.jpg\n2.jpg\n3.JPG\na/2.jpg\nc/4.JPG\nC/4.jpg\n")
     assert read_picture_list(file)["path"].tolist() == ["b/2.jpg", "3.jpg", "c/4.JPG"]
-    assert "3 rows are left out: line 2: no file '1.jpg'; line 5: " in capsys.readouterr().out
+    assert (
+        "3 rows are left out: line 2: no picture '1.jpg', or several; line 5: "
+        in capsys.readouterr().out
+    )
 
 
 def test_a_picture_without_a_category_is_searched_but_not_trained_on(

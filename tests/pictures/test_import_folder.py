@@ -268,6 +268,7 @@ def test_names_that_differ_in_case_are_imported_as_one_category(tmp_path: Path) 
         [f"{('front', 'back', 'side')[i % 3]}_{i // 3}.jpg" for i in range(12)],
         [f"{i % 3 + 1}_{('front', 'back', 'side')[i % 3]}.jpg" for i in range(12)],
         [f"name{i}_{i}.jpg" for i in range(12)],
+        [f"{('product', 'lifestyle')[i % 2]}_{i % 3 // 2}.jpg" for i in range(12)],
     ],
 )
 def test_file_names_that_prove_no_color_give_none(
