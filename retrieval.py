@@ -21,11 +21,11 @@ from config import DISTANCE, MILVUS
 from search import Searcher
 from search.duplicates import remark
 from search.engines import ENGINES, SCRIPTS, NamedEngine
-from search.query import Query, find_query, joined
+from search.query import Query, Stopwatch, find_query, joined
 from search.rerank import join_queries
 from search.searcher import Match
 from search.sheet import SheetRow, draw_sheet
-from utils import Stopwatch, UserError, atomic_write, one_line, parse_args, run_script
+from utils import UserError, atomic_write, one_line, parse_args, run_script
 
 USES = (
     *("DATASET_BASE", "DUMPED_MODEL", "MODELS", "EXTRACT_BATCH_SIZE", *DISTANCE),

@@ -1,4 +1,4 @@
-"""The helpers that several modules share: command line, errors, atomic files, timing."""
+"""The helpers that several modules share: command line, errors, atomic files, progress."""
 
 import argparse
 import difflib
@@ -12,7 +12,6 @@ import re
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -365,22 +364,6 @@ def print_once(line: str) -> None:
 def command(script: str, base: Path, *options: str) -> str:
     """A command to copy into a shell: `script` (with its own arguments) for a data set."""
     return shlex.join(["python", *script.split(), "--dataset-base", str(base), *options])
-
-
-class Stopwatch:
-    """Wall-clock seconds of named steps, in order."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Time the block; seconds of the same name are added."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 class _Log(io.TextIOBase):

@@ -1,7 +1,9 @@
 """Query pictures -> their features, as the feature database has them of its own pictures."""
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +19,22 @@ from network.device import query_type, to_device
 from utils import UserError, command, sha256_of
 
 Box = tuple[int, int, int, int]
+
+
+class Stopwatch:
+    """Wall-clock seconds of named steps, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time the block; seconds of the same name are added."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from network.device import pick_device
 from pictures.decode import read_picture
 from pictures.deepfashion import find_box
 from search.duplicates import OwnPicture, contents, count_copies, near_duplicates
-from search.engine import Engine
+from search.engine import Answer, Engine
 from search.engines import NamedEngine, open_engine
 from search.low_precision import Copies
-from search.query import Box, Query, extract_queries, find_query, joined, load_query_nets
+from search.query import Box, Query, Stopwatch, extract_queries, find_query, joined, load_query_nets
 from search.rerank import CollapsedEngine, RerankedEngine, join_queries
 from search.signals import describe_distance, signals_of
-from utils import Stopwatch, UserError
+from utils import UserError
 
 MAX_ENGINES = 16  # kept open: one for each name and weights
 
@@ -257,22 +257,23 @@ class Searcher:
                 f"DISTANCE_METRIC {','.join(self.config.DISTANCE_METRIC)}: no finite distance to"
                 f" {query.name}: a metric that does not suit these features"
             )
-        near = near_duplicates(self.signals, features, answer.rows)
         copies = count_copies(database, answer.rows) if collapse else [1] * len(answer.rows)
-        matches = [
-            Match(
-                rank=i + 1,
-                path=database.paths[row],
-                distance=float(answer.distances[i]),
-                category=database.category(row),
-                item=str(database.items[row]),
-                parts={s.name: float(answer.parts[i, j]) for j, s in enumerate(self.signals)},
-                copies=copies[i],
-                duplicate_of=near[i],
-            )
-            for i, row in enumerate(answer.rows.tolist())
-        ]
+        near = near_duplicates(self.signals, features, answer.rows)
+        matches = [self._match(answer, i, copies[i], near[i]) for i in range(len(answer.rows))]
         return matches, [database.paths[row] for row in own.rows]
+
+    def _match(self, answer: Answer, i: int, copies: int, duplicate_of: int | None) -> Match:
+        row = int(answer.rows[i])
+        return Match(
+            rank=i + 1,
+            path=self.database.paths[row],
+            distance=float(answer.distances[i]),
+            category=self.database.category(row),
+            item=str(self.database.items[row]),
+            parts={s.name: float(answer.parts[i, j]) for j, s in enumerate(self.signals)},
+            copies=copies,
+            duplicate_of=duplicate_of,
+        )
 
     def engine(self, name: str = "exact", weights: Sequence[float] | None = None) -> NamedEngine:
         """An engine by its name, opened once for each set of weights.

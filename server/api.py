@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from config import Config
 from pictures.decode import PictureError
 from search.query import Query as SearchQuery
+from search.query import Stopwatch
 from server import schemas
 from server.batcher import Batcher
 from server.explain import explain as explain_answer
@@ -33,7 +34,7 @@ from server.map import Maps
 from server.prometheus import Metrics
 from server.query_features import QueryMemory, extract
 from server.ranking import search as search_collection
-from utils import AwayError, Stopwatch, UserError
+from utils import AwayError, UserError
 
 PAGE = Path(__file__).parent / "page"
 

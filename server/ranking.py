@@ -10,12 +10,13 @@ from fastapi import HTTPException
 from search.duplicates import OwnPicture, contents, count_copies, near_duplicates
 from search.engine import Answer, ExactEngine
 from search.engines import NamedEngine
+from search.query import Stopwatch
 from search.rerank import CollapsedEngine
 from search.signals import Signal
 from server.live import Collection
 from server.query_features import Features, QueryMemory, query_features
 from server.schemas import Found, SearchAnswer, SearchOptions
-from utils import Stopwatch, UserError, evenly_spaced
+from utils import UserError, evenly_spaced
 
 CATEGORY_NEIGHBOURS = 20  # nearest pictures that decide the category of a query
 CUT_NEIGHBOURS = 200  # nearest pictures in cut that are ranked by how far their colour is

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from search.query import Stopwatch
 from tests.conftest import ROOT
 from utils import (
     AwayError,
-    Stopwatch,
     UserError,
     atomic_write,
     progress_bar,

@@ -11,13 +11,13 @@ from PIL import Image
 from net import Architecture, FeatureNet, initial_net
 from network.color import MEAN, PALETTE_BINS, STD
 from network.device import to_device
+from search.query import Stopwatch
 from server.explain import explain, images_of, inspect, see, thumbnail
 from server.live import Collection
 from server.query_features import QueryMemory
 from server.ranking import search
 from server.schemas import Explanation, SearchOptions
 from tests.fake_cuda import pictures
-from utils import Stopwatch
 
 pytest_plugins = ("tests.server.web_base",)
 

@@ -14,6 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from config import Config
+from search.query import Stopwatch
 from server import ranking
 from server.api import build_app
 from server.live import Collection, LiveCollection
@@ -21,7 +22,6 @@ from server.query_features import QueryMemory
 from server.ranking import balanced
 from server.schemas import SearchOptions
 from tests.conftest import replace_features
-from utils import Stopwatch
 
 pytest_plugins = ("tests.server.web_base",)
 
