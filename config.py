@@ -66,7 +66,7 @@ ORIGINAL: dict[str, Any] = {
 
 # Settings that are used together: a script that uses one uses all of them.
 DISTANCE = ("DISTANCE_METRIC", "MODEL_WEIGHTS", "COLOR_WEIGHT", "PALETTE_WEIGHT")
-MILVUS = ("MILVUS_URI", "MILVUS_TOKEN", "MILVUS_COLLECTION", "MILVUS_INDEX", "MILVUS_TIMEOUT")
+MILVUS = ("MILVUS_URI", "MILVUS_TOKEN", "MILVUS_COLLECTION", "MILVUS_TIMEOUT")
 SERVER = ("HOST", "PORT", "PUBLIC_URL", "TOKEN", "USER", "PASSWORD", "MAX_UPLOAD")
 
 
@@ -247,16 +247,14 @@ class Config(BaseSettings):
     )
     MILVUS_TOKEN: str = _milvus("USER:PASSWORD or API key of the server", "")
     MILVUS_COLLECTION: str = _milvus(
-        "first part of the collection's name, a different one for each data set; none: the name of"
-        " the folder DATASET_BASE",
+        "alias of the collection, a different one for each data set; none: fashion_FOLDER, by the"
+        " name of the folder DATASET_BASE",
         "",
         pattern="^([A-Za-z_][A-Za-z0-9_]{0,199})?$",
     )
-    MILVUS_INDEX: Literal[
-        "AUTOINDEX", "FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW", "HNSW_SQ", "DISKANN"
-    ] = _milvus("index of each signal, with the metrics of DISTANCE_METRIC", "AUTOINDEX")
     MILVUS_TIMEOUT: float = _milvus(
-        "seconds to wait for an answer of the server; 10 times as long for writing and loading",
+        "seconds to wait for an answer of the server; 10 times as long for writing, longer for"
+        " indexing and loading many pictures",
         20.0,
         gt=0,
     )
@@ -297,12 +295,12 @@ class Config(BaseSettings):
 
     @property
     def milvus(self) -> dict[str, Any]:
-        """Where Milvus is and how it is queried, as the arguments of `Place`."""
+        """Where Milvus is and how it is queried, as the arguments of `Client`."""
+        folder = re.sub("[^A-Za-z0-9_]", "_", self.DATASET_BASE.resolve().name)[:200]
         return {
             "uri": self.MILVUS_URI or str(self.DATASET_BASE / "models" / "milvus.db"),
             "token": self.MILVUS_TOKEN,
-            "prefix": self.MILVUS_COLLECTION,
-            "index": self.MILVUS_INDEX,
+            "alias": self.MILVUS_COLLECTION or f"fashion_{folder}",
             "timeout": self.MILVUS_TIMEOUT,
         }
 

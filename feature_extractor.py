@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import DISTANCE, MILVUS
+from config import DISTANCE
 from features.database import DEEP, FeatureDatabase, open_database
 from features.extraction import (
     STAMPS,
@@ -43,8 +43,6 @@ from pictures.collection import read_collection
 from pictures.folder import allow_roots
 from pictures.table import Pictures
 from search import clustering
-from search.milvus_client import Place
-from search.milvus_push import push_update
 from search.quantised import open_quantised
 from search.signals import signals_of
 from utils import UserError, locked, parse_args, run_script
@@ -52,9 +50,8 @@ from utils import UserError, locked, parse_args, run_script
 USES = (
     "DATASET_BASE", "CATEGORIES", "ALLOWED_ROOTS", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET",
     "VAL_SHARE", "IMG_SIZE", "CROP_SIZE", "BACKBONE", "INTER_DIM", "RECIPE", "DUMPED_MODEL",
-    "MODELS", "FLIP",
-    "EXTRACT_BATCH_SIZE", "COLOR_TOP_N", "PALETTE", *DISTANCE, "TARGET_RECALL", *MILVUS, "DEVICE",
-    "AMP", "NUM_WORKERS",
+    "MODELS", "FLIP", "EXTRACT_BATCH_SIZE", "COLOR_TOP_N", "PALETTE", *DISTANCE, "DEVICE", "AMP",
+    "NUM_WORKERS",
 )  # fmt: skip
 
 
@@ -82,9 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 settings = settings_of(config, device)
                 job = Job(base, models, settings, config.NUM_WORKERS, distributed, device)
                 status = run(job, pictures, config.AMP, config.distance, update)
-                if update and distributed.is_main:
-                    milvus = Place(**config.milvus)
-                    push_update(open_database(base), config.distance, milvus, config.TARGET_RECALL)
             except UserError as error:  # a list that is just being written, say
                 if not args.watch:
                     raise

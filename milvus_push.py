@@ -6,8 +6,7 @@ python milvus_push.py --dataset-base data/mine
 from collections.abc import Sequence
 
 from config import DISTANCE, MILVUS
-from search.milvus_client import Place
-from search.milvus_push import push
+from search.milvus_collection import push
 from utils import parse_args, run_script
 
 USES = ("DATASET_BASE", *DISTANCE, "TARGET_RECALL", *MILVUS)
@@ -15,7 +14,7 @@ USES = ("DATASET_BASE", *DISTANCE, "TARGET_RECALL", *MILVUS)
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, _ = parse_args(argv, __doc__ or "", USES)
-    push(config.DATASET_BASE, config.distance, Place(**config.milvus), config.TARGET_RECALL)
+    push(config.DATASET_BASE, config.distance, config.milvus, config.TARGET_RECALL)
 
 
 if __name__ == "__main__":

@@ -111,11 +111,10 @@ def open_engine(
         advise(database, name, recall, target_recall)
         return NamedEngine(name, kmeans, searched, recall)
     from search.milvus import open_milvus  # its library is an extra
-    from search.milvus_client import Place
 
-    exact, place = exact_engine(database, signals, device, copies), Place(**milvus or {})
-    engine, record = open_milvus(database, signals, place, exact)
+    exact = exact_engine(database, signals, device, copies)
+    engine, record = open_milvus(database, signals, milvus or {}, exact)
     searched = f"{engine.candidates:,} candidates of each signal"
     recall = record["recall"] if record and record["distance"] == distance else None
-    advise(database, name, recall, target_recall, in_file=place.is_file)
+    advise(database, name, recall, target_recall, in_file=engine.client.is_file)
     return NamedEngine(name, engine, searched, recall)

@@ -1,78 +1,41 @@
 """A connection to Milvus (a server, or a file of Milvus Lite) whose errors are one line each."""
 
-import hashlib
-import json
 import logging
+import math
 import os
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from features.database import FeatureDatabase
 from utils import AwayError, UserError
 
-INPUT_ERROR, NOT_LOADED, UNREACHABLE = 1100, 101, 2  # codes of Milvus
-SCHEMA_VERSION = 3  # of a collection's fields; another version is another alias
-HASH_DIGITS = 16  # of the features' SHA-256 in an alias
-LONG_FACTOR = 10  # times MILVUS_TIMEOUT, for writing and loading
-PAUSE = 0.5  # s between attempts to reach a server
-PAGE = 16_384  # rows of a query at once: the most that Milvus returns
+UNREACHABLE, NOT_FOUND, UNEXPECTED = 2, 100, 65535  # codes of Milvus
+NOT_LOADED = (101, 103)  # nothing of a collection, or not all
+# Hundreds of the codes of what is refused again: collection, partition, index, database,
+# parameter, privilege, alias.
+PERMANENT = (1, 2, 7, 8, 11, 14, 16)
+LONG = 10  # times MILVUS_TIMEOUT, for writing
+ROWS = 5000  # that Milvus at least indexes, or loads, in one MILVUS_TIMEOUT
+PAUSE = 0.5  # s between attempts
 GRPC_OPTIONS = {
     "grpc.keepalive_time_ms": 330_000,  # below 300 s, Milvus Lite ends the connection
     "grpc.max_reconnect_backoff_ms": 1000,  # not 2 minutes: a server that is back is found
 }
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where Milvus is: the settings MILVUS_... of config.py.
-
-    Attributes
-    ----------
-    uri : of a server, or a file NAME.db
-    token : that the server requires, "" for none
-    prefix : begin of the collections' names, "" for the data set's folder
-    index : type of the indexes
-    timeout : s
-    """
-
-    uri: str
-    token: str
-    prefix: str
-    index: str
-    timeout: float
-
-    @property
-    def is_file(self) -> bool:
-        return "://" not in self.uri and not self.uri.startswith("unix:")
-
-    @property
-    def shown(self) -> str:
-        """The address without a password."""
-        return re.sub(r"//[^/@]*@", "//", self.uri)
-
-    def family(self, base: Path) -> str:
-        """Begin of the names of a data set's collections and aliases."""
-        name = re.sub(r"[^A-Za-z0-9_]", "_", base.resolve().name)[:200]
-        return self.prefix or (name if re.match("[A-Za-z_]", name) else f"_{name}")
-
-    def alias(self, database: FeatureDatabase) -> str:
-        """Alias of the collection that holds exactly these features."""
-        hashes = sorted(database.metadata.checksums.items())
-        content = json.dumps([SCHEMA_VERSION, hashes, database.category_names])
-        digest = hashlib.sha256(content.encode()).hexdigest()
-        return f"{self.family(database.base)}_{digest[:HASH_DIGITS]}"
+def is_file(uri: str) -> bool:
+    """Whether an address is a file of Milvus Lite."""
+    return "://" not in uri and not uri.startswith("unix:")
 
 
-def import_client(place: Place) -> Any:
+def import_client(uri: str) -> Any:
     """Import pymilvus, and Milvus Lite for a file; a `UserError` where it is not installed."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        if place.is_file:
+        if is_file(uri):
             import milvus_lite  # noqa: F401
         import pymilvus
     except ImportError as error:
@@ -86,33 +49,35 @@ def import_client(place: Place) -> Any:
 
 
 class Client:
-    """A connection to Milvus.
+    """A connection to Milvus: the settings MILVUS_... of config.py.
 
     Parameters
     ----------
-    place : of it; the folder of a file is made
+    uri : of a server, or a file NAME.db, whose folder is made
+    token : that the server requires, "" for none
+    alias : of the data set's collection
+    timeout : s
 
     Raises
     ------
-    UserError : no such address, or the server requires another token
+    UserError : no such address, or the server requires another token or certificate
     AwayError : nobody answers, or another process has the file open
     """
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        client = import_client(place).MilvusClient
-        if place.is_file:
-            if not place.uri.endswith(".db"):
-                raise UserError(f"MILVUS_URI {place.uri}: neither a URL nor a file NAME.db")
-            Path(place.uri).parent.mkdir(parents=True, exist_ok=True)
-        options = {"token": place.token, "grpc_options": GRPC_OPTIONS}
+    def __init__(self, uri: str, token: str, alias: str, timeout: float) -> None:
+        self.is_file, self.token, self.alias, self.timeout = is_file(uri), token, alias, timeout
+        self.shown = re.sub(r"//[^/@]*@", "//", uri)  # without a password
+        client = import_client(uri).MilvusClient
+        if self.is_file:
+            if not uri.endswith(".db"):
+                raise UserError(f"MILVUS_URI {uri}: neither a URL nor a file NAME.db")
+            Path(uri).parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.client = client(place.uri, timeout=place.timeout, **options)
-            self.is_lite = "lite" in self.client.get_server_version(place.timeout)
+            self.client = client(uri, token=token, timeout=timeout, grpc_options=GRPC_OPTIONS)
         except Exception as error:  # of several libraries
-            if place.is_file:
+            if self.is_file:
                 raise AwayError(
-                    f"{place.uri}: another process has it open, or it is damaged ({error}); stop"
+                    f"{uri}: another process has it open, or it is damaged ({error}); stop"
                     " that, or run a server and set MILVUS_URI to its URL (see docs/search.md)"
                 ) from None
             raise self._error("connect", error) from None
@@ -122,68 +87,81 @@ class Client:
 
         Parameters
         ----------
-        long : wait `LONG_FACTOR` times MILVUS_TIMEOUT; always so for a file
+        long : wait `LONG` times MILVUS_TIMEOUT; always so for a file
 
         Raises
         ------
         AwayError : no answer in time, or the server cannot do it now
         UserError : it never will
         """
-        end = time.monotonic() + self.place.timeout * (
-            LONG_FACTOR if long or self.place.is_file else 1
-        )
+        end = time.monotonic() + self.timeout * (LONG if long or self.is_file else 1)
         while True:
-            left = max(end - time.monotonic(), PAUSE)
+            left = max(math.ceil(end - time.monotonic()), 1)  # pymilvus wants whole seconds
             try:
                 return getattr(self.client, method)(*args, timeout=left, **options)
             except Exception as error:  # of several libraries
-                code = error_code(error)
-                if method == "search" and code == NOT_LOADED:  # the server was started again
-                    self.call("load_collection", args[0])
+                code = getattr(error, "code", None)
+                if code in NOT_LOADED and method in ("search", "query"):  # after a restart
+                    self.load(args[0])
                 elif code == UNREACHABLE and time.monotonic() + PAUSE < end:
                     time.sleep(PAUSE)
                 else:
                     raise self._error(method.replace("_", " "), error) from None
 
-    def stored(self, name: str) -> np.ndarray:
-        """Key and version of all rows of a loaded collection: n x 2, int64."""
-        options: dict[str, Any] = {"consistency_level": "Strong"}
-        found = [np.empty((0, 2), np.int64)]
-        fields = ["key", "version"]
-        pages = self.call("query_iterator", name, PAGE, output_fields=fields, long=True, **options)
-        try:
-            while page := pages.next():
-                found.append(np.array([(row["key"], row["version"]) for row in page], np.int64))
-            pages.close()
-        except Exception as error:  # of several libraries
-            raise self._error("query", error) from None
-        return np.concatenate(found)
+    def load(self, name: str) -> None:
+        """Load a collection into the server's memory, with the indexes that are built."""
+        self.call("load_collection", name, _async=True)
+        rows = int(self.call("get_collection_stats", name)["row_count"])
+        fault = f"{name} is not loaded"
+        self.wait(fault, rows, lambda: self.call("get_load_state", name)["state"].name == "Loaded")
 
-    def count(self, name: str) -> int:
-        """Number of rows of a loaded collection."""
-        options: dict[str, Any] = {"output_fields": ["count(*)"], "consistency_level": "Strong"}
-        return int(self.call("query", name, filter="", **options)[0]["count(*)"])
+    def wait(self, fault: str, rows: int, is_done: Callable[[], bool]) -> None:
+        """Wait for what Milvus does with some rows; an `AwayError` where it takes too long."""
+        limit = self.timeout * (LONG + rows / ROWS)
+        end = time.monotonic() + limit
+        while not is_done():
+            if time.monotonic() > end:
+                raise AwayError(
+                    f"{self.shown}: {fault} after {limit:.0f} s; nothing is lost: check the"
+                    " memory and the log of the server, or raise MILVUS_TIMEOUT, and run it again"
+                )
+            time.sleep(PAUSE)
 
     def _error(self, step: str, error: Any) -> UserError:
         """The one line for what a library raised."""
-        where, code = self.place.shown, error_code(error)
+        where, code = self.shown, getattr(error, "code", None)
+        is_input, again = (getattr(error, n, False) for n in ("is_input_error", "retriable"))
+        while error.__cause__ not in (None, error):  # gRPC knows more
+            error = error.__cause__
         is_grpc = callable(getattr(error, "details", None))
-        reason = (error.details() or code) if is_grpc else getattr(error, "message", error)
-        reason = " ".join(str(reason).split()).replace(self.place.token or "\0", "...")[:300]
-        if code in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "auth check failure" in reason:
-            return UserError(f"{where}: access denied ({reason}); see MILVUS_TOKEN")
+        status = error.code().name if is_grpc else ""
+        reason = (error.details() or status) if is_grpc else getattr(error, "message", error)
+        reason = " ".join(str(reason).split()).replace(self.token or "\0", "...")[:300]
+        if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            return UserError(f"{where}: access denied ({reason}); set MILVUS_TOKEN=USER:PASSWORD")
+        if "handshake failed" in reason:
+            return UserError(
+                f"{where}: no TLS connection ({reason}); set GRPC_DEFAULT_SSL_ROOTS_FILE_PATH to"
+                " the certificate of the server's CA; or, without TLS, MILVUS_URI to http://..."
+            )
         if type(error).__name__ == "ConnectionConfigException":
             return UserError(f"MILVUS_URI {where}: cannot be opened ({reason})")
-        in_process = self.place.is_file and not is_grpc
-        if in_process or code == INPUT_ERROR or getattr(error, "is_input_error", False):
-            return UserError(f"{where}: {step}: refused ({reason})")
+        if code == NOT_FOUND and step in ("search", "query", "upsert"):
+            return UserError(f"{where}: another push has replaced the collection; run it again")
+        # Milvus 2.3 gives UNEXPECTED for most refusals, and for a search without its node.
+        is_final = (not again and isinstance(code, int)) and (
+            code // 100 in PERMANENT or (code == UNEXPECTED and step not in ("search", "query"))
+        )
+        if status == "UNIMPLEMENTED" or (not is_grpc and (self.is_file or is_input or is_final)):
+            mend = "see the server's log"
+            if "vector field" in reason:
+                mend = "use Milvus 2.4 or newer, raise its proxy.maxVectorFieldNum, or push fewer"
+                mend += " signals (COLOR_WEIGHT=0, PALETTE_WEIGHT=0)"
+            return UserError(f"{where}: {step}: refused for good ({reason}); {mend}")
         return AwayError(
             f"{where}: no answer to '{step}' in time, or not now ({reason}); nothing is lost: check"
             " the server, or raise MILVUS_TIMEOUT, and run it again"
         )
 
 
-def error_code(error: Any) -> Any:
-    """Code of an error of pymilvus or, as its name, of gRPC; None of any other."""
-    code = getattr(error, "code", None)
-    return code().name if callable(code) else code
+connect = cache(Client)  # the page's server opens an engine for each set of weights
