@@ -42,12 +42,8 @@ NETWORK = (
     "--epoch=1", "--triplet-batch-size=8", "--dump-interval=2",
 )  # fmt: skip
 # Imported once, by the server that forks the processes.
-PRELOADED = [
-    "training.loop",
-    "features.extraction",
-    "search.clustering",
-    "search.milvus_collection",
-]
+PRELOADED = ["training.loop", "features.extraction", "search.clustering"]
+PRELOADED += ["search.milvus_collection"]
 PRELOADED += ["torch.utils.tensorboard", "pytorch_metric_learning.samplers"]
 PRELOADED += ["torch.fx.experimental.optimization"]
 KINDS = ("kill", "ctrl-c", "full disk", "worker killed", "two at once")
