@@ -1,5 +1,6 @@
 """The feature database on disk: the names of its files, and the one way to read it."""
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,6 +111,26 @@ class FeatureDatabase:
             names = ", ".join(sorted(self.category_names[i] for i in used))
             raise UserError(f"--category {category!r}: no such category; there are {names}")
         return rows
+
+
+class Keys:
+    """Keys of the pictures: hashes of their paths, which an update does not move.
+
+    Attributes
+    ----------
+    of_rows : N, int64; the key of each row
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        hashes = (hashlib.blake2b(path.encode(), digest_size=8).digest() for path in paths)
+        self.of_rows = np.frombuffer(b"".join(hashes), "<i8").astype(np.int64)
+        self._order = np.argsort(self.of_rows)
+
+    def rows(self, keys: np.ndarray) -> np.ndarray:
+        """Rows of some keys; keys that no row has are left out."""
+        places = np.searchsorted(self.of_rows, keys, sorter=self._order)
+        rows = self._order[np.minimum(places, len(self._order) - 1)]
+        return rows[self.of_rows[rows] == keys]
 
 
 def deep_file(number: int) -> str:

@@ -13,10 +13,10 @@ from anyio.to_thread import run_sync
 from fastapi import HTTPException
 
 from config import Config
-from features.database import INFO
+from features.database import INFO, Keys
 from search import Searcher
 from search.engines import ENGINES
-from search.milvus import RECORD, Keys
+from search.milvus import RECORD
 from server.schemas import CollectionState, EngineState, Picture
 from utils import FileStamp, UserError, command, file_stamp
 

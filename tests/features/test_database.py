@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.database import CHECKED, FeatureDatabase, open_database
+from features.database import CHECKED, FeatureDatabase, Keys, open_database
 from tests.conftest import describe, rehash
 from utils import UserError
 
@@ -35,6 +35,15 @@ def base(tmp_path: Path, rng: np.random.Generator) -> Path:
     names = ["Tee", "Blouse", "Tank"]
     describe(tmp_path, 12, names, models=("a", "b"), PALETTE=True)
     return tmp_path
+
+
+def test_keys_lead_to_rows_and_back(base: Path) -> None:
+    """Against a dictionary; keys that no row has are left out."""
+    keys = Keys(open_database(base).paths)
+    row_of = {int(key): row for row, key in enumerate(keys.of_rows)}
+    assert len(row_of) == 12
+    wanted = [*list(row_of)[::-1], 1, 2**63 - 1, -(2**63)]
+    assert keys.rows(np.array(wanted)).tolist() == [row_of[n] for n in wanted if n in row_of]
 
 
 def test_an_opened_database_holds_what_the_files_hold(base: Path) -> None:
