@@ -48,9 +48,9 @@ def contents(database: FeatureDatabase) -> np.ndarray:
 
 def count_copies(database: FeatureDatabase, rows: np.ndarray) -> list[int]:
     """Of each of some rows, how many pictures of the collection have its content, with itself."""
-    begin = contents(database).view("<u8")[::4]  # 8 bytes tell them apart
+    begin = contents(database).view("<u8")[::4]  # 8 bytes tell them apart; 0: unknown
     found = begin[np.isin(begin, begin[rows])]
-    return [int((found == one).sum()) for one in begin[rows]]
+    return [int((found == one).sum()) if one else 1 for one in begin[rows]]
 
 
 def near_duplicates(
