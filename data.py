@@ -29,10 +29,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
-from pictures.decode import read_picture
+from pictures.decode import PictureError, read_picture
 from pictures.folder import picture_file
 from pictures.table import Pictures
-from utils import UserError, parse_args, run_script
+from utils import UserError, parse_args, print_once, run_script
 
 USES = (
     "DATASET_BASE", "CATEGORIES", "ALLOWED_ROOTS", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET",
@@ -41,6 +41,7 @@ USES = (
 Transform = Callable[[Image.Image], Tensor]
 PADDING = (124, 116, 104)  # the mean of ImageNet: 0 in the network's input
 TRANSFORM = 2  # changes with what decoding and `eval_transform` give; features are not mixed
+MAX_REPLACED = 100  # unreadable pictures in a row: then it is not the pictures
 DETAIL = 3  # pictures are decoded at this many times the size that they are scaled to, or more
 
 
@@ -98,6 +99,7 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
     transform : RGB picture -> tensor
     crop : cut each picture to its box where it has one
     min_side : px of the short side below which `transform` would lose detail, see `read_picture`
+    replace : instead of a picture that cannot be read, give the next one, and say so
     """
 
     base: Path
@@ -105,6 +107,7 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
     transform: Transform
     crop: bool
     min_side: int = 0
+    replace: bool = False
 
     def __post_init__(self) -> None:
         self.items = numbered(self.pictures.items)
@@ -119,6 +122,15 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
         box = (x1, y1, x2, y2) if self.crop and x2 > 0 else None
         return read_picture(content or path, box, self.min_side, str(path))
 
+    def _readable(self, row: int) -> tuple[int, Image.Image]:
+        for other in range(row, row + MAX_REPLACED):
+            try:
+                return other % len(self), self.picture(other % len(self))
+            except PictureError as error:
+                print_once(f"{error}: left out; the next picture of the list takes its place")
+                last = error
+        raise last
+
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int, int]:
         """Read one picture: tensor, category, and the item's number, -1 where it is unknown.
 
@@ -129,10 +141,11 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
 
         Raises
         ------
-        PictureError : it cannot be read, or is outside the collection, see `picture_file`
+        PictureError : it cannot be read, or is outside the collection, see `picture_file`; with
+            `replace`, `MAX_REPLACED` in a row cannot
         """
         row, seed = key if isinstance(key, tuple) else (key, None)
-        picture = self.picture(row)
+        row, picture = self._readable(row) if self.replace else (row, self.picture(row))
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.default_generator.manual_seed(seed)

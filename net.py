@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from config import MAX_PIXELS
 from network.backbones import WeightsError, build_backbone, load_weights
-from network.checkpoint import checked_state_dict, read_checkpoint, write_checkpoint
+from network.checkpoint import read_checkpoint, weights_of, write_checkpoint
 from network.device import autocast, copy_to
 from network.layers import AveragePooling, CosineClassifier, GeM, Normalize
 from utils import UserError, command
@@ -257,7 +257,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], Architecture | None]:
     """Read a checkpoint's weights and its architecture; for a bare state dict that is None."""
     content = read_checkpoint(path)
     record = content.get("network")
-    state = checked_state_dict(content.get("state_dict", content), path)
+    state = weights_of(content, path)
     return state, None if record is None else _parse_architecture(record, path)
 
 

@@ -28,7 +28,7 @@ from pictures.splits import Splits, read_splits
 from training.loop import BEST, Trainer, mark_best, synchronise_norms
 from training.losses import TrainingLoss, build_metric_loss
 from training.optimizer import Updater, build_optimizer
-from training.resume import RESUME_POINT, Progress, ResumePoint
+from training.resume import DATA, RESUME_POINT, Progress, ResumePoint
 from utils import UserError, evenly_spaced, locked, parse_args, run_script
 
 VALIDATION_BATCHES = 30  # of a validation between epochs; each epoch ends with a full one
@@ -199,7 +199,9 @@ def build_loss(
 def identity_of(config: Config, splits: Splits, arithmetic: str) -> dict[str, Any]:
     """What a resumed run must have in common with the one that stopped."""
     identity = {name: getattr(config, name) for name in IDENTITY}
-    identity |= {"data set": splits.digest(), "arithmetic": arithmetic}
+    items = sorted(set(splits.train.items.tolist()))
+    identity |= {"categories": splits.validation.category_names, "items": items}
+    identity |= {DATA: splits.digest(), "arithmetic": arithmetic}
     if config.FREEZE_PARAM == "auto" or config.OPTIMIZER == "adamw":  # both depend on the end
         identity["EPOCH"] = config.EPOCH
     return identity
@@ -239,9 +241,10 @@ def build_loaders(
     base, sizes = config.DATASET_BASE, (config.IMG_SIZE, config.CROP_SIZE)
     crop, detail = config.CROP_TO_BBOX, DETAIL * config.IMG_SIZE
     workers = per_process(config.NUM_WORKERS)
-    train_set = PictureDataset(base, splits.train, train_transform(side), crop, detail)
-    pictures = PictureDataset(base, splits.validation, eval_transform(*sizes), crop, detail)
-    items = PictureDataset(base, splits.validation_items, eval_transform(*sizes), False, detail)
+    seen = eval_transform(*sizes)
+    train_set = PictureDataset(base, splits.train, train_transform(side), crop, detail, True)
+    pictures = PictureDataset(base, splits.validation, seen, crop, detail, True)
+    items = PictureDataset(base, splits.validation_items, seen, False, detail, True)
 
     def load(dataset: PictureDataset, rows: np.ndarray) -> DataLoader:
         if len(rows) < distributed.world_size:

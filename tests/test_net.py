@@ -359,3 +359,35 @@ def test_features_are_computed_on_cuda(
         assert [array.shape for array in found] == [(2, 16), (2, 12), (2, 512)]
     weight, bias = net.classifier()
     assert weight.device == bias.device == fake_cuda
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+        lambda state: {f"_orig_mod.module.{key}": value for key, value in state.items()},
+        lambda state: {f"model.{key}": value for key, value in state.items()},
+        lambda state: {"state_dict": {}, "model_ema": {"state_dict": state}, "args": "--lr 1"},
+        lambda state: {
+            "n_averaged": torch.tensor(7),
+            **{f"module._orig_mod.{key}": value for key, value in state.items()},
+        },
+    ],
+)
+def test_weights_are_found_in_what_programs_wrap_them_in(tmp_path: Path, wrap) -> None:
+    torch.manual_seed(3)
+    resnet = models.resnet18(weights=None)
+    torch.save(wrap(resnet.state_dict()), tmp_path / "weights.pth")
+    net = initial_net(ARCHITECTURE, str(tmp_path / "weights.pth"))
+    assert torch.equal(net.backbone[0].weight, resnet.conv1.weight)
+
+
+def test_what_is_no_weights_is_one_line_with_what_to_do(tmp_path: Path) -> None:
+    torch.save({"model": models.resnet18(weights=None)}, tmp_path / "whole.pth")
+    with pytest.raises(UserError, match=r"could run code; .* torch\.save\(model\.state_dict"):
+        initial_net(ARCHITECTURE, str(tmp_path / "whole.pth"))
+    torch.save({"model": {"weight": [1.0, 2.0]}}, tmp_path / "list.pth")
+    with pytest.raises(UserError, match="weight is not a tensor: no state dict; save"):
+        initial_net(ARCHITECTURE, str(tmp_path / "list.pth"))

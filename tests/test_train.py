@@ -184,3 +184,30 @@ def test_an_unreadable_picture_is_named_in_one_line(base: Path) -> None:
     assert "img_0000000" in last
     assert "cannot be read as a picture" in last
     assert "Traceback" not in stopped.stderr
+
+
+def test_a_run_goes_on_past_a_damaged_picture_and_without_it(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """It is named; after its file is deleted, --resume says that pictures are gone and continues.
+
+    Another category is no small change: one line says which.
+    """
+    for name in ("dress", "hat"):
+        (tmp_path / name).mkdir()
+        for photo in sorted((shared / "photos" / "train" / name).iterdir())[:12]:
+            shutil.copyfile(photo, tmp_path / name / photo.name)
+    damaged = sorted((tmp_path / "dress").iterdir())[5]
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    flags = ["--dataset-base", str(tmp_path), *SMALL, "--num-workers", "0"]
+    flags += ["--freeze-param", "false", "--test-batch-size", "4"]
+    train.main([*flags, "--epoch", "1"])
+    assert f"{damaged.name}: cannot be read as a picture" in capsys.readouterr().err
+    damaged.unlink()
+    train.main([*flags, "--epoch", "2", "--resume"])
+    out = capsys.readouterr().out
+    assert "pictures came or went" in out
+    assert "epoch 2/2" in out
+    (tmp_path / "hat").rename(tmp_path / "cap")
+    with pytest.raises(UserError, match="has other categories, 1 are gone as 'hat' and 1 are new"):
+        train.main([*flags, "--epoch", "3", "--resume"])

@@ -1,5 +1,6 @@
 """The resume point: the file from which a stopped run continues as if it had not stopped."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from training.optimizer import Updater
 from utils import UserError
 
 RESUME_POINT = "checkpoint.pth.tar"
+NAMES = "categories", "items"  # of the identity, lists that are too long to print
+DATA = "data set"  # of the identity, the hash of pictures and labels: these may change
 KEYS = {"state_dict", "metric", "optimizer", "scaler", "rng", "cuda_rng"}
 KEYS |= {"progress", "identity", "finished"}
 
@@ -101,11 +104,19 @@ class ResumePoint:
         content = self._read()
         for name, value in self.identity.items():
             before = content["identity"].get(name)
-            if before != value:
-                raise UserError(
-                    f"--resume: the run in {self.path} has {name}={before}, this one {value};"
-                    " set it as it was, or move the file away to start another run"
-                )
+            if before == value:
+                continue
+            if name == DATA:
+                print("pictures came or went since this run began; it goes on with those there are")
+                continue
+            if name in NAMES:
+                reason = f"has other {name}, {_changed(before or [], value)}; undo that"
+            else:
+                reason = f"has {name}={before}, this one {value}; set it as it was"
+            raise UserError(
+                f"--resume: the run in {self.path} {reason}, or move the file away to start"
+                " another run"
+            )
         try:
             self.net.load_state_dict(content["state_dict"])
             self.metric.load_state_dict(content["metric"])
@@ -134,3 +145,11 @@ class ResumePoint:
     def _damaged(self, error: Exception) -> UserError:
         reason = str(error).split("\n")[0]
         return UserError(f"{self.path}: no resume point ({reason}); delete it to start again")
+
+
+def _changed(before: Sequence[str], now: Sequence[str]) -> str:
+    """How two lists of names differ, by an example of each kind."""
+    gone, new = (sorted(set(a) - set(b)) for a, b in ((before, now), (now, before)))
+    examples = [f"{len(gone)} are gone as {gone[0]!r}"] if gone else []
+    examples += [f"{len(new)} are new as {new[0]!r}"] if new else []
+    return " and ".join(examples) or "in another order"
