@@ -10,7 +10,7 @@ APT = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
 	then apt-get -qq update && apt-get -qq install -y $(1) >/dev/null; \
 	else echo "missing system packages; run: sudo apt-get install $(1)" >&2; exit 1; fi
 
-DRAWN := --dataset-base data/demo --items 1000 --views 2 --inshop-items 150
+DRAWN := --dataset-base data/demo --items 700 --views 2 --inshop-items 300
 DEMO := --dataset-base data/demo
 NETWORK := --enable-inshop-dataset --backbone resnet18 --pretrained none --img-size 88 --crop-size 80
 INSHOP_LIST := data/demo/in_shop/list_eval_partition.txt
@@ -65,7 +65,7 @@ demo: .venv/ready-demo ## a small drawn collection: train, extract, cluster, eva
 	@mkdir -p demo
 	$(PY) evaluate.py $(DEMO) > demo/untrained.txt
 	@echo "--- training"
-	$(PY) train.py $(DEMO) $(NETWORK) --freeze-param false --epoch 12 --resume
+	$(PY) train.py $(DEMO) $(NETWORK) --lr 0.001 --triplet-weight 0.2 --triplet-batch-size 64 --epoch 16 --resume
 	@echo "--- feature database, clusters, query"
 	$(PY) feature_extractor.py $(DEMO) --enable-inshop-dataset --color-top-n 9
 	$(PY) kmeans.py $(DEMO)
