@@ -228,7 +228,7 @@ class Config(BaseSettings):
         "weights of the deep distances of MODELS: X,Y,...; none: 1 each", ()
     )
     COLOR_WEIGHT: float = _ranking("weight of the colour distance", 0.1, ge=0)
-    PALETTE_WEIGHT: float = _ranking("weight of the palette's distance", 6.0, ge=0)
+    PALETTE_WEIGHT: float = _ranking("weight of the palette's distance", 5.0, ge=0)
     N_CLUSTERS: int = _ranking(
         "clusters that kmeans.py makes; 0: the square root of the number of pictures", 0, ge=0
     )
