@@ -165,7 +165,7 @@ from utils import run_script
 base, picture = sys.argv[1:]
 for script, flags in (
     (train, {TRAIN!r}), (train, {(*TRAIN, "--epoch=0")!r}), (kmeans, {CLUSTER!r}),
-    (feature_extractor, {EXTRACT!r}), (retrieval, (picture, "--json")),
+    (feature_extractor, {EXTRACT!r}), (retrieval, (picture, "--with-own", "--json")),
 ):
     try:
         run_script(lambda: script.main([*flags, "--dataset-base", base]))

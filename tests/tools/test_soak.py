@@ -31,7 +31,7 @@ NOT_COPIED = shutil.ignore_patterns(".*", "data", "demo", "docs", "tests", "__py
 NOT_ATOMIC = """\
             content = part.read_bytes()
             path.write_bytes(content[:len(content) // 2])
-            time.sleep(0.5)
+            __import__("time").sleep(0.5)
             path.write_bytes(content)
 """
 PLANTED = [
