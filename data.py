@@ -228,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pictures.import_folder import import_folder
 
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
+    items = config.ENABLE_INSHOP_DATASET and config.INSHOP_DATASET_PERCENT > 0
     original = config.RECIPE == "original"  # else the metric loss is of items alone
     if args.command == "check":
         allow_roots(config.DATASET_BASE, config.ALLOWED_ROOTS)
@@ -239,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.NUM_WORKERS,
             inshop=config.ENABLE_INSHOP_DATASET,
             inshop_share=config.INSHOP_DATASET_PERCENT,
-            metric=config.TRIPLET_WEIGHT > 0 and (config.ENABLE_INSHOP_DATASET or original),
+            metric=config.TRIPLET_WEIGHT > 0 and (items or original),
             per_class=config.PER_CLASS,
         )
     if args.folder is None:

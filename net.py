@@ -319,11 +319,11 @@ def load_net(path: Path, default: Architecture | None = None) -> tuple[Embedding
     channels = state["fc.weight" if has_fc else "fc2.weight"].shape[1]
     two_parts = architecture.normalised and has_fc
     expected = channels if two_parts else architecture.inter_dim or channels
-    if (categories, dim) != (len(architecture.categories), expected):
+    fits = not two_parts or len(state["fc.weight"]) + categories == architecture.inter_dim
+    if not fits or (categories, dim) != (len(architecture.categories), expected):
         raise UserError(
             f"{path}: fc2 is {categories} x {dim}, but this network's is"
-            f" {len(architecture.categories)} x {expected}: a file of an earlier version, or a"
-            " damaged one; train again"
+            f" {len(architecture.categories)} x {expected}: of an earlier version; train again"
         )
     name = architecture.backbone
     net = EmbeddingNet(build_backbone(name), channels, architecture)

@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 from torchvision import models
 
 import feature_extractor
+from data import pad_narrow
 from features import extraction
 from tests.conftest import Run
 from utils import run_script
@@ -58,6 +59,7 @@ def features_of(base: Path, paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
     deep, color = [], []
     for path in paths:
         picture = ImageOps.exif_transpose(Image.open(base / path)).convert("RGB")
+        picture = pad_narrow(picture, 72)
         scale = 72 / min(picture.size)
         picture = picture.resize([int(side * scale) for side in picture.size], Image.BILINEAR)
         left, top = (round((side - 64) / 2) for side in picture.size)
@@ -286,12 +288,12 @@ def test_flip_is_the_mean_with_the_mirror_image(base: Path) -> None:
         ImageOps.mirror(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).save(
             path.with_suffix(".png")
         )
-        path.rename(path.with_suffix(".kept"))
+        path.rename(path.with_name(f".{path.name}"))  # hidden
     assert extract(base) == 0
     mirrored = np.load(base / "all_feat.npy")
-    for path in base.glob("*/*.kept"):
-        path.with_suffix(".png").unlink()
-        path.rename(path.with_suffix(".jpg"))
+    for path in base.glob("*/.*.jpg"):
+        path.rename(path.with_name(path.name[1:]))
+        path.with_name(path.name[1:]).with_suffix(".png").unlink()
     assert extract(base, "--flip") == 0
     # A mirrored picture of odd width is cropped a pixel aside, so this is close, not equal.
     both = np.load(base / "all_feat.npy")

@@ -22,6 +22,7 @@ INFO = {
         "PALETTE": True,
         "FLIP": False,
         "CROP_TO_BBOX": True,
+        "TRANSFORM": 2,
         "EXTRACT_BATCH_SIZE": 128,
         "DEVICE": "cpu",
         "AMP": "bfloat16",

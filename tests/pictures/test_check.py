@@ -57,6 +57,9 @@ def data_set(base: Path, boxes: dict[str, str], parts: dict[str, str]) -> Path:
     return base
 
 
+OLD = ["--recipe", "original", "--per-class", "4"]  # a metric loss also without items
+
+
 def check(base: Path, capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
     """Exit status of the command, and what it prints."""
     status = main(["check", "--dataset-base", str(base), "--num-workers", "0", *argv])
@@ -103,14 +106,14 @@ def test_clean_set_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_categories_left_out_are_said_and_one_alone_cannot_be_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, said = check(data_set(tmp_path, {}, PARTS), capsys, "--categories", "1")
+    status, said = check(data_set(tmp_path, {}, PARTS), capsys, "--categories", "1", *OLD)
     assert status == 1
     assert "5 pictures of other categories are left out: CATEGORIES is 1" in said
     assert "training would fail: no balanced batches can be drawn" in said
 
 
 NO_METRIC = ["--triplet-weight", "0"]
-TRIPLETS = ["--per-class", "0"]
+TRIPLETS = ["--recipe", "original", "--per-class", "0"]
 SHARE = "--inshop-dataset-percent"
 
 
@@ -118,7 +121,7 @@ def first_batches(base: Path, inshop: bool, argv: list[str]) -> list:
     """What training would draw, by its own code."""
     config, _ = parse_args([*argv, "--dataset-base", str(base)], "", USES)
     parts = read_splits(base, config.CATEGORIES, inshop, config.VAL_SHARE)
-    size = 4 if config.TRIPLET_WEIGHT else 0
+    size = 4 if config.TRIPLET_WEIGHT and (inshop or config.RECIPE == "original") else 0
     share = config.INSHOP_DATASET_PERCENT if inshop else 0.0
     sizes = (parts.labelled, 2, size, share, config.PER_CLASS)
     return list(TrainBatches(parts.train, *sizes, seed=0))
@@ -127,7 +130,7 @@ def first_batches(base: Path, inshop: bool, argv: list[str]) -> list:
 @pytest.mark.parametrize(
     ("parts", "argv", "fault"),
     [
-        ("Tees train, Tees train, Tees val, Coats test", [], "no balanced batches"),
+        ("Tees train, Tees train, Tees val, Coats test", OLD, "no balanced batches"),
         ("Tees train, Tees train, Tees val, Coats test", NO_METRIC, ""),
         ("Tees train, Coats train, Coats val, Tees test", TRIPLETS, "no triplets can be drawn"),
         ("Tees train, Coats train, Coats val, Tees test", [], ""),
@@ -179,10 +182,11 @@ def inshop_alone(base: Path, items: dict[str, str]) -> Path:
 @pytest.mark.parametrize(
     ("argv", "fault"),
     [
-        ([], "no balanced batches"),
+        (OLD, "no balanced batches"),
+        ([], ""),
         (NO_METRIC, ""),
         (["--enable-inshop-dataset"], ""),
-        (["--enable-inshop-dataset", SHARE, "0"], "no balanced batches"),
+        (["--enable-inshop-dataset", SHARE, "0", *OLD], "no balanced batches"),
         (["--enable-inshop-dataset", *TRIPLETS], "no triplets can be drawn"),
         (["--enable-inshop-dataset", *TRIPLETS, SHARE, "1"], ""),
     ],
@@ -226,7 +230,7 @@ def test_plain_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         draw(tmp_path / "two" / name)
         draw(tmp_path / "one" / name.split("/")[1])
     assert check(tmp_path / "two", capsys)[0] == 0
-    status, said = check(tmp_path / "one", capsys)
+    status, said = check(tmp_path / "one", capsys, *OLD)
     assert (status, "a plain folder of photos" in said) == (1, True)
     with pytest.raises(UserError, match="no such folder"):
         check(tmp_path / "none", capsys)

@@ -146,7 +146,7 @@ def test_each_odd_but_right_picture_is_what_it_shows(made: tuple) -> None:
 def test_the_networks_input_is_that_of_the_upright_rgb_picture(made: tuple, tmp_path: Path) -> None:
     """Guards that `draft`, which decodes a JPEG at part of its size, comes before the turn."""
     base, right = made
-    pixels = np.asarray(Image.fromarray(right["hat/whole.jpg"][0]).resize((900, 600)))
+    pixels = np.asarray(Image.fromarray(right["hat/whole.jpg"][0]).resize((800, 600)))
     Image.fromarray(pixels).save(base / "hat" / "upright.png")
     transform = eval_transform(48, 40)
     for orientation, stored in STORED.items():

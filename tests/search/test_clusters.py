@@ -112,7 +112,7 @@ def database_at(base: Path) -> FeatureDatabase:
     """A database of 12 pictures, as far as clusters need it."""
     deep = np.zeros((12, 6), np.float32)
     metadata = SimpleNamespace(sha256={"all_feat.npy": SHA256})
-    return FeatureDatabase(base, (deep,), deep, None, (), [], deep[:, 0], [], deep[:, 0], metadata)
+    return FeatureDatabase(base, (deep,), deep, None, [], deep[:, 0], [], deep[:, 0], metadata)
 
 
 def test_clusters_come_back_as_they_were_saved(tmp_path: Path, rng: np.random.Generator) -> None:

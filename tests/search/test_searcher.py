@@ -58,7 +58,7 @@ def test_distances_are_the_weighted_sum_of_cdist(base: Path, searcher: Searcher)
     database = open_database(base)
     found = searcher.search(base / database.paths[3], count=24, with_own=True)
     features = (database.deep[0], database.color, database.palette)
-    weights = (1.0, 0.1, 4.0)
+    weights = (1.0, 0.1, 5.0)
     total = sum(w * cdist(f[3:4], f)[0] for w, f in zip(weights, features, strict=True))
     assert [match.path for match in found] == [database.paths[row] for row in total.argsort()]
     np.testing.assert_allclose([m.distance for m in found], np.sort(total), atol=1e-3)

@@ -142,11 +142,11 @@ def test_the_slider_moves_weights(collection: Collection) -> None:
     def weights(balance: float) -> dict[str, float]:
         return {signal.name: signal.weight for signal in balanced(collection.signals, balance)}
 
-    assert weights(0.5) == {"deep": 1, "color": 0.1, "palette": 4}
+    assert weights(0.5) == {"deep": 1, "color": 0.1, "palette": 5}
     assert weights(0) == {"deep": 1, "color": 0, "palette": 0}
-    assert weights(1) == {"deep": 0, "color": 0.1, "palette": 4}
+    assert weights(1) == {"deep": 0, "color": 0.1, "palette": 5}
     assert weights(0.25) == {"deep": 1, "color": 0.05, "palette": 2}
-    assert weights(0.75) == {"deep": 0.5, "color": 0.1, "palette": 4}
+    assert weights(0.75) == {"deep": 0.5, "color": 0.1, "palette": 5}
 
 
 def test_an_engine_without_its_file_is_not_ready(live: LiveCollection) -> None:
