@@ -145,7 +145,7 @@ def test_the_slider_moves_weights(collection: Collection) -> None:
     assert weights(0.5) == {"deep": 1, "color": 0.1, "palette": 5}
     assert weights(0) == {"deep": 1, "color": 0, "palette": 0}
     assert weights(1) == {"deep": 0, "color": 0.1, "palette": 5}
-    assert weights(0.25) == {"deep": 1, "color": 0.05, "palette": 2}
+    assert weights(0.25) == {"deep": 1, "color": 0.05, "palette": 2.5}
     assert weights(0.75) == {"deep": 0.5, "color": 0.1, "palette": 5}
 
 
