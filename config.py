@@ -294,6 +294,17 @@ class Config(BaseSettings):
         }
 
     @property
+    def inshop_share(self) -> float:
+        """Share of the metric loss's pictures that are drawn by item."""
+        return self.INSHOP_DATASET_PERCENT if self.ENABLE_INSHOP_DATASET else 0.0
+
+    @property
+    def metric_weight(self) -> float:
+        """Of the metric loss, which an embedding with a part for categories has by item only."""
+        two_parts = self.NORMALIZE and self.INTER_DIM > 0
+        return self.TRIPLET_WEIGHT if self.inshop_share or not two_parts else 0.0
+
+    @property
     def milvus(self) -> dict[str, Any]:
         """Where Milvus is and how it is queried, as the arguments of `Client`."""
         folder = re.sub("[^A-Za-z0-9_]", "_", self.DATASET_BASE.resolve().name)[:200]

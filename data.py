@@ -36,7 +36,8 @@ from utils import UserError, parse_args, print_once, run_script
 
 USES = (
     "DATASET_BASE", "CATEGORIES", "ALLOWED_ROOTS", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET",
-    "INSHOP_DATASET_PERCENT", "VAL_SHARE", "RECIPE", "PER_CLASS", "TRIPLET_WEIGHT", "NUM_WORKERS",
+    "INSHOP_DATASET_PERCENT", "VAL_SHARE", "RECIPE", "PER_CLASS", "TRIPLET_WEIGHT", "NORMALIZE",
+    "INTER_DIM", "NUM_WORKERS",
 )  # fmt: skip
 Transform = Callable[[Image.Image], Tensor]
 PADDING = (124, 116, 104)  # the mean of ImageNet: 0 in the network's input
@@ -228,8 +229,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pictures.import_folder import import_folder
 
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
-    items = config.ENABLE_INSHOP_DATASET and config.INSHOP_DATASET_PERCENT > 0
-    original = config.RECIPE == "original"  # else the metric loss is of items alone
     if args.command == "check":
         allow_roots(config.DATASET_BASE, config.ALLOWED_ROOTS)
         return check_data_set(
@@ -240,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.NUM_WORKERS,
             inshop=config.ENABLE_INSHOP_DATASET,
             inshop_share=config.INSHOP_DATASET_PERCENT,
-            metric=config.TRIPLET_WEIGHT > 0 and (items or original),
+            metric=config.metric_weight > 0,
             per_class=config.PER_CLASS,
         )
     if args.folder is None:

@@ -56,6 +56,11 @@ class Architecture:
     pooling: Literal["avg", "avgmax", "gem"] = "avg"
     normalised: bool = False
 
+    @property
+    def category_dims(self) -> int:
+        """Columns at the beginning of the embedding that are the category's part."""
+        return len(self.categories) if self.normalised and self.inter_dim else 0
+
 
 _ARCHITECTURE = TypeAdapter(Architecture)
 _SPLIT = TypeAdapter(SplitRecord | str | None)
@@ -78,13 +83,12 @@ class EmbeddingNet(nn.Module):
 
     The keys of its state dict are those of the 2018 project: `backbone.*`, `fc.*`, `fc2.*`.
     Normalised, it also has `norm.*`, a LayerNorm after the pooling. `fc2`, a cosine classifier,
-    then compares what comes out of it, and the embedding has two parts of equal length:
+    then compares what comes out of it, and the embedding, of length `LENGTH`, has two equally long
+    parts (with `inter_dim` 0 the second alone):
 
     - the square roots of the K category probabilities. Their Euclidean distance is Hellinger's:
       about 0 for two pictures of one category, so it does not disturb the order of items there.
     - D - K numbers of `fc`, for what tells single items apart.
-
-    Together they have the length `LENGTH`. With `inter_dim` 0 there is no first part.
 
     Parameters
     ----------
@@ -95,27 +99,24 @@ class EmbeddingNet(nn.Module):
     Attributes
     ----------
     normalize : pictures as loaders give them, N x H x W x 3, uint8 -> the input of `forward`
-    dim : D, the length of the embedding
-    category_dims : columns at the beginning of the embedding that are the category's part
+    dim, category_dims : D, the length of the embedding, and see `Architecture`
     """
 
     def __init__(self, backbone: nn.Module, channels: int, architecture: Architecture) -> None:
         super().__init__()
         self.dim = dim = architecture.inter_dim or channels
-        categories = len(architecture.categories)
-        pooling, self.normalised = architecture.pooling, architecture.normalised
+        categories, pooling = len(architecture.categories), architecture.pooling
+        self.normalised, self.category_dims = architecture.normalised, architecture.category_dims
         self.normalize = Normalize()
         self.backbone = backbone
         self.pool = GeM() if pooling == "gem" else AveragePooling(pooling == "avgmax")
-        two_parts = self.normalised and architecture.inter_dim > 0
-        if two_parts and categories >= dim:
+        if self.category_dims >= dim:
             raise UserError(f"INTER_DIM={dim} has no room beside {categories} categories; raise it")
-        self.category_dims = categories if two_parts else 0
-        self.norm = nn.LayerNorm(channels) if two_parts else nn.Identity()
+        self.norm = nn.LayerNorm(channels) if self.category_dims else nn.Identity()
         item_dims = dim - self.category_dims
         self.fc = nn.Linear(channels, item_dims) if architecture.inter_dim else nn.Identity()
         classifier = CosineClassifier if self.normalised else nn.Linear
-        self.fc2 = classifier(channels if two_parts else dim, categories)
+        self.fc2 = classifier(channels if self.category_dims else dim, categories)
         self.frozen = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,8 +258,8 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], Architecture | None]:
     """Read a checkpoint's weights and its architecture; for a bare state dict that is None."""
     content = read_checkpoint(path)
     record = content.get("network")
-    state = weights_of(content, path)
-    return state, None if record is None else _parse_architecture(record, path)
+    architecture = None if record is None else _parse_architecture(record, path)
+    return weights_of(content, path), architecture
 
 
 def read_split(path: Path) -> SplitRecord | str | None:
@@ -317,18 +318,17 @@ def load_net(path: Path, default: Architecture | None = None) -> tuple[Embedding
         architecture = _architecture_of_2018(state, default)
     categories, dim = state["fc2.weight"].shape
     channels = state["fc.weight" if has_fc else "fc2.weight"].shape[1]
-    two_parts = architecture.normalised and has_fc
-    expected = channels if two_parts else architecture.inter_dim or channels
-    fits = not two_parts or len(state["fc.weight"]) + categories == architecture.inter_dim
+    dims = architecture.category_dims
+    expected = channels if dims else architecture.inter_dim or channels
+    fits = not dims or len(state["fc.weight"]) + dims == architecture.inter_dim
     if not fits or (categories, dim) != (len(architecture.categories), expected):
         raise UserError(
             f"{path}: fc2 is {categories} x {dim}, but this network's is"
             f" {len(architecture.categories)} x {expected}: of an earlier version; train again"
         )
-    name = architecture.backbone
-    net = EmbeddingNet(build_backbone(name), channels, architecture)
+    net = EmbeddingNet(build_backbone(architecture.backbone), channels, architecture)
     try:
-        load_weights(net, state, name)
+        load_weights(net, state, architecture.backbone)
     except WeightsError as error:
         raise UserError(f"{path}: {error}") from None
     return net.eval(), architecture

@@ -133,19 +133,17 @@ def build_trainer(
     distributed: Distributed,
 ) -> Trainer:
     """Put together what a run needs: batches, loss, optimizer, validation, resume point."""
-    inshop = config.INSHOP_DATASET_PERCENT if config.ENABLE_INSHOP_DATASET else 0.0
-    # An embedding with a part for categories is not drawn together by category beside it.
-    weight = config.TRIPLET_WEIGHT if inshop or not net.category_dims else 0.0
+    inshop = config.inshop_share
     batches = TrainBatches(
         splits.train,
         splits.labelled,
         config.TRAIN_BATCH_SIZE,
-        config.TRIPLET_BATCH_SIZE if weight else 0,
+        config.TRIPLET_BATCH_SIZE if config.metric_weight else 0,
         inshop,
         config.PER_CLASS,
         config.SEED,
     )
-    loss = build_loss(config, splits, inshop > 0, net, weight).to(device)
+    loss = build_loss(config, splits, inshop > 0, net).to(device)
     if distributed.world_size > 1:
         net = synchronise_norms(net, device)
         torch.manual_seed(config.SEED + distributed.rank)  # of what networks draw, as dropout
@@ -184,16 +182,15 @@ def build_trainer(
     )
 
 
-def build_loss(
-    config: Config, splits: Splits, by_item: bool, net: EmbeddingNet, weight: float
-) -> TrainingLoss:
-    """What is minimised; `weight` is the metric loss's."""
+def build_loss(config: Config, splits: Splits, by_item: bool, net: EmbeddingNet) -> TrainingLoss:
+    """What is minimised."""
     items = set(splits.train.items.tolist()) - {""}
     classes = len(items if by_item else splits.validation.category_names)
     kind, cosine = config.METRIC_LOSS, config.ENABLE_TRIPLET_WITH_COSINE
     dim = net.dim - net.category_dims
     metric = build_metric_loss(kind, config.PER_CLASS, cosine, classes, dim)
-    return TrainingLoss(metric, weight, by_item, config.LABEL_SMOOTHING, net.category_dims)
+    smoothing = config.LABEL_SMOOTHING
+    return TrainingLoss(metric, config.metric_weight, by_item, smoothing, net.category_dims)
 
 
 def identity_of(config: Config, splits: Splits, arithmetic: str) -> dict[str, Any]:

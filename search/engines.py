@@ -1,9 +1,7 @@
 """The engines by name, each with what it searches and what it is expected to find."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from search.exact import exact_engine
 from search.low_precision import Copies
 from search.quantised import open_quantised
 from search.signals import Signal, describe_distance
-from utils import command
+from utils import command, print_once
 
 ENGINES = {"exact": "exact", "kmeans": "k-means", "milvus": "Milvus"}
 # The scripts that make what an engine needs.
@@ -50,24 +48,23 @@ def advise(
     on_gpu: bool = False,
     in_file: bool = False,
 ) -> None:
-    """Print one line where another engine or setting would serve better; Milvus Lite is a file."""
+    """Print one line where another engine or setting would serve better; Milvus Lite is a file.
+
+    Once: the page's server opens an engine for each set of weights.
+    """
     count = len(database.categories)
     if name == "exact" and count > MAX_EXACT and not on_gpu:
         ready = (database.base / CLUSTERS).is_file()
         first = "" if ready else f"run: {command('kmeans.py', database.base)}; then "
-        _say(f"{count:,} pictures: the k-means engine answers sooner; {first}use --engine kmeans")
+        better = f"the k-means engine answers sooner; {first}use --engine kmeans"
+        print_once(f"{count:,} pictures: {better}")
     if name == "kmeans" and recall is not None and recall < target_recall:
-        _say(
+        print_once(
             f"k-means finds {recall:.1%} of the nearest pictures, TARGET_RECALL is"
             f" {target_recall:.1%}: set NPROBE to 0 (as many clusters as that takes), or higher"
         )
     if name == "milvus" and in_file and count > MAX_LITE:
-        _say(f"{count:,} pictures are many for Milvus Lite: use --engine kmeans, or a server")
-
-
-@cache  # the page's server opens an engine for each set of weights
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+        print_once(f"{count:,} pictures are many for Milvus Lite: use --engine kmeans, or a server")
 
 
 def open_engine(

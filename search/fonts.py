@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 import unicodedata
 from functools import cache
 from itertools import groupby
@@ -10,12 +9,18 @@ from typing import cast
 
 from PIL import ImageDraw, ImageFont
 
+from utils import print_once
+
 FOLDERS = (  # of Linux, macOS and Windows
     "/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts",
     "/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts", "C:/Windows/Fonts",
 )  # fmt: skip
 ODD = ("bold", "italic", "oblique", "serif", "mono", "light", "thin", "black", "math")
 NO_LETTER = "\U0010ffff"  # what a font draws for it, a box or nothing, stands for missing letters
+MISSING = (
+    "the picture shows \\u... for letters that no font of this system has; install one, for"
+    " example: apt-get install fonts-noto-cjk"
+)
 OWN = ""  # instead of a file, the font that Pillow brings
 
 Run = tuple[str, str]  # the file of a font, and what is written in it
@@ -60,7 +65,7 @@ def _runs(text: str) -> list[Run]:
         for file, letters in groupby(parts, _file_of):
             run = "".join(letters)
             if file is None:
-                _advise()
+                print_once(MISSING)
                 file, run = OWN, "".join(map(_escaped, run))
             runs.append((file, run))
     return runs
@@ -103,12 +108,3 @@ def _files() -> list[str]:
         for place, _, names in os.walk(os.path.expanduser(folder)):
             files += [f"{place}/{n}" for n in names if n.lower().endswith((".ttf", ".otf", ".ttc"))]
     return sorted(files, key=lambda file: (sum(word in file.lower() for word in ODD), file))
-
-
-@cache
-def _advise() -> None:  # once
-    print(
-        "the picture shows \\u... for letters that no font of this system has; install one, for"
-        " example: apt-get install fonts-noto-cjk",
-        file=sys.stderr,
-    )

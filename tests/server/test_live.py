@@ -1,8 +1,6 @@
 """The collection of the server, and its replacement."""
 
 import gc
-import os
-import shutil
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,6 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from config import Config
 from search.query import Stopwatch
 from server import ranking
 from server.api import build_app
@@ -22,6 +19,7 @@ from server.query_features import QueryMemory
 from server.ranking import balanced
 from server.schemas import SearchOptions
 from tests.conftest import replace_features
+from tests.server.web_base import own_config
 
 pytest_plugins = ("tests.server.web_base",)
 
@@ -29,9 +27,7 @@ pytest_plugins = ("tests.server.web_base",)
 @pytest.fixture
 def live(served: Path, tmp_path: Path) -> LiveCollection:
     """A copy of the collection, whose files may be replaced."""
-    base = tmp_path / "own"
-    shutil.copytree(served, base, copy_function=os.link)
-    return LiveCollection(Config(DATASET_BASE=base, DEVICE="cpu", _env_file=None))
+    return LiveCollection(own_config(served, tmp_path))
 
 
 def replace_them(base: Path) -> np.ndarray:

@@ -1,7 +1,5 @@
 """The collection in two dimensions, and its clusters."""
 
-import os
-import shutil
 import time
 from pathlib import Path
 
@@ -9,11 +7,11 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from config import Config
 from search.clusters import open_clusters
 from server.live import Collection
 from server.map import TYPICAL, Maps, clusters_of, tsne
 from server.schemas import CollectionMap
+from tests.server.web_base import own_config
 
 pytest_plugins = ("tests.server.web_base",)
 
@@ -21,9 +19,7 @@ pytest_plugins = ("tests.server.web_base",)
 @pytest.fixture
 def own(served: Path, tmp_path: Path) -> Collection:
     """A copy of the collection."""
-    base = tmp_path / "own"
-    shutil.copytree(served, base, copy_function=os.link)
-    return Collection(Config(DATASET_BASE=base, DEVICE="cpu", _env_file=None))
+    return Collection(own_config(served, tmp_path))
 
 
 def finished(maps: Maps, collection: Collection) -> CollectionMap:

@@ -34,6 +34,13 @@ RECALL = ("--target-recall", "0.9")  # so that k-means does not search all clust
 START_SECONDS = 120.0
 
 
+def own_config(served: Path, folder: Path) -> Config:
+    """The settings of a copy of the collection, whose files may be replaced."""
+    base = folder / "own"
+    shutil.copytree(served, base, copy_function=os.link)
+    return Config(DATASET_BASE=base, DEVICE="cpu", _env_file=None)
+
+
 @dataclass(frozen=True)
 class Server:
     """A running web.py.
