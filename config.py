@@ -124,7 +124,7 @@ class Config(BaseSettings):
         "crop pictures that have a bounding box to it, in training and in the database", True
     )
     ENABLE_INSHOP_DATASET: bool = _data(
-        "also use the in-shop part (items in several views) below in_shop/", False
+        "also use the items (in several views) below in_shop/ and consumer_to_shop/", False
     )
     INSHOP_DATASET_PERCENT: float = _data(
         "share of the triplets drawn from in-shop items, 0 to 1", 0.8, ge=0, le=1

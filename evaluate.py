@@ -2,9 +2,11 @@
 
 --protocol inshop    every query searches the gallery for its item: Recall@K, mAP@R, MRR; also
                      the upper-body part alone, and for its item in its colour
+--protocol consumer  every consumer picture searches the shop pictures for its item: the same,
+                     where Recall@K is the top-K retrieval accuracy; and for each category
 --protocol category  every picture of the test part searches for the others of its category: P@1,
                      P@10, mAP; and the classifier's top-1, top-3 and top-5 accuracy
---protocol folder    both, as far as the data set has them (default)
+--protocol folder    all, as far as the data set has them (default)
 
 Needs the feature database and the annotation lists; the photos only for the pictures of --report.
 """
@@ -24,6 +26,7 @@ import torch
 from config import DISTANCE
 from evaluation.classifier import with_accuracy
 from evaluation.protocols import (
+    CONSUMER_TASK,
     MAIN_TASKS,
     PROTOCOLS,
     Outcome,
@@ -33,10 +36,10 @@ from evaluation.protocols import (
     run_task,
     tasks_of,
 )
-from evaluation.report import write_report
+from evaluation.report import by_category, write_report
 from evaluation.table import Table
 from evaluation.tune_weights import tune_weights
-from features.database import DEEP, open_database
+from features.database import DEEP, FeatureDatabase, open_database
 from network.device import pick_device
 from search.clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
@@ -64,7 +67,9 @@ def engine_of(
     return KMeansEngine(of_gallery(signals, gallery), narrowed, nprobe, fill=False)
 
 
-def as_json(facts: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def as_json(
+    facts: dict[str, Any], outcomes: Sequence[Outcome], database: FeatureDatabase
+) -> dict[str, Any]:
     """The figures of the main tasks at the top level, those of all tasks below "parts"."""
     parts: dict[str, Any] = {}
     top: dict[str, Any] = {}
@@ -73,12 +78,20 @@ def as_json(facts: dict[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any
         counts = {"queries": len(task.queries), "gallery": len(task.gallery)}
         figures = {name: asdict(figure) for name, figure in outcome.figures().items()}
         parts[task.name] = {**counts, "chance": outcome.chance, **figures}
+        if task.name == CONSUMER_TASK:
+            names = ("queries", *outcome.values)
+            parts[task.name]["categories"] = {
+                category: dict(zip(names, values, strict=True))
+                for category, *values in by_category(outcome, database).rows
+            }
         if task.name in MAIN_TASKS:
-            top |= figures
+            top = {**top, **figures, **top}
     return {**facts, **top, "parts": parts}
 
 
-def print_figures(facts: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
+def print_figures(
+    facts: dict[str, Any], outcomes: Sequence[Outcome], database: FeatureDatabase
+) -> None:
     """Print the figures of each task with their intervals."""
     print(f"{facts['engine']}, {facts['distance']}")
     for outcome in outcomes:
@@ -93,6 +106,8 @@ def print_figures(facts: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
         )
         header = ("", "value", "95% interval", "chance")
         print(f"\n{Table(title, '', header, rows, FORMATS)}")
+        if task.name == CONSUMER_TASK:
+            print(by_category(outcome, database))
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,9 +162,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "distance": describe_distance(signals),
     }
     if args.json:
-        print(json.dumps(as_json(facts, outcomes), indent=1))
+        print(json.dumps(as_json(facts, outcomes, database), indent=1))
     else:
-        print_figures(facts, outcomes)
+        print_figures(facts, outcomes, database)
     if args.report:
         write_report(args.report, f"Evaluation of {database.base}", facts, outcomes, database)
         print(args.report, file=sys.stderr if args.json else sys.stdout)

@@ -17,7 +17,15 @@ from evaluation.metrics import (
 )
 from features.database import FeatureDatabase
 from pictures.collection import read_labelled
-from pictures.deepfashion import has_color_names, inshop_list, read_inshop
+from pictures.deepfashion import (
+    consumer_list,
+    has_color_names,
+    has_items,
+    inshop_list,
+    read_consumer,
+    read_inshop,
+    read_items,
+)
 from pictures.table import align
 from search.engine import Engine
 from search.signals import Signal
@@ -26,8 +34,9 @@ from utils import UserError, command, progress_bar
 BLOCK = 64  # queries at once
 MAX_ANSWERS = 10  # of each query, for the report
 UPPER_BODY = 1  # clothes type of list_bbox_inshop.txt
-PROTOCOLS = ("inshop", "category", "folder")
-MAIN_TASKS = ("category", "item")  # the other tasks are parts of "item"
+PROTOCOLS = ("inshop", "consumer", "category", "folder")
+CONSUMER_TASK = "item, consumer to shop"
+MAIN_TASKS = ("category", "item", CONSUMER_TASK)  # the others are parts of the last two
 
 Metrics = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
@@ -178,43 +187,49 @@ def category_task(database: FeatureDatabase, val_share: float) -> Task | None:
     return Task("category", rows, rows, labels, groups, category_metrics)
 
 
-def item_tasks(database: FeatureDatabase) -> list[Task]:
-    """In-shop retrieval: every query picture searches the gallery for its item.
+def item_tasks(database: FeatureDatabase, name: str = "item") -> list[Task]:
+    """Every query picture searches the gallery for its item.
+
+    Parameters
+    ----------
+    database : of the data set
+    name : "item" for in-shop retrieval, `CONSUMER_TASK` for consumer-to-shop retrieval
 
     Returns
     -------
     Up to four tasks, on the pictures that are in the database; one without a query or without a
-    gallery is omitted: "item" (the published protocol), "item, upper body" (queries and gallery of
+    gallery is omitted: `name` (the published protocol), "item, upper body" (queries and gallery of
     upper-body clothes only), "item and color" (queries whose gallery has their colour), and
     "color" (any item of the query's colour, where colours have names).
 
     Raises
     ------
-    UserError : the in-shop list is missing or malformed
+    UserError : the benchmark's list is missing or malformed
     """
-    inshop = read_inshop(database.base)
-    place = align(database.paths, inshop.paths)
+    pictures = (read_consumer if name == CONSUMER_TASK else read_inshop)(database.base)
+    place = align(database.paths, pictures.paths)
     known = place >= 0
-    item = np.where(known, inshop.items[place], "")
-    part = np.where(known, inshop.partitions[place], "")
-    color = np.where(known, inshop.colors[place], "")
+    item = np.where(known, pictures.items[place], "")
+    part = np.where(known, pictures.partitions[place], "")
+    color = np.where(known, pictures.colors[place], "")
     both = np.char.add(np.char.add(item.astype(str), "\n"), color.astype(str))
     queries, gallery = np.flatnonzero(part == "query"), np.flatnonzero(part == "gallery")
-    upper = np.where(known, inshop.types[place], 0) == UPPER_BODY
+    upper = np.where(known, pictures.types[place], 0) == UPPER_BODY
     upper &= ~upper[queries].all()  # else it would be the whole protocol a second time
+    uppers = gallery[upper[gallery]]
     colored = queries[(color[queries] != "") & np.isin(both[queries], both[gallery])]
     # Numbers count the colours of one item; only names mean the same for all items.
     named = queries[(color[queries] != "") & ~np.char.isdigit(color[queries].astype(str))]
     named = named if has_color_names(database.base) else named[:0]
     tasks: list[tuple[str, np.ndarray, np.ndarray, np.ndarray, Metrics]] = [
-        ("item", queries, gallery, item, item_metrics),
-        ("item, upper body", queries[upper[queries]], gallery[upper[gallery]], item, item_metrics),
+        (name, queries, gallery, item, item_metrics),
+        (f"{name}, upper body", queries[upper[queries]], uppers, item, item_metrics),
         ("item and color", colored, gallery, both, item_metrics),
         ("color", named, gallery, color, color_metrics),
     ]
     return [
-        Task(name, rows, searched, labels, item[rows], metrics)
-        for name, rows, searched, labels, metrics in tasks
+        Task(what, rows, searched, labels, item[rows], metrics)
+        for what, rows, searched, labels, metrics in tasks
         if len(rows) and len(searched)
     ]
 
@@ -225,7 +240,7 @@ def tasks_of(database: FeatureDatabase, protocol: str, val_share: float) -> list
     Parameters
     ----------
     database : of the data set
-    protocol : one of `PROTOCOLS`; folder takes both others, as far as the data set has them
+    protocol : one of `PROTOCOLS`; folder takes all others, as far as the data set has them
     val_share : as for `category_task`
 
     Raises
@@ -234,11 +249,13 @@ def tasks_of(database: FeatureDatabase, protocol: str, val_share: float) -> list
     """
     base = database.base
     tasks: list[Task] = []
-    if protocol != "inshop":
+    if protocol in ("category", "folder"):
         task = category_task(database, val_share)
         tasks += [task] if task else []
     if protocol == "inshop" or (protocol == "folder" and inshop_list(base)):
         tasks += item_tasks(database)
+    if protocol == "consumer" or (protocol == "folder" and consumer_list(base)):
+        tasks += item_tasks(database, CONSUMER_TASK)
     measured = [task for task in tasks if task.relevant.any()]
     if not measured:
         advice = extraction_advice(database) or f"see {command('data.py check', base)}"
@@ -253,11 +270,11 @@ def tasks_of(database: FeatureDatabase, protocol: str, val_share: float) -> list
 
 
 def extraction_advice(database: FeatureDatabase) -> str:
-    """The command to run where no in-shop query or gallery picture was extracted; else ""."""
-    if inshop_list(database.base) is None:
+    """The command to run where no query or gallery picture of an item was extracted; else ""."""
+    if not has_items(database.base):
         return ""
-    measured = read_inshop(database.base).in_partition("query", "gallery")
+    measured = read_items(database.base).in_partition("query", "gallery")
     if not len(measured) or (align(measured.paths, database.paths) >= 0).any():
         return ""
     again = command("feature_extractor.py", database.base, "--enable-inshop-dataset")
-    return f"its in-shop pictures were not extracted; run: {again}"
+    return f"its pictures of items were not extracted; run: {again}"

@@ -79,7 +79,7 @@ def _section(outcome: Outcome, database: FeatureDatabase) -> dict[str, Any]:
         "gallery": len(task.gallery),
         "figures": _figures(outcome),
         "curve": recall_curve(outcome),
-        "categories": _by_category(outcome, database),
+        "categories": by_category(outcome, database),
         "confusion": confusion(outcome, database),
         "hardest": [_query(outcome, place, database) for place in hardest(outcome)],
     }
@@ -123,7 +123,7 @@ def _category_name(number: int, database: FeatureDatabase) -> str:
     return special[number] if number < 0 else database.category_names[number]
 
 
-def _by_category(outcome: Outcome, database: FeatureDatabase) -> Table:
+def by_category(outcome: Outcome, database: FeatureDatabase) -> Table:
     """The mean of each metric by category of the query, worst first."""
     queried = database.categories[outcome.task.queries]
     rows = []

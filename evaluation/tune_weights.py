@@ -11,7 +11,7 @@ from evaluation.protocols import count_relevant
 from evaluation.table import Table
 from features.database import FeatureDatabase
 from features.metadata import ModelRecord
-from pictures.deepfashion import inshop_list, read_inshop
+from pictures.deepfashion import has_items, read_items
 from pictures.splits import Splits, read_splits
 from pictures.table import Pictures, align
 from search.engine import ExactEngine
@@ -68,7 +68,7 @@ def validation_tasks(
     rows = rows[categories[rows] >= 0]
     tasks = [_task("category", signals, rows, rows, categories)]
     if len(splits.validation_items):
-        inshop = read_inshop(base).in_partition("train")
+        inshop = read_items(base).in_partition("train", "val")
         # Not the database's items: extracted without the in-shop part, it has none.
         place = align(database.paths, inshop.paths)
         labels = np.where(place >= 0, inshop.items[place], "")
@@ -120,7 +120,7 @@ def _splits(database: FeatureDatabase, val_share: float) -> Splits:
     base, models = database.base, database.metadata.models
     trained = [model for model in models if model.held_out is not None]
     if not trained:
-        inshop = inshop_list(base) is not None
+        inshop = has_items(base)
         return read_splits(base, len(database.category_names), inshop, val_share)
     first, split = trained[0], _recorded_split(trained[0])
     for model in trained[1:]:

@@ -9,13 +9,14 @@ import numpy as np
 
 from pictures.collection import read_labelled, require_photos
 from pictures.decode import PictureError, read_picture
-from pictures.deepfashion import attribute_list, inshop_list, read_inshop
+from pictures.deepfashion import attribute_list, has_items, read_items
 from pictures.folder import leads_out, link_remedy, picture_file
 from pictures.samplers import TrainBatches
 from pictures.splits import read_splits
-from pictures.table import INSHOP_PARTITIONS, MAX_CATEGORIES, PARTITIONS, Pictures
+from pictures.table import MAX_CATEGORIES, PARTITIONS, Pictures
 from utils import UserError, progress_bar, sha256_of, shown
 
+ITEM_PARTITIONS = ("train", "val", "query", "gallery")
 BLOCK = 4096  # pictures that wait for a reading thread
 DRAWN = 1000  # triplets or pictures that are drawn for the metric loss, to see if they can be
 MAX_NAMES = 10  # printed of each kind of fault
@@ -42,7 +43,7 @@ def check_data_set(
     val_share : as for `read_splits`
     crop : training will cut pictures to their boxes
     jobs : threads that read pictures
-    inshop : training will use the in-shop part; it is reported whenever it is there
+    inshop : training will use the items; the part is reported whenever it is there
     inshop_share, per_class : as for `samplers.TrainBatches`
     metric : training will use a metric loss
 
@@ -66,9 +67,7 @@ def check_data_set(
         faults.append(str(error).removeprefix(f"{base}: ").split(";")[0])
 
     print()
-    unusable = sum(
-        _check_pictures(base, table, jobs, crop and table is tables[0], used) for table in tables
-    )
+    unusable = sum(_check_pictures(base, table, jobs, crop, used) for table in tables)
     if unusable:
         faults.append(f"{unusable} of the pictures it reads cannot be read or cropped")
     for fault in faults:
@@ -80,22 +79,22 @@ def check_data_set(
 
 
 def _print_tables(base: Path, categories: int, val_share: float, inshop: bool) -> list[Pictures]:
-    """Print what the lists have; the labelled pictures, and the in-shop ones not among them."""
+    """Print what the lists have; the labelled pictures, and those of items not among them."""
     require_photos(base)
     labelled = read_labelled(base, categories, val_share)
-    items = read_inshop(base) if inshop_list(base) or inshop else None
+    items = read_items(base) if has_items(base) or inshop else None
     alone = items is not None and attribute_list(base) is None
     kind = "lists in DeepFashion's form" if attribute_list(base) else "a plain folder of photos"
-    print(f"{shown(base)}: {'in-shop lists alone' if alone else kind}\n")
-    _print_table(labelled, ("train", "val", "query", "gallery") if alone else PARTITIONS)
+    print(f"{shown(base)}: {'lists of items alone' if alone else kind}\n")
+    _print_table(labelled, ITEM_PARTITIONS if alone else PARTITIONS)
     others = len(read_labelled(base, MAX_CATEGORIES, val_share)) - len(labelled)
     if others:
         print(f"{others:,} pictures of other categories are left out: CATEGORIES is {categories}")
     if items is None:
         return [labelled]
     if not alone:
-        print("\nin-shop part")
-        _print_table(items, INSHOP_PARTITIONS)
+        print("\nitems")
+        _print_table(items, ITEM_PARTITIONS)
     _print_items(items)
     known = set(labelled.paths)
     rest = items.select(np.array([path not in known for path in items.paths], bool))
@@ -116,7 +115,7 @@ def _print_table(pictures: Pictures, partitions: Sequence[str]) -> None:
 
 
 def _print_items(pictures: Pictures) -> None:
-    """Items, and what the in-shop protocol cannot use of them."""
+    """Items, and what the protocols cannot use of them."""
     views = Counter(pictures.items.tolist())
     single = sum(count == 1 for count in views.values())
     print(f"{len(views):,} items; {single:,} with a single view (no triplet, no hit)")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pictures.deepfashion import attribute_list, inshop_list, read_attribute, read_inshop
+from pictures.deepfashion import attribute_list, has_items, read_attribute, read_items
 from pictures.folder import read_folder
 from pictures.table import Pictures, choose_validation, merge
 from utils import UserError, shown
@@ -23,10 +23,10 @@ def require_photos(base: Path) -> None:
 
 
 def read_labelled(base: Path, categories: int, val_share: float) -> Pictures:
-    """Read the pictures with categories: attribute lists, else in-shop lists, else a plain folder.
+    """Read the pictures with categories: attribute lists, else lists of items, else a plain folder.
 
-    Where there are in-shop lists alone, the folders are the categories, and `val_share` of the
-    items of the train partition become val. As in `merge`, in-shop pictures lose their boxes.
+    Where there are lists of items alone, the folders are the categories, and the items of
+    `choose_items` become val.
 
     Parameters
     ----------
@@ -40,13 +40,22 @@ def read_labelled(base: Path, categories: int, val_share: float) -> Pictures:
     """
     if attribute_list(base) is not None:
         return read_attribute(base, categories)
-    if inshop_list(base) is None:
+    if not has_items(base):
         return read_folder(base, val_share)
-    inshop = read_inshop(base)
-    train = np.flatnonzero(inshop.partitions == "train")
-    partitions = inshop.partitions.copy()
-    partitions[train[choose_validation(inshop.items[train], val_share)]] = "val"
-    return replace(inshop, partitions=partitions, boxes=np.zeros_like(inshop.boxes))
+    items = read_items(base)
+    train = np.flatnonzero(np.isin(items.partitions, ("train", "val")))
+    partitions = items.partitions.copy()
+    partitions[train[choose_items(items.select(train), val_share)]] = "val"
+    return replace(items, partitions=partitions)
+
+
+def choose_items(items: Pictures, share: float) -> np.ndarray:
+    """The pictures of train and val that validate: those of val, else a `share` of the items.
+
+    Returns a mask of N.
+    """
+    val = items.partitions == "val"
+    return val if val.any() else choose_validation(items.items, share)
 
 
 def read_collection(base: Path, categories: int, inshop: bool, val_share: float) -> Pictures:
@@ -56,7 +65,7 @@ def read_collection(base: Path, categories: int, inshop: bool, val_share: float)
     ----------
     base : DATASET_BASE
     categories : as for `read_attribute`
-    inshop : add the in-shop part, see `merge`. Without attribute lists it is read in any case
+    inshop : add the items, see `merge`. Without attribute lists it is read in any case
     val_share : as for `read_folder`
 
     Raises
@@ -65,4 +74,4 @@ def read_collection(base: Path, categories: int, inshop: bool, val_share: float)
     """
     require_photos(base)
     labelled = read_labelled(base, categories, val_share)
-    return merge(labelled, read_inshop(base)) if inshop else labelled
+    return merge(labelled, read_items(base)) if inshop else labelled

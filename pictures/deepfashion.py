@@ -1,11 +1,11 @@
-"""DeepFashion's two benchmarks -> tables of pictures.
+"""DeepFashion's benchmarks -> tables of pictures.
 
-Both attribute prediction and in-shop retrieval are read in the layout of this project (`Anno/`,
-`Eval/`, `img/`) or as the official archives unpack (`Anno_coarse/`, `Img/img/`).
+Attribute prediction, in-shop and consumer-to-shop retrieval are read in the layout of this project
+(`Anno/`, `Eval/`, `img/`) or as the official archives unpack (`Anno_coarse/`, `Img/img/`).
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +19,13 @@ from pictures.table import (
     align,
     category_column,
     clean,
+    merge,
     number_categories,
 )
 from utils import UserError
 
 ANNO_FOLDERS = ("Anno", "Anno_coarse", "Anno_fine")
+CONSUMER, CONSUMER_BOXES = "consumer_to_shop", "list_bbox_consumer2shop.txt"
 COLOR_LIST = "list_color_inshop.txt"
 UNKNOWN_COLOR = "-"  # in it, where a cell cannot be empty
 OWN_TYPE = "0"  # as the type of every category: the lists are of somebody's own photos
@@ -38,6 +40,16 @@ def attribute_list(base: Path) -> Path | None:
 def inshop_list(base: Path) -> Path | None:
     """The in-shop benchmark's partition list below `base`, None where there is none."""
     return _first_existing(base / "in_shop", ("", "Eval"), "list_eval_partition.txt")
+
+
+def consumer_list(base: Path) -> Path | None:
+    """The consumer-to-shop benchmark's list of pairs below `base`, None where there is none."""
+    return _first_existing(base / CONSUMER, ("", "Eval"), "list_eval_partition.txt")
+
+
+def has_items(base: Path) -> bool:
+    """Whether one of the benchmarks of items, in-shop or consumer-to-shop, is below `base`."""
+    return bool(inshop_list(base) or consumer_list(base))
 
 
 def has_color_names(base: Path) -> bool:
@@ -111,18 +123,90 @@ def read_inshop(base: Path) -> Pictures:
     paths = listed.paths()
     inshop = base / "in_shop"
     names, categories = number_categories(list_path, _inshop_categories(inshop, paths))
-    places = ("in_shop/", "in_shop/Img/", "Img/")
-    prefix = next((place for place in places if (base / place / "img").exists()), "")
+    below = _below(base, ("in_shop/", "in_shop/Img/", "Img/", ""), paths)
     partitions = listed.names(2, INSHOP_PARTITIONS)
     pictures = replace(
-        Pictures.without_items([prefix + path for path in paths], categories, names, partitions),
+        Pictures.without_items(below, categories, names, partitions),
         items=np.array(listed.cells[1], str),
         colors=np.array(_inshop_colors(inshop, paths), str),
     )
-    box_path = _first_existing(inshop, ("", "Anno"), "list_bbox_inshop.txt")
+    return _with_boxes(pictures, paths, inshop, "list_bbox_inshop.txt", "pose_type")
+
+
+def read_consumer(base: Path) -> Pictures:
+    """Read the consumer-to-shop retrieval benchmark below `base`/consumer_to_shop.
+
+    Of the test pairs the consumer pictures are the queries and the shop pictures the gallery. A
+    picture of several pairs is one row. Categories are those of the paths, as in `read_inshop`.
+
+    Raises
+    ------
+    UserError : a list is missing or malformed, or a picture has two items or partitions
+    """
+    list_path = consumer_list(base)
+    if list_path is None:
+        raise UserError(
+            f"{base}: no {CONSUMER}/list_eval_partition.txt; put DeepFashion's Consumer-to-shop"
+            " Clothes Retrieval there"
+        )
+    statuses = f"evaluation_status ({', '.join(PARTITIONS)})"
+    columns = ("image_pair_name_1", "image_pair_name_2", "item_id", statuses)
+    listed = read_list(list_path, columns)
+    statuses_of_pairs = listed.names(3, PARTITIONS).tolist()
+    facts: dict[str, tuple[str, str]] = {}
+    for column, tested in enumerate(("query", "gallery")):
+        pairs = zip(listed.cells[column], listed.cells[2], statuses_of_pairs, strict=True)
+        for line, (path, item, status) in enumerate(pairs, start=3):
+            fact = item, tested if status == "test" else status
+            if facts.setdefault(path, fact) != fact:
+                known = " ".join(facts[path])
+                raise UserError(
+                    f"{list_path}:{line}: {path!r} is {known} in another row, here"
+                    f" {' '.join(fact)}; correct one"
+                )
+    paths = list(facts)
+    folder = base / CONSUMER
+    names, categories = number_categories(list_path, _inshop_categories(folder, paths))
+    below = _below(base, (f"{CONSUMER}/Img/", f"{CONSUMER}/"), paths)
+    partitions = np.array([part for _, part in facts.values()], "<U7")
+    pictures = replace(
+        Pictures.without_items(below, categories, names, partitions),
+        items=np.array([item for item, _ in facts.values()], str),
+    )
+    return _with_boxes(pictures, paths, folder, CONSUMER_BOXES, "source_type")
+
+
+def read_items(base: Path) -> Pictures:
+    """Read the items of both benchmarks, as far as they are there.
+
+    In-shop pictures lose their boxes: that protocol uses whole pictures. Both benchmarks number
+    their items from 1; where both are there, the consumer-to-shop ids begin with its folder.
+    """
+    consumer = read_consumer(base) if consumer_list(base) else None
+    if consumer and inshop_list(base) is None:
+        return consumer
+    inshop = read_inshop(base)
+    inshop = replace(inshop, boxes=np.zeros_like(inshop.boxes))
+    if consumer is None:
+        return inshop
+    items = np.char.add(f"{CONSUMER}/", consumer.items.astype(str))
+    return merge(inshop, replace(consumer, items=items))
+
+
+def _below(base: Path, places: Sequence[str], paths: list[str]) -> list[str]:
+    """Paths below the first place that has a folder img/, else below the last place."""
+    place = next((place for place in places if (base / place / "img").exists()), places[-1])
+    return [place + path for path in paths]
+
+
+def _with_boxes(
+    pictures: Pictures, paths: list[str], folder: Path, name: str, column: str
+) -> Pictures:
+    """Add the boxes and clothes types of a list in `folder` or its Anno/, if it is there."""
+    box_path = _first_existing(folder, ("", "Anno"), name)
     if box_path is None:
         return pictures
-    columns = ("image_name", "clothes_type (1 to 3)", "pose_type", *BOX_COLUMNS[1:])
+    columns = ("image_name", "clothes_type (1 to 3)", column, *BOX_COLUMNS[1:])
     listed = read_list(box_path, columns)
     types = listed.numbers(1, 1, 3).astype(np.int8)  # upper, lower, full body
     return replace(
@@ -159,7 +243,7 @@ def _read_labels(folder: Path) -> tuple[list[str], list[str], np.ndarray, bool]:
 
 
 def _inshop_categories(inshop: Path, paths: list[str]) -> list[str]:
-    """The category name of each in-shop picture, see `read_inshop`."""
+    """The category name of each picture of an item, see `read_inshop`."""
     folders = [path.removeprefix("img/").split("/")[:-1] for path in paths]
     categories = [folder[-2] if len(folder) > 1 else "all" for folder in folders]
     if not (inshop / "list_category_img.txt").exists():
@@ -183,7 +267,7 @@ def _inshop_colors(inshop: Path, paths: list[str]) -> list[str]:
 
 
 def find_box(base: Path, path: str) -> tuple[int, int, int, int] | None:
-    """The box of one picture of the attribute benchmark, without reading the whole list.
+    """The box of one picture, if the database is cut to it, without reading the whole list.
 
     Parameters
     ----------
@@ -198,10 +282,15 @@ def find_box(base: Path, path: str) -> tuple[int, int, int, int] | None:
     ------
     UserError : the list cannot be read
     """
-    box_path = _first_existing(base, ANNO_FOLDERS, "list_bbox.txt")
+    part = path.removeprefix(f"{CONSUMER}/")
+    if part == path:
+        box_path, between = _first_existing(base, ANNO_FOLDERS, "list_bbox.txt"), rb""
+    else:
+        folder, between = base / CONSUMER, 2 * rb"[ \t]+\d{1,9}"  # the types of clothes and source
+        box_path = _first_existing(folder, ("", "Anno"), CONSUMER_BOXES)
     if box_path is None:
         return None
-    name = re.escape(path.removeprefix("Img/").encode(errors="surrogateescape"))
+    name = re.escape(part.removeprefix("Img/").encode(errors="surrogateescape")) + between
     row = re.compile(rb"\n" + name + 4 * rb"[ \t]+(\d{1,9})" + rb"\s*?$", re.MULTILINE)
     try:
         found = row.search(box_path.read_bytes())

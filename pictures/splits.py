@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pictures.collection import read_labelled, require_photos
-from pictures.deepfashion import attribute_list, inshop_list, read_inshop
-from pictures.table import Pictures, align, choose_validation, choose_validation_by_category, merge
+from pictures.collection import choose_items, read_labelled, require_photos
+from pictures.deepfashion import attribute_list, has_items, read_items
+from pictures.table import Pictures, align, choose_validation_by_category, merge
 from utils import UserError, command
 
 
@@ -46,7 +46,8 @@ class Splits:
 def read_splits(base: Path, categories: int, inshop: bool, val_share: float) -> Splits:
     """Split the training part of a data set.
 
-    `val_share` of the in-shop training items are for validation, with all their pictures. Of the
+    `val_share` of the training items are for validation, with all their pictures, or those of
+    consumer-to-shop's val part where it is there. Of the
     labelled pictures the val part is for validation if there is also a test part; else val (if
     any) is the test part, and `val_share` of each category's training pictures are for validation.
     In-shop queries and gallery are in no split, even if the labelled lists have them, nor are
@@ -64,13 +65,13 @@ def read_splits(base: Path, categories: int, inshop: bool, val_share: float) -> 
     labelled = read_labelled(base, categories, val_share)
     require_photos(base)
     labelled = labelled.select(labelled.categories >= 0)
-    inshop_alone = attribute_list(base) is None and inshop_list(base) is not None
-    if not inshop_alone and inshop_list(base) is not None:
-        tested = read_inshop(base).in_partition("query", "gallery")
+    inshop_alone = attribute_list(base) is None and has_items(base)
+    if not inshop_alone and has_items(base):
+        tested = read_items(base).in_partition("query", "gallery")
         labelled = labelled.select(np.flatnonzero(align(labelled.paths, tested.paths) < 0))
     train = labelled.in_partition("train")
-    items = read_inshop(base).in_partition("train") if inshop else train.select(np.arange(0))
-    item_chosen = choose_validation(items.items, val_share)
+    items = read_items(base).in_partition("train", "val") if inshop else train.select(np.arange(0))
+    item_chosen = choose_items(items, val_share)
 
     item_of = align(train.paths, items.paths)
     has_item = item_of >= 0

@@ -26,7 +26,7 @@ class Pictures:
     paths : N paths relative to DATASET_BASE, with "/" on every system
     categories : N, int16; index into `category_names`, -1 where unknown
     category_names : names of the categories, by number
-    partitions : N, str; train, val, test, or train, query, gallery for in-shop pictures
+    partitions : N, str; train, val, test, or train, val, query, gallery for items
     boxes : N x 4, int32; x1 y1 x2 y2 of the garment in px, all 0 where there is none
     items : N, str; the garment's id, "" where unknown
     colors : N, str; the colour variant of the item, "" where unknown
@@ -176,8 +176,7 @@ def merge(labelled: Pictures, inshop: Pictures) -> Pictures:
     """Both parts of a data set as one table: the labelled pictures, then the other in-shop ones.
 
     Categories of the same name become one. A picture in both parts keeps its category, partition
-    and box, and gets its item, colour variant and clothes type. In-shop pictures lose their boxes:
-    the benchmark's protocol uses whole pictures.
+    and box, and gets its item, colour variant and clothes type.
     """
     if not len(inshop):
         return labelled
@@ -202,7 +201,7 @@ def merge(labelled: Pictures, inshop: Pictures) -> Pictures:
         categories=np.concatenate([labelled.categories, category]),
         category_names=names,
         partitions=np.concatenate([labelled.partitions, new.partitions]),
-        boxes=np.concatenate([labelled.boxes, np.zeros_like(new.boxes)]),
+        boxes=np.concatenate([labelled.boxes, new.boxes]),
         items=np.concatenate([np.where(both, items, labelled.items), new.items]),
         colors=np.concatenate([np.where(both, colors, labelled.colors), new.colors]),
         types=np.concatenate([np.where(both, types, labelled.types), new.types]),

@@ -16,6 +16,7 @@ from features.metadata import ModelRecord
 from net import Architecture, FeatureNet, extract_features, load_net, model_places
 from network.color import color_features
 from network.device import query_type, to_device
+from pictures.deepfashion import CONSUMER
 from utils import UserError, command, sha256_of
 
 Box = tuple[int, int, int, int]
@@ -62,13 +63,14 @@ def joined(queries: Sequence[Query]) -> Query:
 
 
 def find_query(base: Path, name: str) -> Path:
-    """The file a query means: as given, or relative to DATASET_BASE or its in-shop part.
+    """The file a query means: as given, or relative to DATASET_BASE or its items.
 
     Raises
     ------
     UserError : there is none
     """
-    places = [Path(), base, base / "in_shop", base / "Img", base / "in_shop" / "Img"]
+    parts = ("", "in_shop", "Img", "in_shop/Img", CONSUMER, f"{CONSUMER}/Img")
+    places = [Path(), *(base / part for part in parts)]
     found = next((place / name for place in places if (place / name).is_file()), None)
     if found is None:
         raise UserError(f"{name}: no such file, neither here nor below {base} or its in_shop/")

@@ -25,7 +25,7 @@ import torch
 
 import train
 from pictures.collection import read_collection
-from pictures.deepfashion import inshop_list
+from pictures.deepfashion import has_items
 from tests.fake_cuda import fake_cuda_device
 from tools.soak import processes_below
 from tools.synthetic.collection import make_collection
@@ -217,8 +217,8 @@ def rehash(base: Path, *names: str) -> None:
 
 
 def stored_features(base: Path, rng: np.random.Generator, dim: int = 6) -> None:
-    """A feature database of random features of a data set's pictures, in-shop ones included."""
-    pictures = read_collection(base, 50, inshop_list(base) is not None, 0.1)
+    """A feature database of random features of a data set's pictures, those of items included."""
+    pictures = read_collection(base, 50, has_items(base), 0.1)
     count = len(pictures)
     deep = rng.normal(size=(count, dim)).astype(np.float32)
     arrays = {

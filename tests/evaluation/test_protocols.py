@@ -1,5 +1,7 @@
 """The protocols compared with an independent implementation by lists, scipy and loops."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 import data
+import evaluate
 import feature_extractor
 import train
 from evaluation.metrics import category_metrics, item_metrics
@@ -21,7 +24,7 @@ from evaluation.protocols import (
 from features.database import open_database
 from search.engine import ExactEngine
 from search.signals import Signal, signals_of
-from tests.conftest import replace_features
+from tests.conftest import replace_features, stored_features
 
 
 def rows_of_list(path: Path) -> list[list[str]]:
@@ -214,3 +217,57 @@ def test_the_mens_shop_gives_the_figures_that_are_known(shared: Path, tmp_path: 
     assert values["item"]["recall@1"].mean() == pytest.approx(0.276, abs=0.08)
     assert values["item"]["recall@10"].mean() == pytest.approx(0.717, abs=0.06)
     assert values["item and color"]["recall@1"].mean() == pytest.approx(0.22, abs=0.08)
+
+
+def consumer_pairs(base: Path, rng: np.random.Generator) -> list[list[str]]:
+    """A consumer-to-shop benchmark of 40 items, every second one of test, in random order."""
+    pairs = []
+    for i in range(40):
+        kind = ("TOPS/T_Shirt", "DRESSES/Skirt", "CLOTHING/Coat")[i % 3]
+        folder, status = f"img/{kind}/id_{i:08}", ("test", "train", "test", "val")[i % 4]
+        for consumer in range(1 + i % 4):
+            for shop in range(1 + i % 2 + i % 3):
+                names = [f"{folder}/comsumer_{consumer:02}.jpg", f"{folder}/shop_{shop:02}.jpg"]
+                pairs.append([*names, f"id_{i:08}", status])
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))]
+    path = base / "consumer_to_shop/Eval/list_eval_partition.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join([str(len(pairs)), "columns", *map(" ".join, pairs), ""]))
+    return pairs
+
+
+def test_consumer_figures_are_those_of_a_loop_over_the_pairs(tmp_path, rng, capsys) -> None:
+    """Top-K retrieval accuracy of Liu et al. (CVPR 2016), for each category and for all."""
+    pairs = consumer_pairs(tmp_path, rng)
+    stored_features(tmp_path, rng)
+    listed = (tmp_path / "all_feat.list").read_text().splitlines()
+    assert len(listed) == len({path for pair in pairs for path in pair[:2]})
+    deep = dict(zip(listed, np.load(tmp_path / "all_feat.npy"), strict=True))
+    tested = [pair for pair in pairs if pair[3] == "test"]
+    shops = {shop: item for _, shop, item, _ in tested}
+    ranks: dict[str, list[int]] = {}
+    for consumer, item in {consumer: item for consumer, _, item, _ in tested}.items():
+        vector = deep["consumer_to_shop/" + consumer]
+        distance = {s: np.linalg.norm(deep["consumer_to_shop/" + s] - vector) for s in shops}
+        order = sorted(shops, key=distance.__getitem__)
+        rank = next(r for r, shop in enumerate(order, start=1) if shops[shop] == item)
+        ranks.setdefault(consumer.split("/")[2], []).append(rank)
+
+    flags = ["--color-weight", "0", "--palette-weight", "0", "--dataset-base", str(tmp_path)]
+    evaluate.main(["--protocol", "consumer", "--json", *flags])
+    record = json.loads(capsys.readouterr().out)
+    part = record["parts"]["item, consumer to shop"]
+    every = [rank for found in ranks.values() for rank in found]
+    assert (part["queries"], part["gallery"]) == (len(every), len(shops))
+    assert sorted(part["categories"]) == sorted(ranks) == ["Coat", "Skirt", "T_Shirt"]
+    for k in (1, 10, 20, 50):
+        assert record[f"recall@{k}"]["value"] == pytest.approx(np.mean(np.array(every) <= k))
+        for name, found in ranks.items():
+            figures = part["categories"][name]
+            assert figures["queries"] == len(found)
+            assert figures[f"recall@{k}"] == pytest.approx(np.mean(np.array(found) <= k))
+    assert 0 < record["recall@1"]["value"] < record["recall@10"]["value"] < 1
+    evaluate.main(["--protocol", "consumer", *flags])
+    said = capsys.readouterr().out
+    assert f"same item, consumer to shop: {len(every)} queries, {len(shops)} pictures" in said
+    assert re.search(r"^  Skirt +\d", said, re.MULTILINE)

@@ -20,6 +20,7 @@ LISTS = (
     "Anno/list_category_cloth.txt", "Anno/list_category_img.txt", "Anno/list_bbox.txt",
     "Eval/list_eval_partition.txt", "in_shop/list_eval_partition.txt",
     "in_shop/list_bbox_inshop.txt", "in_shop/list_color_inshop.txt",
+    "consumer_to_shop/list_eval_partition.txt", "consumer_to_shop/list_bbox_consumer2shop.txt",
 )  # fmt: skip
 BASE = Path(tempfile.mkdtemp())
 

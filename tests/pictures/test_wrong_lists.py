@@ -15,11 +15,13 @@ from pictures.folder import read_folder
 from pictures.lists import read_list
 from pictures.table import number_categories
 from tests.conftest import ROOT
+from tests.pictures.test_consumer import BLOUSE, CONSUMER
 from tests.pictures.test_deepfashion import ATTRIBUTE, INSHOP, write
 from utils import UserError
 
-SOUND = {**ATTRIBUTE, **INSHOP, "in_shop/list_color_inshop.txt": "0\nimage_name color\n"}
-COLUMNS = ("image_name", "number")
+COLORS = {"in_shop/list_color_inshop.txt": "0\nimage_name color\n"}
+SOUND = {**ATTRIBUTE, **INSHOP, **COLORS, **CONSUMER}
+COLUMNS, SHOP = ("image_name", "number"), f"consumer_to_shop/{BLOUSE}/shop_02.jpg"
 ODD = st.sampled_from(
     ["\0", "\x1c", "\x85", "\u2028", "\u3000", "\ufeff", "\r", "\n", " ", "٣", "²", "9" * 5000]
 )
@@ -44,7 +46,7 @@ def every_reader(base: Path) -> list[str]:
         outcome(lambda: read_attribute(base, 50)),
         outcome(lambda: read_inshop(base)),
         outcome(lambda: read_collection(base, 50, True, 0.1)),
-        *(outcome(lambda p=path: find_box(base, p)) for path in ("img/c/2.jpg", "", " ")),
+        *(outcome(lambda p=path: find_box(base, p)) for path in ("img/c/2.jpg", "", " ", SHOP)),
     ]
 
 
