@@ -120,6 +120,10 @@ class Config(BaseSettings):
         "folders outside the data set where links to pictures may lead: X,Y,... (recorded in it)",
         (),
     )
+    TRUNCATED: Literal["refuse", "accept"] = _data(
+        "picture files whose end is missing: refuse, or accept them and let Pillow fill the rest",
+        "refuse",
+    )
     CROP_TO_BBOX: bool = _data(
         "crop pictures that have a bounding box to it, in training and in the database", True
     )

@@ -16,9 +16,10 @@ whose categories come from another folder:
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,18 +27,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision import transforms
 
-from pictures.decode import PictureError, read_picture
+from pictures.decode import PictureError, read_picture, refuse_sheet, reported_profiles
 from pictures.folder import picture_file
 from pictures.table import Pictures
-from utils import UserError, parse_args, print_once, run_script
+from utils import UserError, parse_args, run_script
 
 USES = (
-    "DATASET_BASE", "CATEGORIES", "ALLOWED_ROOTS", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET",
-    "INSHOP_DATASET_PERCENT", "VAL_SHARE", "RECIPE", "PER_CLASS", "TRIPLET_WEIGHT", "NORMALIZE",
-    "INTER_DIM", "NUM_WORKERS",
+    "DATASET_BASE", "CATEGORIES", "ALLOWED_ROOTS", "TRUNCATED", "CROP_TO_BBOX",
+    "ENABLE_INSHOP_DATASET", "INSHOP_DATASET_PERCENT", "VAL_SHARE", "RECIPE", "TRAIN_BATCH_SIZE",
+    "PER_CLASS", "TRIPLET_WEIGHT", "NORMALIZE", "INTER_DIM", "NUM_WORKERS",
 )  # fmt: skip
 Transform = Callable[[Image.Image], Tensor]
 PADDING = (124, 116, 104)  # the mean of ImageNet: 0 in the network's input
@@ -100,7 +101,12 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
     transform : RGB picture -> tensor
     crop : cut each picture to its box where it has one
     min_side : px of the short side below which `transform` would lose detail, see `read_picture`
+    truncated : read files whose end is missing, see `read_picture`
     replace : instead of a picture that cannot be read, give the next one, and say so
+
+    Attributes
+    ----------
+    unreadable : with `replace`, 1 for each picture that a process found so, else 0
     """
 
     base: Path
@@ -108,10 +114,12 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
     transform: Transform
     crop: bool
     min_side: int = 0
+    truncated: bool = False
     replace: bool = False
 
     def __post_init__(self) -> None:
         self.items = numbered(self.pictures.items)
+        self.unreadable = RawArray("B", len(self) if self.replace else 0)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -121,14 +129,18 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
         path = picture_file(self.base, self.pictures.paths[row])
         x1, y1, x2, y2 = self.pictures.boxes[row].tolist()
         box = (x1, y1, x2, y2) if self.crop and x2 > 0 else None
-        return read_picture(content or path, box, self.min_side, str(path))
+        picture = read_picture(content or path, box, self.min_side, str(path), self.truncated)
+        refuse_sheet(picture, path)
+        return picture
 
     def _readable(self, row: int) -> tuple[int, Image.Image]:
         for other in range(row, row + MAX_REPLACED):
             try:
                 return other % len(self), self.picture(other % len(self))
             except PictureError as error:
-                print_once(f"{error}: left out; the next picture of the list takes its place")
+                if not self.unreadable[other % len(self)]:
+                    print(f"{error}: left out; the next one takes its place", file=sys.stderr)
+                self.unreadable[other % len(self)] = 1
                 last = error
         raise last
 
@@ -160,6 +172,13 @@ def numbered(items: np.ndarray) -> np.ndarray:
     return number - 1 if len(names) and names[0] == "" else number
 
 
+def count_unreadable(loaders: Iterable[DataLoader]) -> int:
+    """How many pictures of some loaders' datasets could not be read so far, see `replace`."""
+    datasets = [loader.dataset for loader in loaders]
+    sources = [each.dataset if isinstance(each, Subset) else each for each in datasets]
+    return sum(sum(each.unreadable) for each in sources if isinstance(each, PictureDataset))
+
+
 def make_loader(
     dataset: Dataset,
     workers: int,
@@ -180,6 +199,7 @@ def make_loader(
     batch_sampler : yields the rows of each batch
     persistent : keep the processes from one pass to the next
     """
+    reported_profiles()  # which the reading processes then share
     return DataLoader(
         dataset,
         batch_size=1 if batch_sampler else batch_size,
@@ -237,6 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.VAL_SHARE,
             config.CROP_TO_BBOX,
             config.NUM_WORKERS,
+            truncated=config.TRUNCATED == "accept",
+            batch_size=config.TRAIN_BATCH_SIZE,
             inshop=config.ENABLE_INSHOP_DATASET,
             inshop_share=config.INSHOP_DATASET_PERCENT,
             metric=config.metric_weight > 0,

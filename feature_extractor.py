@@ -40,18 +40,19 @@ from features.watch import changes_below
 from features.writer import Stacked, finish_writing, write_database
 from network.distributed import init_distributed
 from pictures.collection import read_collection
-from pictures.folder import allow_roots
+from pictures.folder import allow_roots, leads_out, link_remedy
 from pictures.table import Pictures
 from search import clustering
 from search.quantised import open_quantised
 from search.signals import signals_of
-from utils import UserError, locked, parse_args, run_script
+from utils import UserError, locked, parse_args, run_script, shown
 
+MAX_LINKS = 3  # that are named
 USES = (
-    "DATASET_BASE", "CATEGORIES", "ALLOWED_ROOTS", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET",
-    "VAL_SHARE", "IMG_SIZE", "CROP_SIZE", "BACKBONE", "INTER_DIM", "RECIPE", "DUMPED_MODEL",
-    "MODELS", "FLIP", "EXTRACT_BATCH_SIZE", "COLOR_TOP_N", "PALETTE", *DISTANCE, "DEVICE", "AMP",
-    "NUM_WORKERS",
+    "DATASET_BASE", "CATEGORIES", "ALLOWED_ROOTS", "TRUNCATED", "CROP_TO_BBOX",
+    "ENABLE_INSHOP_DATASET", "VAL_SHARE", "IMG_SIZE", "CROP_SIZE", "BACKBONE", "INTER_DIM",
+    "RECIPE", "DUMPED_MODEL", "MODELS", "FLIP", "EXTRACT_BATCH_SIZE", "COLOR_TOP_N", "PALETTE",
+    *DISTANCE, "DEVICE", "AMP", "NUM_WORKERS",
 )  # fmt: skip
 
 
@@ -119,7 +120,7 @@ def run(job: Job, pictures: Pictures, amp: str, distance: Mapping[str, Any], upd
             print(f"{len(pictures):,} pictures, {len(rows):,} of them new or changed")
             clustering.follow(distance, old)  # the last update may have been killed before
         new = pictures.select(rows)
-        datasets = [dataset_of(base, new, crop, model) for model in models]
+        datasets = [dataset_of(base, new, settings, model) for model in models]
         arithmetic: tuple[torch.dtype | None, str] = None, ""
         if distributed.is_main:
             stored = old.metadata.settings.AMP if old else ""
@@ -134,7 +135,7 @@ def run(job: Job, pictures: Pictures, amp: str, distance: Mapping[str, Any], upd
         # So that no query has to make them.
         open_quantised(database, signals_of(database, **{**distance, "model_weights": ()}))
         clustering.follow(distance, database)
-    _report(database, old, origin, done, errors)
+    _report(database, old, origin, done, {new.paths[row]: errors[row] for row in sorted(errors)})
     return 1 if errors else 0
 
 
@@ -186,9 +187,9 @@ def _report(
     old: FeatureDatabase | None,
     origin: np.ndarray,
     done: Sequence[Extracted],
-    errors: dict[int, str],
+    errors: dict[str, str],
 ) -> None:
-    """Print what was done; what was skipped goes to standard error."""
+    """Print what was done; what was skipped goes to standard error, links as one line."""
     seconds = sum(each.seconds for each in done)
     speed = sum(each.count for each in done) / seconds if seconds else 0.0
     where = f"{len(database.categories):,} pictures in {database.base / DEEP}"
@@ -200,8 +201,16 @@ def _report(
         print(f"{kept:,} kept, {extracted:,} extracted, {dropped:,} dropped")
     if errors:
         print(f"{len(errors):,} pictures were skipped:", file=sys.stderr)
-    for _, reason in sorted(errors.items()):
-        print(f"  {reason}", file=sys.stderr)
+    base = database.base
+    targets = {path: leads_out(base, path, None) for path in errors}
+    links = [path for path, target in targets.items() if target]
+    if links:
+        names = ", ".join(map(shown, links[:MAX_LINKS])) + ", ..." * (len(links) > MAX_LINKS)
+        remedy = link_remedy([targets[path] for path in links])
+        print(f"  {len(links):,} links out of {shown(base)} ({names}); {remedy}", file=sys.stderr)
+    for path, reason in errors.items():
+        if not targets[path]:
+            print(f"  {reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageShow
 
 from config import DISTANCE, MILVUS
+from pictures.decode import sheet_mark
 from search import Searcher
 from search.duplicates import remark
 from search.engines import ENGINES, SCRIPTS, NamedEngine
@@ -28,7 +29,7 @@ from search.sheet import SheetRow, draw_sheet
 from utils import UserError, atomic_write, one_line, parse_args, run_script
 
 USES = (
-    *("DATASET_BASE", "DUMPED_MODEL", "MODELS", "EXTRACT_BATCH_SIZE", *DISTANCE),
+    *("DATASET_BASE", "TRUNCATED", "DUMPED_MODEL", "MODELS", "EXTRACT_BATCH_SIZE", *DISTANCE),
     *("NPROBE", "TARGET_RECALL", *MILVUS, "DEVICE"),
 )
 
@@ -58,7 +59,8 @@ def save_sheet(picture: Image.Image, path: Path) -> None:
     """Write a picture in the format of the path's suffix."""
     try:
         with atomic_write(path) as part:
-            picture.save(part, Image.EXTENSION[path.suffix.lower()], quality=92)
+            kind = Image.EXTENSION[path.suffix.lower()]
+            picture.save(part, kind, quality=92, exif=sheet_mark())
     except (OSError, ValueError) as error:
         size = f"{picture.width} x {picture.height} px"
         raise UserError(f"--output {path}: cannot write {size}: {error}") from None

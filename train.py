@@ -8,6 +8,7 @@ curves. On several GPUs or machines, with the same batches and so the same resul
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +19,14 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from config import Config
-from data import DETAIL, PictureDataset, eval_transform, make_loader, train_transform
+from data import (
+    DETAIL,
+    PictureDataset,
+    count_unreadable,
+    eval_transform,
+    make_loader,
+    train_transform,
+)
 from net import Architecture, EmbeddingNet, initial_net, save_checkpoint
 from network.device import amp_type, explain_out_of_memory, to_device
 from network.distributed import Distributed, init_distributed, per_process
@@ -47,7 +55,7 @@ IDENTITY = (
 USES = (
     *IDENTITY,
     *("DATASET_BASE", "VAL_SHARE", "RECIPE", "EPOCH", "LOG_INTERVAL", "DUMP_INTERVAL"),
-    *("ALLOWED_ROOTS", "DEVICE", "AMP", "NUM_WORKERS"),
+    *("ALLOWED_ROOTS", "TRUNCATED", "DEVICE", "AMP", "NUM_WORKERS"),
 )
 
 
@@ -108,6 +116,9 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
             + (f", {processes} processes" if processes > 1 else "")
         )
         trainer.run(config.LOG_INTERVAL, config.TEST_INTERVAL, config.DUMP_INTERVAL)
+        loaders = [trainer.loader, *(loader for loader, _ in trainer.validation.values())]
+        if left_out := count_unreadable(loaders):
+            print(f"pictures left out, as they cannot be read: {left_out:,}", file=sys.stderr)
         best = trainer.progress.best
         print(f"best: epoch {best['epoch']}, validation score {best['score']:.2%}: {models / BEST}")
 
@@ -239,9 +250,10 @@ def build_loaders(
     crop, detail = config.CROP_TO_BBOX, DETAIL * config.IMG_SIZE
     workers = per_process(config.NUM_WORKERS)
     seen = eval_transform(*sizes)
-    train_set = PictureDataset(base, splits.train, train_transform(side), crop, detail, True)
-    pictures = PictureDataset(base, splits.validation, seen, crop, detail, True)
-    items = PictureDataset(base, splits.validation_items, seen, False, detail, True)
+    how = detail, config.TRUNCATED == "accept", True
+    train_set = PictureDataset(base, splits.train, train_transform(side), crop, *how)
+    pictures = PictureDataset(base, splits.validation, seen, crop, *how)
+    items = PictureDataset(base, splits.validation_items, seen, False, *how)
 
     def load(dataset: PictureDataset, rows: np.ndarray) -> DataLoader:
         if len(rows) < distributed.world_size:

@@ -19,7 +19,7 @@ from utils import UserError, parse_args, run_script
 GRACE_SECONDS = 2  # for running requests when the server ends
 
 USES = (
-    *("DATASET_BASE", "DUMPED_MODEL", "MODELS", *DISTANCE, "NPROBE", "TARGET_RECALL"),
+    *("DATASET_BASE", "TRUNCATED", "DUMPED_MODEL", "MODELS", *DISTANCE, "NPROBE", "TARGET_RECALL"),
     *(*MILVUS, "DEVICE", *SERVER),
 )
 

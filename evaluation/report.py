@@ -202,7 +202,7 @@ def _tile(database: FeatureDatabase, row: int, kind: str, caption: str) -> dict[
 def _thumbnail(base: Path, path: str) -> str | None:
     """A small JPEG of a photo, as a data URI; None where the photo is missing or damaged."""
     try:
-        picture = read_picture(picture_file(base, path))
+        picture = read_picture(picture_file(base, path), truncated=True)
     except PictureError:
         return None
     picture.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -116,10 +116,14 @@ class Readable(Dataset[tuple[Tensor, str, Tensor]]):
         return image, reason, torch.from_numpy(made_of)
 
 
-def dataset_of(base: Path, pictures: Pictures, crop: bool, model: LoadedModel) -> Readable:
-    """The pictures as a model takes them."""
+def dataset_of(
+    base: Path, pictures: Pictures, settings: Mapping[str, Any], model: LoadedModel
+) -> Readable:
+    """The pictures as a model takes them; `settings` are those of `Job`."""
     size, side = model.record.network.img_size, model.record.network.crop_size
-    dataset = PictureDataset(base, pictures, eval_transform(size, side), crop, DETAIL * size)
+    crop, truncated = settings["CROP_TO_BBOX"], settings["TRUNCATED"] == "accept"
+    seen = eval_transform(size, side)
+    dataset = PictureDataset(base, pictures, seen, crop, DETAIL * size, truncated)
     return Readable(dataset, side)
 
 
@@ -166,7 +170,7 @@ def load_models(
 
 def settings_of(config: Config, device: torch.device) -> dict[str, Any]:
     """The settings that the features depend on, but for AMP."""
-    names = ("COLOR_TOP_N", "PALETTE", "FLIP", "CROP_TO_BBOX", "EXTRACT_BATCH_SIZE")
+    names = ("COLOR_TOP_N", "PALETTE", "FLIP", "CROP_TO_BBOX", "TRUNCATED", "EXTRACT_BATCH_SIZE")
     settings = {name: getattr(config, name) for name in names}
     return settings | {"DEVICE": device.type, "TRANSFORM": TRANSFORM}
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pictures.folder import is_left_out
+from pictures.folder import is_left_out, is_made
 from utils import needs_package
 
 QUIET, MAX_WAIT = 2.0, 60.0  # s without a change that end a burst of changes; a burst's maximum
@@ -29,7 +29,7 @@ def changes_below(base: Path) -> Iterator[None]:
 
     def concerns_pictures(_: object, path: str) -> bool:
         parts = Path(path).relative_to(top).parts if Path(path).is_relative_to(top) else (path,)
-        return not any(map(is_left_out, parts))
+        return not (any(map(is_left_out, parts)) or is_made(path))
 
     # It yields an empty set as soon as it listens: nothing is missed from then on.
     started = False

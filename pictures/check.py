@@ -3,12 +3,13 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pictures.collection import read_labelled, require_photos
-from pictures.decode import PictureError, read_picture
+from pictures.decode import PictureError, read_picture, refuse_sheet
 from pictures.deepfashion import attribute_list, has_items, read_items
 from pictures.folder import leads_out, link_remedy, picture_file
 from pictures.samplers import TrainBatches
@@ -29,6 +30,8 @@ def check_data_set(
     crop: bool,
     jobs: int,
     *,
+    truncated: bool,
+    batch_size: int,
     inshop: bool,
     inshop_share: float,
     metric: bool,
@@ -43,6 +46,8 @@ def check_data_set(
     val_share : as for `read_splits`
     crop : training will cut pictures to their boxes
     jobs : threads that read pictures
+    truncated : as for `read_picture`
+    batch_size : pictures a step of training, for cross entropy
     inshop : training will use the items; the part is reported whenever it is there
     inshop_share, per_class : as for `samplers.TrainBatches`
     metric : training will use a metric loss
@@ -57,19 +62,33 @@ def check_data_set(
     """
     tables = _print_tables(base, categories, val_share, inshop)
     faults: list[str] = []
-    used: set[str] = set()
+    used: dict[str, list[str]] = {}
+    single = False
     try:
         splits = read_splits(base, categories, inshop, val_share)
-        used.update(splits.train.paths, splits.validation.paths, splits.validation_items.paths)
+        used = {"train": splits.train.paths, "validation": splits.validation.paths}
+        used["validation of items"] = splits.validation_items.paths
         sizes = (splits.labelled, DRAWN if metric else 0, inshop_share if inshop else 0.0)
         list(TrainBatches(splits.train, splits.labelled, *sizes, per_class, seed=0))
+        single = not metric and 1 in (batch_size, splits.labelled % batch_size)
     except UserError as error:  # names the folder and this command, too
         faults.append(str(error).removeprefix(f"{base}: ").split(";")[0])
 
     print()
-    unusable = sum(_check_pictures(base, table, jobs, crop, used) for table in tables)
-    if unusable:
-        faults.append(f"{unusable} of the pictures it reads cannot be read or cropped")
+    unusable: set[str] = set()
+    for table in tables:
+        unusable |= _check_pictures(base, table, jobs, crop, truncated)
+    for name, paths in used.items():
+        if paths and unusable.issuperset(paths):
+            faults.append(f"no picture of its {name} part can be read")
+    left_out = unusable.intersection(set().union(*used.values()))
+    if left_out:
+        print(f"training leaves out {len(left_out):,} pictures that cannot be read or cropped")
+    if single:
+        print(
+            "the last batch of an epoch has one picture, too few for some backbones' batch norms;"
+            " if training says so, set TRAIN_BATCH_SIZE higher or lower"
+        )
     for fault in faults:
         print(f"training would fail: {fault}")
     print("no training as things are" if faults else "ready for training")
@@ -125,16 +144,21 @@ def _print_items(pictures: Pictures) -> None:
         print(f"{lost:,} queries whose item is not in the gallery: they can never be answered")
 
 
-def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool, used: set[str]) -> int:
-    """Read the pictures, print their faults; return how many of `used` training cannot read."""
+def _check_pictures(
+    base: Path, pictures: Pictures, jobs: int, crop: bool, truncated: bool
+) -> set[str]:
+    """Read the pictures, print their faults; return those that training cannot read."""
     faults: dict[str, list[str]] = defaultdict(list)
     rows_of: dict[str, list[int]] = defaultdict(list)
     fatal = {"missing", "link", "unreadable", *(["empty box"] if crop else [])}
-    unusable = 0
+    unusable = set()
     with progress_bar(len(pictures), "reading", "picture") as bar:
-        for row, (kind, message, digest) in enumerate(_inspect_all(base, pictures, jobs)):
+        for row, (kind, message, digest) in enumerate(
+            _inspect_all(base, pictures, jobs, truncated)
+        ):
             faults[kind].append(message)
-            unusable += kind in fatal and pictures.paths[row] in used
+            if kind in fatal:
+                unusable.add(pictures.paths[row])
             if digest:
                 rows_of[digest].append(row)
             bar.update()
@@ -149,21 +173,28 @@ def _check_pictures(base: Path, pictures: Pictures, jobs: int, crop: bool, used:
     _print_faults("box reaches outside the picture (clipped)", faults["box"])
     _print_faults(
         f"duplicates (the same bytes; {across:,} times across partitions)",
-        [" = ".join(shown(pictures.paths[row]) for row in rows) for rows in copies],
+        [
+            " = ".join(shown(pictures.paths[row]) for row in rows[:MAX_NAMES])
+            + f" = {len(rows) - MAX_NAMES:,} more" * (len(rows) > MAX_NAMES)
+            for rows in copies
+        ],
     )
     return unusable
 
 
-def _inspect_all(base: Path, pictures: Pictures, jobs: int) -> Iterator[tuple[str, str, str]]:
+def _inspect_all(
+    base: Path, pictures: Pictures, jobs: int, truncated: bool
+) -> Iterator[tuple[str, str, str]]:
     """`_inspect` of each picture, in order; Pillow decodes without Python's global lock."""
     with ThreadPoolExecutor(max(jobs, 1)) as pool:
         for start in range(0, len(pictures), BLOCK):
             block = slice(start, start + BLOCK)
             boxes = pictures.boxes[block].tolist()
-            yield from pool.map(lambda p, b: _inspect(base, p, b), pictures.paths[block], boxes)
+            inspect = partial(_inspect, base, truncated)
+            yield from pool.map(inspect, pictures.paths[block], boxes)
 
 
-def _inspect(base: Path, path: str, box: list[int]) -> tuple[str, str, str]:
+def _inspect(base: Path, truncated: bool, path: str, box: list[int]) -> tuple[str, str, str]:
     """One picture: the kind of its fault ("" for none), what is printed, SHA-256 of its bytes."""
     try:
         if leads_out(base, path, None):
@@ -171,7 +202,8 @@ def _inspect(base: Path, path: str, box: list[int]) -> tuple[str, str, str]:
         file = picture_file(base, path)
         if not file.exists():
             return "missing", shown(path), ""
-        picture, digest = read_picture(file), sha256_of(file)
+        picture, digest = read_picture(file, truncated=truncated), sha256_of(file)
+        refuse_sheet(picture, file)
     except (PictureError, OSError) as error:
         return "unreadable", str(error), ""
     x1, y1, x2, y2 = box

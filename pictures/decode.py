@@ -5,14 +5,19 @@ import os
 import re
 import stat
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from io import BytesIO
+from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from zlib import crc32
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from pictures.formats import NO_PICTURES, open_picture
 from utils import UserError, shown
@@ -24,6 +29,11 @@ JPEG, JPEG_END = ("JPEG", "MPO"), b"\xff\xd9"
 JPEG_MORE = b"\x55" * 64 + b"".join(b"\xff%c" % n + b"\x55" * 16 for n in range(0xD0, 0xD8)) * 2
 JPEG_MORE += JPEG_END
 JPEG_SEGMENT, JPEG_SCAN = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]"), b"\xff\xda"
+TRUNCATED = threading.Lock()  # of Pillow's only switch for truncated files, a global
+REPORTS = 256  # that hardly collide: there are few faults of colour profiles
+SHEET_MARK = (
+    "deep-fashion-retrieval, answers"  # in the EXIF data of pictures that this project draws
+)
 SAME_COLORS = 2  # of 255; profiles called sRGB differ by 1, no other one by less than 9
 TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,6 +61,7 @@ def read_picture(
     box: tuple[int, int, int, int] | None = None,
     min_side: int = 0,
     name: str = "",
+    truncated: bool = False,
 ) -> Image.Image:
     """Read a picture of any format Pillow knows but PostScript, as sRGB.
 
@@ -66,6 +77,7 @@ def read_picture(
         its size, as long as both sides keep this many px: several times faster; 0: at full size,
         or at the largest one within Pillow's limit of pixels
     name : what messages call it; else its path
+    truncated : read a file whose end is missing as far as it goes, as Pillow does
 
     Raises
     ------
@@ -82,10 +94,10 @@ def read_picture(
                 picture = _decode(path, box, min_side, name)
             elif not isinstance(path, str | Path):
                 source = path if path.seekable() else BytesIO(path.read())
-                picture = _read(source, box, min_side, name)
+                picture = _read(source, box, min_side, name, truncated)
             elif stat.S_ISREG(os.stat(path).st_mode):
                 with open(path, "rb") as file:
-                    picture = _read(file, box, min_side, name)
+                    picture = _read(file, box, min_side, name, truncated)
             else:  # to open a pipe would wait for its writer
                 raise UserError("cannot be read as a picture: no regular file")
     except FileNotFoundError:
@@ -106,6 +118,21 @@ def read_picture(
     return picture
 
 
+def sheet_mark() -> Image.Exif:
+    """EXIF data to save a sheet of answers with, so that it is not taken for a photo."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = SHEET_MARK
+    return exif
+
+
+def refuse_sheet(picture: Image.Image, path: Path) -> None:
+    """Raise a `PictureError` where a picture is a sheet of answers, see `sheet_mark`."""
+    if SHEET_MARK.encode() in picture.info.get("exif", b""):
+        raise PictureError(
+            f"{shown(path)}: answers that retrieval.py drew; move it out of the data set"
+        )
+
+
 def _reason(error: Exception) -> str:
     """Why a file cannot be read, and what to do where that helps."""
     if isinstance(error, UnidentifiedImageError):
@@ -113,7 +140,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     reason = shown(" ".join(str(error).split()))  # it may quote the file
-    return f"{reason or type(error).__name__}; copy it again or save it anew"
+    reason = f"{reason or type(error).__name__}; copy it again or save it anew"
+    return reason + ", or set TRUNCATED=accept" * ("truncated" in reason.lower())
 
 
 def _max_pixels() -> float:
@@ -121,22 +149,43 @@ def _max_pixels() -> float:
 
 
 def _read(
-    file: BinaryIO, box: tuple[int, int, int, int] | None, min_side: int, name: str
+    file: BinaryIO,
+    box: tuple[int, int, int, int] | None,
+    min_side: int,
+    name: str,
+    truncated: bool,
 ) -> Image.Image:
     """`_decode` an open file; also a JPEG whose end is missing, but no pixel."""
-    with open_picture(file) as picture:
+    try:
+        with open_picture(file) as picture:
+            try:
+                return _decode(picture, box, min_side, name)
+            except OSError:
+                file.seek(0)
+                content = file.read().removesuffix(b"\xff")  # of the end, half
+                if picture.format not in JPEG or not _has_all_scans(content, picture):
+                    raise
+                files = [open_picture(BytesIO(content + end)) for end in (JPEG_END, JPEG_MORE)]
+                zeros, others = (_decode(file, box, min_side, name) for file in files)
+                if zeros.tobytes() != others.tobytes():
+                    raise
+                return zeros
+    except Exception:
+        if not truncated:
+            raise
+    with _fill_truncated(), open_picture(file) as picture:
+        return _decode(picture, box, min_side, name)
+
+
+@contextmanager
+def _fill_truncated() -> Iterator[None]:
+    """Let Pillow fill what truncated files lack."""
+    with TRUNCATED:
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
         try:
-            return _decode(picture, box, min_side, name)
-        except OSError:
-            file.seek(0)
-            content = file.read().removesuffix(b"\xff")  # of the end, half
-            if picture.format not in JPEG or not _has_all_scans(content, picture):
-                raise
-            files = [open_picture(BytesIO(content + end)) for end in (JPEG_END, JPEG_MORE)]
-            zeros, others = (_decode(file, box, min_side, name) for file in files)
-            if zeros.tobytes() != others.tobytes():
-                raise
-            return zeros
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
 def _has_all_scans(content: bytes, picture: Image.Image) -> bool:
@@ -233,8 +282,9 @@ def _transform(
         return None
     found = _transform_of(profile or b"", mode if mode in ("L", "CMYK") else "RGB")
     if isinstance(found, str):
-        if found not in _reported():
-            _reported().add(found)
+        flag = crc32(found.encode()) % REPORTS
+        if not reported_profiles()[flag]:
+            reported_profiles()[flag] = True
             print(
                 f"{name}: its colour profile is ignored: {found}; save the picture as sRGB if its"
                 " colours are wrong. Others like it are not named",
@@ -245,9 +295,9 @@ def _transform(
 
 
 @cache
-def _reported() -> set[str]:
-    """Faults of colour profiles that this process has printed."""
-    return set()
+def reported_profiles() -> Any:
+    """Flags of the faults of colour profiles that were printed; processes forked later share it."""
+    return RawArray("B", REPORTS)
 
 
 @lru_cache(maxsize=16)

@@ -23,7 +23,7 @@ SYSTEM_FOLDERS = frozenset((  # of NAS, Windows and macOS, in lower case: copies
     "$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "__macosx",
 ))  # fmt: skip
 LINK_ROOTS = "allowed_roots.txt"
-# What this project writes below DATASET_BASE.
+# What this project writes below DATASET_BASE; a picture of such a name is a picture.
 MADE_FILE = re.compile(
     r"all_\w+(\.\w+)*\.(npy|npz|json|list)|.+\.pth\.tar|kmeans\.m|milvus\.(json|db.*)"
     rf"|events\.out\.tfevents.*|{LINK_ROOTS}"
@@ -50,10 +50,11 @@ def find_pictures(folder: Path) -> list[str]:
         for file in files:
             if is_left_out(file):
                 continue
-            if kind := kind_of(os.path.join(place, file)):
-                others[kind] += 1
-            else:
+            kind = kind_of(os.path.join(place, file))
+            if not kind:
                 found.append((relative / file).as_posix())
+            elif not MADE_FILE.fullmatch(file):
+                others[kind] += 1
     _report_others(folder, others)
     return sorted(found)
 
@@ -73,8 +74,13 @@ def _report_others(folder: Path, others: Counter[str]) -> None:
 
 
 def is_left_out(name: str) -> bool:
-    """Whether a file or folder is hidden, a system's, or one that this project makes."""
-    return name[0] == "." or name.lower() in SYSTEM_FOLDERS or bool(MADE_FILE.fullmatch(name))
+    """Whether a file or folder is hidden, a system's, or Milvus Lite's."""
+    return name[0] == "." or name.lower() in SYSTEM_FOLDERS or name == "milvus.db"
+
+
+def is_made(path: str) -> bool:
+    """Whether this project makes a file: by its name, if it holds no picture."""
+    return bool(MADE_FILE.fullmatch(os.path.basename(path))) and bool(kind_of(path))
 
 
 def _report_unreadable(error: OSError) -> None:

@@ -195,7 +195,8 @@ class Searcher:
         if not isinstance(picture, Image.Image):
             data = picture.read()
             picture, files = io.BytesIO(data), ((len(data), hashlib.sha256(data).hexdigest()),)
-        rgb = read_picture(picture, box, self.min_side, str(path or ""))
+        truncated = self.config.TRUNCATED == "accept"
+        rgb = read_picture(picture, box, self.min_side, str(path or ""), truncated)
         images = [transform(rgb) for transform in self.transforms]
         return Query(name, images, ImageOps.contain(rgb, (400, 400)), files)
 

@@ -69,7 +69,8 @@ def draw_sheet(base: Path, rows: Sequence[SheetRow]) -> Image.Image:
             marks = remark(record.get("copies", 1), record.get("duplicate_of"))
             below = "; ".join(filter(None, (record["category"], marks)))
             try:
-                picture = read_picture(picture_file(base, record["path"]), min_side=max(TILE))
+                file = picture_file(base, record["path"])
+                picture = read_picture(file, min_side=max(TILE), truncated=True)
             except PictureError:
                 picture = None
             _tile(sheet, corner, picture, caption, below, LINE)

@@ -155,7 +155,7 @@ def thumbnail(collection: Collection, picture: str, side: int) -> bytes:
     ------
     PictureError : it cannot be read any more
     """
-    image = read_picture(_file_of(collection, picture), min_side=side)
+    image = read_picture(_file_of(collection, picture), min_side=side, truncated=True)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return _jpeg(image)
 

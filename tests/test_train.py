@@ -202,7 +202,9 @@ def test_a_run_goes_on_past_a_damaged_picture_and_without_it(
     flags = ["--dataset-base", str(tmp_path), *SMALL, "--num-workers", "0"]
     flags += ["--freeze-param", "false", "--test-batch-size", "4"]
     train.main([*flags, "--epoch", "1"])
-    assert f"{damaged.name}: cannot be read as a picture" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.count(f"{damaged.name}: cannot be read as a picture") == 1
+    assert "pictures left out, as they cannot be read: 1\n" in err
     damaged.unlink()
     train.main([*flags, "--epoch", "2", "--resume"])
     out = capsys.readouterr().out

@@ -153,7 +153,15 @@ export class Query {
     find("boxhint").textContent = !this.files.length ? "A picture of the collection."
       : this.crop.enabled ? "Draw a box around one garment to search for it only."
         : "All pictures make one query.";
-    if (pictures.length && find("preview").src !== pictures[0]) find("preview").src = pictures[0];
+    const preview = find("preview");
+    if (pictures.length && preview.src !== pictures[0]) {
+      preview.hidden = false;
+      preview.src = pictures[0];
+      preview.onerror = () => {
+        preview.hidden = true;
+        find("boxhint").textContent = "This picture cannot be shown.";
+      };
+    }
     find("pictures").replaceChildren(...(pictures.length > 1 ? this.files.map((one, i) => make("li", {},
       make("img", { src: one.address, alt: `picture ${i + 1}` }),
       make("button", { type: "button", ariaLabel: `remove picture ${i + 1}`, onclick: () => this.remove(i) }, "✕"),

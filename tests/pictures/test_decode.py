@@ -127,6 +127,22 @@ def test_truncated_picture_is_an_error_that_names_it(
         read_picture(path)
 
 
+@pytest.mark.parametrize(("suffix", "keep"), [("jpg", 0.6), ("png", 0.6), ("tif", 0.9)])
+def test_a_truncated_picture_is_read_as_far_as_it_goes(
+    tmp_path: Path, suffix: str, keep: float
+) -> None:
+    """Its begin is that of the whole one; afterwards, files without an end are refused again."""
+    path = tmp_path / f"torn.{suffix}"
+    Image.fromarray(NOISE).save(path)
+    whole = np.asarray(read_picture(path))
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    torn = np.asarray(read_picture(path, truncated=True))
+    assert torn.shape == whole.shape
+    assert np.array_equal(torn[:16], whole[:16])
+    with pytest.raises(PictureError, match="TRUNCATED=accept" if suffix != "tif" else "torn"):
+        read_picture(path)
+
+
 def test_missing_file_folder_and_text_are_errors(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     for name, said in {"none.jpg": "no such file", "text.jpg": "cannot be read", "": ""}.items():

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from data import PictureDataset
 from pictures.decode import PictureError
 from pictures.folder import allow_roots, picture_file, read_folder
+from retrieval import save_sheet
 from tests.conftest import ROOT
 from tests.pictures.test_collection import category_of, partition_of, touch
 from utils import UserError
@@ -40,6 +44,27 @@ def test_folder_with_categories_leaves_out_what_is_hidden_a_systems_or_no_pictur
     assert not found.boxes.any()
     assert (found.types.dtype, found.types.tolist()) == (np.int8, [0] * 5)
     assert set(found.items) == set(found.colors) == {""}
+
+
+def test_own_files_are_known_by_what_they_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A photo whose name is that of a made file is a photo; a sheet of answers is none."""
+    photo = Image.new("RGB", (20, 20))
+    for name in ("kmeans.m", "all_feat.npy", "milvus.db.jpg"):
+        photo.save(tmp_path / name, "JPEG")
+    np.save(tmp_path / "all_item.npy", np.zeros(3))
+    save_sheet(photo, tmp_path / "results.jpg")
+    save_sheet(photo, tmp_path / "results.png")
+    pictures = read_folder(tmp_path, 0.1)
+    names = ["all_feat.npy", "kmeans.m", "milvus.db.jpg", "results.jpg", "results.png"]
+    assert (pictures.paths, capsys.readouterr().err) == (names, "")
+    dataset = PictureDataset(tmp_path, pictures, lambda picture: torch.zeros(1), False)
+    for row in range(3):
+        dataset[row]
+    for row in (3, 4):
+        with pytest.raises(PictureError, match="answers that retrieval"):
+            dataset[row]
 
 
 def test_names_of_a_category_differ_in_case_blanks_and_unicode_form(

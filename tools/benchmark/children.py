@@ -35,7 +35,7 @@ def _models(base: str, device: str) -> tuple[LoadedModel, Readable]:
     config = Config(DATASET_BASE=Path(base))
     pictures = read_collection(config.DATASET_BASE, config.CATEGORIES, False, config.VAL_SHARE)
     model = load_models(config, pictures.category_names, pick_device(device))[0]
-    return model, dataset_of(config.DATASET_BASE, pictures, config.CROP_TO_BBOX, model)
+    return model, dataset_of(config.DATASET_BASE, pictures, config.model_dump(), model)
 
 
 def extraction_parts(base: str, device: str, amp: str, batches: int) -> dict[str, float]:
