@@ -33,7 +33,7 @@ setup-dev: .venv/ready-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/ready-dev: .venv/ready requirements-dev.txt requirements-demo.txt requirements-formats.txt requirements-milvus.txt requirements-watch.txt requirements-web.txt
+.venv/ready-dev: .venv/ready requirements-dev.txt requirements-demo.txt requirements-formats.txt requirements-milvus.txt requirements-models.txt requirements-watch.txt requirements-web.txt
 	@{ { command -v chromium && PATH="$$PATH:/usr/sbin" command -v nginx; } >/dev/null \
 		|| ( $(call APT,chromium nginx) ) \
 		|| echo "without chromium and nginx tests of the page are skipped" >&2; } & \

@@ -137,10 +137,14 @@ class Config(BaseSettings):
         "share of the items, and of photos without a split, for validation", 0.1, gt=0, lt=1
     )
     IMG_SIZE: int = _data(
-        "px of a scaled picture's short side (a checkpoint has its own)", 224, ge=16, le=MAX_PIXELS
+        "px of a scaled picture's short side (a checkpoint has its own); of timm/ and open_clip/"
+        " models, unless set, as their library feeds them",
+        224,
+        ge=16,
+        le=MAX_PIXELS,
     )
     CROP_SIZE: int = _data(
-        "px of a side of the square cut from it (a checkpoint has its own)",
+        "px of a side of the square cut from it (as IMG_SIZE)",
         224,
         ge=16,
         le=MAX_PIXELS,
@@ -154,15 +158,21 @@ class Config(BaseSettings):
     )
 
     # --- network
-    BACKBONE: str = _network("a torchvision classification model, or timm/NAME", "resnet50")
+    BACKBONE: str = _network(
+        "a torchvision classification model, timm/NAME, or open_clip/ and NAME, hf-hub:ORG/NAME or"
+        " local-dir:FOLDER",
+        "resnet50",
+    )
     PRETRAINED: str = _network(
-        "weights to start training from: imagenet (torchvision's), a file (backbone weights or a"
-        " checkpoint of this project), or none",
+        "weights to start training from: imagenet (the library's own), a tag of open_clip/NAME, a"
+        " file (backbone weights or a checkpoint of this project), or none",
         "imagenet",
     )
-    INTER_DIM: int = _network("length of the embedding; 0: the pooled conv map itself", 512, ge=0)
-    POOLING: Literal["avg", "avgmax", "gem"] = _network(
-        "of the conv map: average, average + maximum, or generalised mean", "avgmax"
+    INTER_DIM: int = _network("length of the embedding; 0: the pooled features", 512, ge=0)
+    POOLING: Literal["auto", "avg", "avgmax", "gem", "model"] = _network(
+        "of the conv map: average, average + maximum, generalised mean, or the model's own pooled"
+        " output; auto: avgmax of torchvision's, else model",
+        "auto",
     )
     NORMALIZE: bool = _network(
         "embeddings of equal length, of a part for the category and one for the single item", True

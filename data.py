@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -47,20 +47,56 @@ MAX_REPLACED = 100  # unreadable pictures in a row: then it is not the pictures
 DETAIL = 3  # pictures are decoded at this many times the size that they are scaled to, or more
 
 
-def train_transform(side: int) -> Transform:
+def train_transform(side: int, interpolation: str = "bilinear", padded: bool = True) -> Transform:
     """Random crop and flip, colours untouched: RGB picture -> side x side x 3, uint8.
 
     The crop is cut from the whole picture, then scaled: the other way round it would be blurred.
+    `interpolation` and `padded` are as for `eval_transform`.
     """
-    crop = transforms.RandomResizedCrop(side, scale=(0.4, 1.0))
-    pad = partial(pad_narrow, side=2 * side)
-    return transforms.Compose([pad, crop, transforms.RandomHorizontalFlip(), _pixels])
+    how = transforms.InterpolationMode(interpolation)
+    crop = transforms.RandomResizedCrop(side, scale=(0.4, 1.0), interpolation=how)
+    pad = [partial(pad_narrow, side=2 * side)] if padded else []
+    return transforms.Compose([*pad, crop, transforms.RandomHorizontalFlip(), _pixels])
 
 
-def eval_transform(img_size: int, crop_size: int) -> Transform:
-    """Short side to img_size px, then the middle: RGB -> crop_size x crop_size x 3, uint8."""
-    resize, crop = transforms.Resize(img_size), transforms.CenterCrop(crop_size)
-    return transforms.Compose([partial(pad_narrow, side=img_size), resize, crop, _pixels])
+def eval_transform(
+    img_size: int,
+    crop_size: int,
+    interpolation: str = "bilinear",
+    resize: str = "padded",
+    fill: tuple[int, ...] = PADDING,
+) -> Transform:
+    """Scale, then cut the middle: RGB -> crop_size x crop_size x 3, uint8.
+
+    Parameters
+    ----------
+    img_size : px of the scaled picture
+    crop_size : px of a side of the square
+    interpolation : bilinear, bicubic ... of torchvision
+    resize : what has img_size px: the short side (shortest), also of a picture made less narrow
+        (padded, see `pad_narrow`), both sides (squash), or the long side, the rest filled (longest)
+    fill : R, G and B of that rest, from 0 to 255
+    """
+    how = transforms.InterpolationMode(interpolation)
+    steps: list[Any] = [transforms.Resize(img_size, how)]
+    if resize == "padded":
+        steps.insert(0, partial(pad_narrow, side=img_size))
+    elif resize == "squash":
+        steps = [transforms.Resize((img_size, img_size), how)]
+    elif resize == "longest":
+        steps = [partial(_fit, side=img_size, how=how, fill=fill)]
+    return transforms.Compose([*steps, transforms.CenterCrop(crop_size), _pixels])
+
+
+def _fit(
+    picture: Image.Image, side: int, how: transforms.InterpolationMode, fill: tuple[int, ...]
+) -> Image.Image:
+    """Scale the long side to `side` px, and put the picture in the middle of a square."""
+    width, height = (round(side * length / max(picture.size)) for length in picture.size)
+    square = Image.new("RGB", (side, side), fill)
+    scaled = transforms.functional.resize(picture, [height, width], how)
+    square.paste(scaled, ((side - width) // 2, (side - height) // 2))
+    return square
 
 
 def pad_narrow(picture: Image.Image, side: int) -> Image.Image:

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,14 +13,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from config import MAX_PIXELS
+from network.architecture import Architecture, parse_architecture
 from network.backbones import WeightsError, build_backbone, load_weights
 from network.checkpoint import read_checkpoint, weights_of, write_checkpoint
 from network.device import autocast, copy_to
+from network.image_text import PREFIX, build_image_text, find_weights
 from network.layers import AveragePooling, CosineClassifier, GeM, Normalize
 from utils import UserError, command
 
-Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 Network = Callable[[Tensor], list[Tensor]]  # pictures N x H x W x 3, uint8 -> features N x D each
 LENGTH = 10.0  # of a normalised embedding: its distances then compare with those of 2018
 
@@ -33,49 +33,7 @@ class SplitRecord(TypedDict):
     digest: str
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """What has to be known to build a network and to feed it; "network" in a checkpoint.
-
-    Attributes
-    ----------
-    backbone : a torchvision classification model, or timm/NAME
-    inter_dim : length D of the embedding; 0 for the pooled conv map itself
-    categories : names of the categories, in the order of the logits
-    img_size : short side in px that pictures are scaled to
-    crop_size : side in px of the square cut from their middle, the input
-    pooling : avg, avgmax (their sum) or gem
-    normalised : the embedding lies on a sphere, see `EmbeddingNet`
-    """
-
-    backbone: str
-    inter_dim: Annotated[int, Field(ge=0)]
-    categories: list[str]
-    img_size: Side
-    crop_size: Side
-    pooling: Literal["avg", "avgmax", "gem"] = "avg"
-    normalised: bool = False
-
-    @property
-    def category_dims(self) -> int:
-        """Columns at the beginning of the embedding that are the category's part."""
-        return len(self.categories) if self.normalised and self.inter_dim else 0
-
-
-_ARCHITECTURE = TypeAdapter(Architecture)
 _SPLIT = TypeAdapter(SplitRecord | str | None)
-
-
-def _parse_architecture(record: Any, path: Path) -> Architecture:
-    """Check the architecture that a checkpoint records; unknown fields are ignored."""
-    try:
-        return _ARCHITECTURE.validate_python(record)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "network"
-        raise UserError(
-            f"{path}: written by another version ({place}: {first['msg']}); train again"
-        ) from None
 
 
 class EmbeddingNet(nn.Module):
@@ -92,8 +50,8 @@ class EmbeddingNet(nn.Module):
 
     Parameters
     ----------
-    backbone : N x 3 x H x W -> conv map N x C x h x w
-    channels : C
+    backbone : N x 3 x H x W -> conv map N x C x h x w; with POOLING=model, also pooled N x P
+    channels : C or P, what the embedding is made of
     architecture : what to build
 
     Attributes
@@ -107,9 +65,10 @@ class EmbeddingNet(nn.Module):
         self.dim = dim = architecture.inter_dim or channels
         categories, pooling = len(architecture.categories), architecture.pooling
         self.normalised, self.category_dims = architecture.normalised, architecture.category_dims
-        self.normalize = Normalize()
+        self.normalize = Normalize(architecture.mean, architecture.std)
         self.backbone = backbone
         self.pool = GeM() if pooling == "gem" else AveragePooling(pooling == "avgmax")
+        self.own_pool = pooling == "model"
         if self.category_dims >= dim:
             raise UserError(f"INTER_DIM={dim} has no room beside {categories} categories; raise it")
         self.norm = nn.LayerNorm(channels) if self.category_dims else nn.Identity()
@@ -130,10 +89,12 @@ class EmbeddingNet(nn.Module):
         -------
         Category logits N x K and embedding N x D, both float32, and the conv map N x C x h x w.
         """
-        conv_map = self.backbone(x)
+        found = self.backbone(x)
+        conv_map, pooled = found if self.own_pool else (found, None)
         # 16 bits are enough for the convolutions; embeddings rounded to them would tie.
         with torch.autocast(x.device.type, enabled=False):
-            pooled = self.norm(self.pool(conv_map.float()))
+            pooled = self.pool(conv_map.float()) if pooled is None else pooled.float()
+            pooled = self.norm(pooled)
             embedding = self.fc(pooled)
             if self.category_dims:
                 logits = self.fc2(LENGTH * F.normalize(pooled))
@@ -186,7 +147,8 @@ class FeatureNet(nn.Module):
         """N x H x W x 3, uint8 -> embedding N x D, then each colour feature N x C, float32."""
         x = self.net.normalize(images)
         _, embedding, conv_map = self.net(x)
-        colors = [color(x, conv_map) for color in self.colors]
+        seen = self.net.normalize.for_colors(x)
+        colors = [color(seen, conv_map) for color in self.colors]
         if self.flip:
             embedding = (embedding + self.net(x.flip(3))[1]) / 2
             if self.net.normalised:
@@ -200,21 +162,27 @@ def initial_net(architecture: Architecture, pretrained: str) -> EmbeddingNet:
     Parameters
     ----------
     architecture : what to build
-    pretrained : `imagenet`, `none`, or a file: backbone weights in torchvision's or timm's names,
-        with or without the classifier, or a checkpoint of this project or of the 2018 one
+    pretrained : `imagenet` (the library's own weights), `none`, a tag of open_clip/NAME, or a file:
+        backbone weights in the library's names, with or without the classifier, or a checkpoint of
+        this project or of the 2018 one
 
     Raises
     ------
     UserError : an unknown backbone, weights that cannot be had, or that are another backbone's
     """
-    name, from_file = architecture.backbone, pretrained not in {"imagenet", "none"}
-    state = _read_weights(Path(pretrained))[0] if from_file else {}
+    name, file = architecture.backbone, Path(pretrained)
+    of_open_clip = name.startswith(PREFIX)
+    by_name = pretrained in {"imagenet", "none"} or (of_open_clip and not file.is_file())
+    state = {} if by_name else _read_weights(file)[0]
     if not all(bool(value.isfinite().all()) for value in state.values()):
         raise UserError(f"PRETRAINED {pretrained}: holds NaN or infinity")
     is_checkpoint = any(key.startswith("backbone.") for key in state)
+    weights = None if by_name or is_checkpoint else file
+    if of_open_clip and by_name and pretrained != "none":
+        weights = find_weights(name, pretrained)
     try:
-        of_library = state if from_file and not is_checkpoint else None
-        backbone = build_backbone(name, pretrained == "imagenet", of_library)
+        of_library = state if weights and not of_open_clip else None
+        backbone = _backbone(architecture, pretrained == "imagenet", of_library, weights)
         channels = _channels(backbone, name, architecture.crop_size)
         net = EmbeddingNet(backbone, channels, architecture)
         if isinstance(net.fc, nn.Linear):
@@ -228,18 +196,32 @@ def initial_net(architecture: Architecture, pretrained: str) -> EmbeddingNet:
     return net
 
 
+def _backbone(
+    architecture: Architecture,
+    imagenet: bool = False,
+    state: dict[str, Tensor] | None = None,
+    weights: Path | None = None,
+) -> nn.Module:
+    """The backbone of an architecture; `weights` are a file of open_clip's."""
+    name, config, model = architecture.backbone, architecture.open_clip, None
+    if config:
+        model = build_image_text(name, config, architecture.crop_size, weights)
+    pooled = architecture.pooling == "model"
+    return build_backbone(name, imagenet, state, pooled=pooled, image_text=model)
+
+
 @torch.inference_mode()
 def _channels(backbone: nn.Module, name: str, crop_size: int) -> int:
-    """Channels of the conv map of a backbone; a `UserError` where it makes none of that size."""
+    """Channels of what a backbone pools; a `UserError` where it makes no map of that size."""
     try:
-        _, channels, _, _ = backbone.eval()(torch.zeros(1, 3, crop_size, crop_size)).shape
+        found = backbone.eval()(torch.zeros(1, 3, crop_size, crop_size))
+        return found[-1].shape[-1] if isinstance(found, tuple) else found.shape[1]
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
             f"BACKBONE {name} makes no conv map with CROP_SIZE={crop_size}: {reason}; try 224, or"
             " another backbone"
         ) from None
-    return channels
 
 
 def save_checkpoint(
@@ -258,7 +240,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], Architecture | None]:
     """Read a checkpoint's weights and its architecture; for a bare state dict that is None."""
     content = read_checkpoint(path)
     record = content.get("network")
-    architecture = None if record is None else _parse_architecture(record, path)
+    architecture = None if record is None else parse_architecture(record, path)
     return weights_of(content, path), architecture
 
 
@@ -326,7 +308,7 @@ def load_net(path: Path, default: Architecture | None = None) -> tuple[Embedding
             f"{path}: fc2 is {categories} x {dim}, but this network's is"
             f" {len(architecture.categories)} x {expected}: of an earlier version; train again"
         )
-    net = EmbeddingNet(build_backbone(architecture.backbone), channels, architecture)
+    net = EmbeddingNet(_backbone(architecture), channels, architecture)
     try:
         load_weights(net, state, architecture.backbone)
     except WeightsError as error:

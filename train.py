@@ -28,6 +28,7 @@ from data import (
     train_transform,
 )
 from net import Architecture, EmbeddingNet, initial_net, save_checkpoint
+from network.architecture import new_architecture
 from network.device import amp_type, explain_out_of_memory, to_device
 from network.distributed import Distributed, init_distributed, per_process
 from pictures.folder import allow_roots
@@ -84,15 +85,7 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
         config.DATASET_BASE, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE
     )
     torch.manual_seed(config.SEED)
-    network = Architecture(
-        config.BACKBONE,
-        config.INTER_DIM,
-        splits.validation.category_names,
-        config.IMG_SIZE,
-        config.CROP_SIZE,
-        config.POOLING,
-        config.NORMALIZE,
-    )
+    network = new_architecture(config, splits.validation.category_names)
     net = to_device(initial_net(network, config.PRETRAINED), device)
     if config.EPOCH == 0:
         if distributed.is_main:
@@ -167,7 +160,7 @@ def build_trainer(
     point = config.DATASET_BASE / "models" / RESUME_POINT
     identity = identity_of(config, splits, f"{amp or torch.float32} on {device.type}")
     loader, quick_loader, validation = build_loaders(
-        config, splits, batches, train_side(config, net), device, distributed
+        config, splits, batches, network, train_side(config, net, network), device, distributed
     )
     return Trainer(
         net=net,
@@ -216,7 +209,7 @@ def identity_of(config: Config, splits: Splits, arithmetic: str) -> dict[str, An
 
 
 @torch.inference_mode()
-def train_side(config: Config, net: EmbeddingNet) -> int:
+def train_side(config: Config, net: EmbeddingNet, network: Architecture) -> int:
     """Side in px of the training crops.
 
     Garments look larger in random crops than in the middle of a picture; smaller crops make up for
@@ -224,13 +217,13 @@ def train_side(config: Config, net: EmbeddingNet) -> int:
     that takes one size only gets that.
     """
     if config.TRAIN_SIZE or config.RECIPE == "original":
-        return config.TRAIN_SIZE or config.CROP_SIZE
-    side = round(config.CROP_SIZE * 6 / 7)
+        return config.TRAIN_SIZE or network.crop_size
+    side = round(network.crop_size * 6 / 7)
     image = next(net.parameters()).new_zeros(1, 3, side, side)
     try:
         net.eval().backbone(image)
     except (RuntimeError, AssertionError, ValueError):
-        return config.CROP_SIZE
+        return network.crop_size
     return side
 
 
@@ -238,6 +231,7 @@ def build_loaders(
     config: Config,
     splits: Splits,
     batches: TrainBatches,
+    network: Architecture,
     side: int,
     device: torch.device,
     distributed: Distributed,
@@ -246,12 +240,12 @@ def build_loaders(
 
     `side` is that of the training crops in px.
     """
-    base, sizes = config.DATASET_BASE, (config.IMG_SIZE, config.CROP_SIZE)
-    crop, detail = config.CROP_TO_BBOX, DETAIL * config.IMG_SIZE
+    base, crop, detail = config.DATASET_BASE, config.CROP_TO_BBOX, DETAIL * network.img_size
     workers = per_process(config.NUM_WORKERS)
-    seen = eval_transform(*sizes)
+    seen = eval_transform(**network.transform)
+    shown = train_transform(side, network.interpolation, network.resize == "padded")
     how = detail, config.TRUNCATED == "accept", True
-    train_set = PictureDataset(base, splits.train, train_transform(side), crop, *how)
+    train_set = PictureDataset(base, splits.train, shown, crop, *how)
     pictures = PictureDataset(base, splits.validation, seen, crop, *how)
     items = PictureDataset(base, splits.validation_items, seen, False, *how)
 

@@ -120,11 +120,11 @@ def dataset_of(
     base: Path, pictures: Pictures, settings: Mapping[str, Any], model: LoadedModel
 ) -> Readable:
     """The pictures as a model takes them; `settings` are those of `Job`."""
-    size, side = model.record.network.img_size, model.record.network.crop_size
+    network = model.record.network
     crop, truncated = settings["CROP_TO_BBOX"], settings["TRUNCATED"] == "accept"
-    seen = eval_transform(size, side)
-    dataset = PictureDataset(base, pictures, seen, crop, DETAIL * size, truncated)
-    return Readable(dataset, side)
+    seen, detail = eval_transform(**network.transform), DETAIL * network.img_size
+    dataset = PictureDataset(base, pictures, seen, crop, detail, truncated)
+    return Readable(dataset, network.crop_size)
 
 
 def key_of(facts: Any, pictures: Pictures) -> str:

@@ -1,4 +1,4 @@
-"""Classification models of torchvision and timm -> backbones that end in their last conv map."""
+"""Models of torchvision, timm and open_clip -> backbones that end in their last conv map."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from network.image_text import INSTALL, PREFIX
 from utils import UserError, needs_package
 
 HEADS = ("fc.", "classifier.", "head")  # how the names of classifiers begin
@@ -17,7 +18,12 @@ class WeightsError(Exception):
 
 
 def build_backbone(
-    name: str, imagenet: bool = False, weights: Mapping[str, Tensor] | None = None
+    name: str,
+    imagenet: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    pooled: bool = False,
+    image_text: nn.Module | None = None,
 ) -> nn.Module:
     """Build a backbone: N x 3 x H x W -> N x C x h x w.
 
@@ -26,20 +32,33 @@ def build_backbone(
 
     Parameters
     ----------
-    name : a torchvision classification model, or timm/NAME
+    name : a torchvision classification model, timm/NAME or open_clip/NAME
     imagenet : load the library's ImageNet weights (downloaded by it on first use)
     weights : a state dict in the library's own names, with or without the classifier
+    pooled : give a pair, the map and the model's own pooled output N x D: what its classifier
+        gets, or the image's place in the space of an image-text model
+    image_text : the model of an open_clip/NAME, with its weights; its text tower is not trained
 
     Raises
     ------
     UserError : no such model, or its ImageNet weights cannot be had
     WeightsError : `weights` are another model's
     """
+    if image_text:
+        return _ImageTextFeatures(image_text, pooled)
     of_timm = name.startswith("timm/")
     model = (_timm_model if of_timm else _torchvision_model)(name, imagenet)
+    if of_timm:
+        module: nn.Module = _TimmFeatures(model, pooled)
+    else:
+        head = _torchvision_head(model) if pooled else None
+        module = _torchvision_conv_map(model, pooled)
+        module = module if head is None else _WithHead(module, head)
     if weights is not None:
-        load_weights(model, weights, name, may_lack=HEADS)
-    return _TimmFeatures(model) if of_timm else _torchvision_conv_map(model)
+        own = model.state_dict()
+        used = {k: v for k, v in weights.items() if k in own or not k.startswith(HEADS)}
+        load_weights(model, used, name, may_lack=() if pooled else HEADS)
+    return module
 
 
 def load_weights(
@@ -77,15 +96,18 @@ def load_weights(
 class _VitFeatures(nn.Module):
     """torchvision's vision transformer up to its last patch tokens, as a conv map."""
 
-    def __init__(self, vit: Any) -> None:
+    def __init__(self, vit: Any, pooled: bool) -> None:
         super().__init__()
         self.vit: Any = vit
+        self.pooled = pooled
         vit.heads = nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         patches = self.vit._process_input(x)
         start = self.vit.class_token.expand(len(x), -1, -1)
-        return _tokens_to_map(self.vit.encoder(torch.cat([start, patches], 1)), leading=1)
+        tokens = self.vit.encoder(torch.cat([start, patches], 1))
+        conv_map = _tokens_to_map(tokens, leading=1)
+        return (conv_map, tokens[:, 0]) if self.pooled else conv_map
 
 
 def _tokens_to_map(tokens: Tensor, leading: int) -> Tensor:
@@ -98,23 +120,77 @@ def _tokens_to_map(tokens: Tensor, leading: int) -> Tensor:
 class _TimmFeatures(nn.Module):
     """A timm model up to its last features, as a conv map."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, pooled: bool) -> None:
         super().__init__()
         self.model: Any = model
+        self.pooled = pooled
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         features = self.model.forward_features(x)
+        conv_map = features
         if features.dim() == 3:
-            return _tokens_to_map(features, getattr(self.model, "num_prefix_tokens", 0))
-        if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
-            return features.permute(0, 3, 1, 2)
-        return features
+            conv_map = _tokens_to_map(features, getattr(self.model, "num_prefix_tokens", 0))
+        elif getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            conv_map = features.permute(0, 3, 1, 2)
+        if not self.pooled:
+            return conv_map
+        return conv_map, self.model.forward_head(features, pre_logits=True)
 
 
-def _torchvision_conv_map(model: Any) -> nn.Module:
+class _ImageTextFeatures(nn.Module):
+    """A model of open_clip up to the last features of its image tower, as a conv map."""
+
+    def __init__(self, model: nn.Module, pooled: bool) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.pooled = pooled
+        self.requires_grad_()
+
+    def requires_grad_(self, requires_grad: bool = True) -> "_ImageTextFeatures":
+        """As of any module, but the text tower is never trained."""
+        super().requires_grad_(False)
+        self.model.visual.requires_grad_(requires_grad)
+        return self
+
+    def forward(self, x: Tensor) -> Any:
+        visual = self.model.visual
+        # The norm of an attention pool comes after it, and may be of another width.
+        norm = getattr(visual, "attn_pool", None) is None
+        found = visual.forward_intermediates(x, indices=1, normalize_intermediates=norm)
+        conv_map = found["image_intermediates"][-1]
+        return (conv_map, found["image_features"]) if self.pooled else conv_map
+
+
+class _WithHead(nn.Module):
+    """A conv map, and what a model makes of it before its last layer."""
+
+    def __init__(self, conv_map: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.conv_map, self.head = conv_map, head
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        conv_map = self.conv_map(x)
+        return conv_map, self.head(conv_map)
+
+
+def _torchvision_head(model: Any) -> nn.Module | None:
+    """The pooling, and the layers of the classifier before the last, which is removed."""
+    if hasattr(model, "class_token"):
+        return None
+    head = getattr(model, "classifier", None)
+    layers = [*head] if isinstance(head, nn.Sequential) and isinstance(head[-1], nn.Linear) else []
+    model.fc = model.head = nn.Identity()
+    model.classifier = nn.Sequential(*layers[:-1])  # so that weights are loaded into them
+    pool = getattr(model, "avgpool", None) or nn.AdaptiveAvgPool2d(1)
+    # Of VGG they take vectors; of ConvNeXt a map, which they make one of.
+    flat = [] if any(isinstance(layer, nn.Flatten) for layer in layers) else [nn.Flatten()]
+    return nn.Sequential(pool, *flat, *layers[:-1])
+
+
+def _torchvision_conv_map(model: Any, pooled: bool) -> nn.Module:
     """Cut the pooling and the classifier off."""
     if hasattr(model, "class_token"):  # ViT
-        return _VitFeatures(model)
+        return _VitFeatures(model, pooled)
     if hasattr(model, "permute"):  # Swin
         return nn.Sequential(model.features, model.norm, model.permute)
     if hasattr(model, "features"):  # VGG, MobileNet, EfficientNet, ConvNeXt, DenseNet ...
@@ -153,25 +229,38 @@ def _torchvision_model(name: str, imagenet: bool) -> nn.Module:
         ) from None
 
 
-def _timm_model(name: str, imagenet: bool) -> nn.Module:
+def import_timm(name: str) -> Any:
+    """timm, which has a model `name`."""
     try:
         import timm
     except ImportError as error:
-        raise needs_package(error, f"BACKBONE {name}", "pip install timm") from None
-    own_name = name.removeprefix("timm/")
-    if not timm.is_model(own_name):
+        raise needs_package(error, f"BACKBONE {name}", INSTALL) from None
+    if not timm.is_model(name.removeprefix("timm/")):
         raise _unknown(name)
+    return timm
+
+
+def _timm_model(name: str, imagenet: bool) -> nn.Module:
+    timm, own_name = import_timm(name), name.removeprefix("timm/")
+
+    def create(**sizes: bool) -> nn.Module:
+        return timm.create_model(own_name, pretrained=imagenet, num_classes=0, **sizes)
+
     try:
-        return timm.create_model(own_name, pretrained=imagenet, num_classes=0)
+        try:
+            return create(dynamic_img_size=True)  # of vision transformers
+        except TypeError:
+            return create()
     except Exception as error:  # the hub's client raises many types when it is out of reach
+        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"PRETRAINED imagenet: the weights of {name} cannot be downloaded: {error}; set"
-            " PRETRAINED to a file with them, or to none"
+            f"PRETRAINED imagenet: model.safetensors of {name} cannot be downloaded ({reason}); get"
+            " it elsewhere, and set PRETRAINED to the file, or to none"
         ) from None
 
 
 def _unknown(name: str) -> UserError:
     return UserError(
-        f"BACKBONE {name!r}: not a torchvision classification model or timm/NAME; for instance"
-        " resnet50, mobilenet_v2, convnext_tiny"
+        f"BACKBONE {name!r}: not a torchvision classification model, timm/NAME or {PREFIX}NAME;"
+        " for instance resnet50, mobilenet_v2, convnext_tiny"
     )

@@ -14,17 +14,32 @@ class Normalize(nn.Module):
 
     mean: Tensor
     std: Tensor
+    color_scale: Tensor
+    color_shift: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> None:
         super().__init__()
         # Not persistent: the keys of a checkpoint stay those of 2018.
-        self.register_buffer("mean", channel_values(MEAN), persistent=False)
-        self.register_buffer("std", channel_values(STD), persistent=False)
+        self.register_buffer("mean", channel_values(mean), persistent=False)
+        self.register_buffer("std", channel_values(std), persistent=False)
+        self.is_imagenet = (mean, std) == (MEAN, STD)
+        usual, spread = channel_values(MEAN), channel_values(STD)
+        self.register_buffer("color_scale", self.std / spread, persistent=False)
+        self.register_buffer("color_shift", (self.mean - usual) / spread, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """N x H x W x 3, uint8 -> N x 3 x H x W, float32, channels_last."""
         x = images.permute(0, 3, 1, 2).float().div_(255)
         return x.sub_(self.mean).div_(self.std)
+
+    def for_colors(self, x: Tensor) -> Tensor:
+        """The network's input as colour features take it: by ImageNet's values, whatever its own.
+
+        N x 3 x H x W, float32, also returned.
+        """
+        if self.is_imagenet:
+            return x
+        return torch.addcmul(self.color_shift, x.float(), self.color_scale)
 
 
 def channel_values(values: tuple[float, ...]) -> Tensor:

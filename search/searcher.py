@@ -103,7 +103,7 @@ class Searcher:
         with watch.step("loading model"):
             models = self.config.MODELS or (self.config.DUMPED_MODEL,)
             self.nets, networks = load_query_nets(self.database, models, self.device)
-        self.transforms = [eval_transform(one.img_size, one.crop_size) for one in networks]
+        self.transforms = [eval_transform(**one.transform) for one in networks]
         self.min_side = DETAIL * max(one.img_size for one in networks)
         self._copies = Copies()
         self._engines: dict[tuple[str, tuple[float, ...]], NamedEngine] = {}

@@ -109,7 +109,7 @@ def inspect(
     x = net.net.normalize(images.to(device))
     with autocast(device, query_type(amp, device)):
         maps = net.net(x)[2].float()
-    return maps, to_device(Palette(), device)(x, maps)
+    return maps, to_device(Palette(), device)(net.net.normalize.for_colors(x), maps)
 
 
 def _similarities(query: Tensor, answer: Tensor) -> list[list[float]]:

@@ -37,6 +37,7 @@ PACKAGES = {
     "dotenv": "python-dotenv",
     "pillow_jxl": "pillow-jxl-plugin",
     "faiss": "faiss-cpu",
+    "open_clip": "open-clip-torch",
     "sklearn": "scikit-learn",
 }
 

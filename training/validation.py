@@ -42,7 +42,7 @@ def predict(
         x = net.normalize(copy_to(device, images))
         with autocast(device, amp):
             logits, embedding, conv_map = net(x)
-            colors = palette(x, conv_map)
+            colors = palette(net.normalize.for_colors(x), conv_map)
         labels = [copy_to(device, values) for values in labels]
         batches.append((logits, embedding, colors, *labels))
     net.train(training)

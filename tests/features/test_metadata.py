@@ -6,7 +6,9 @@ from features.metadata import Metadata
 
 SHA256 = "ab" * 32
 NETWORK = {"backbone": "resnet18", "inter_dim": 512, "categories": ["Robe é"], "img_size": 88,
-           "crop_size": 80, "pooling": "avgmax", "normalised": True}  # fmt: skip
+           "crop_size": 80, "pooling": "model", "normalised": True, "mean": [0.5, 0.4, 0.3],
+           "std": [0.3, 0.2, 0.1], "interpolation": "bicubic", "resize": "squash",
+           "fill": [1, 2, 3], "open_clip": {"model_cfg": {"embed_dim": 8}}}  # fmt: skip
 INFO = {
     "models": [
         {

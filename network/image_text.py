@@ -1,0 +1,145 @@
+"""Image-text models of open_clip: pictures and words in one space."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from utils import UserError, needs_package
+
+PREFIX, HUB, FOLDER = "open_clip/", "hf-hub:", "local-dir:"
+CONFIG = "open_clip_config.json"
+INSTALL = "pip install -r requirements-models.txt"
+WEIGHTS = {".safetensors", ".bin", ".pth", ".pt"}
+
+
+def read_config(name: str, pretrained: str) -> dict[str, Any]:
+    """The configuration of a model: `model_cfg` and `preprocess_cfg`, as in open_clip_config.json.
+
+    Parameters
+    ----------
+    name : open_clip/NAME, open_clip/hf-hub:ORG/NAME or open_clip/local-dir:FOLDER
+    pretrained : of open_clip/NAME the tag of its weights; others have the configuration of the
+        first tag
+
+    Raises
+    ------
+    UserError : no such model, or its configuration cannot be had
+    """
+    own = name.removeprefix(PREFIX)
+    with _explained(name) as open_clip:
+        if own.startswith((HUB, FOLDER)):
+            config = json.loads(_file(open_clip, own, CONFIG).read_text("utf-8"))
+            if "vision_cfg" not in config.get("model_cfg", {}):
+                raise ValueError(f"its {CONFIG} has no model_cfg with a vision_cfg")
+            return {key: config.get(key, {}) for key in ("model_cfg", "preprocess_cfg")}
+        config = {"model_cfg": open_clip.get_model_config(own)}
+        if config["model_cfg"] is None:
+            raise ValueError("no model of open_clip (open_clip.list_models())")
+        tags = open_clip.list_pretrained_tags_by_model(own)
+        tag = pretrained if pretrained in tags else next(iter(tags), "")
+        facts = open_clip.get_pretrained_cfg(own, tag)
+        if tag == pretrained:
+            config["model_cfg"]["quick_gelu"] = facts.get("quick_gelu", False)
+        return {**config, "preprocess_cfg": facts}
+
+
+def find_weights(name: str, pretrained: str) -> Path:
+    """The file of a model's weights, downloaded where it is not in its folder.
+
+    Parameters are those of `read_config`.
+
+    Raises
+    ------
+    UserError : there is none, or it cannot be downloaded
+    """
+    own = name.removeprefix(PREFIX)
+    with _explained(name) as open_clip:
+        if own.startswith((HUB, FOLDER)):
+            return _file(open_clip, own, "")
+        tags = open_clip.list_pretrained_tags_by_model(own)
+        if pretrained not in tags:
+            raise ValueError(f"set PRETRAINED to one of {', '.join(tags) or 'none'}, or to a file")
+        facts = open_clip.get_pretrained_cfg(own, pretrained)
+        try:
+            return Path(open_clip.download_pretrained(facts))
+        except Exception as error:  # of many types
+            source = facts.get("hf_hub") or facts.get("url")
+            raise ValueError(
+                f"the weights {source} cannot be downloaded ({error}); get them elsewhere, and set"
+                " PRETRAINED to the file"
+            ) from None
+
+
+def build_image_text(
+    name: str, config: dict[str, Any], size: int, weights: Path | None = None
+) -> nn.Module:
+    """Build a whole model of open_clip: `visual` is its image tower, the rest its text tower.
+
+    Parameters
+    ----------
+    name : of the model, for messages
+    config : see `read_config`
+    size : of the input in px; position embeddings of another size are resized
+    weights : their file; None: random ones
+
+    Raises
+    ------
+    UserError : weights of another model, a size it cannot take, or a package that is missing
+    """
+    with _explained(name) as open_clip, tempfile.TemporaryDirectory() as folder:
+        Path(folder, CONFIG).write_text(json.dumps(config))
+        if weights:
+            suffix = ".safetensors" if weights.suffix == ".safetensors" else ".bin"
+            Path(folder, f"weights{suffix}").symlink_to(weights.resolve())
+        return open_clip.create_model(
+            f"{FOLDER}{folder}",
+            load_weights=weights is not None,
+            require_pretrained=weights is not None,
+            pretrained_text=False,  # of a text tower of its own it would be a download
+            force_image_size=size,
+        )
+
+
+def _file(open_clip: Any, own: str, file: str) -> Path:
+    """A file of a folder or of the hub; "" for the weights."""
+    needed = f"{CONFIG} and open_clip_model.safetensors (or open_clip_pytorch_model.bin)"
+    if own.startswith(FOLDER):
+        folder = Path(own.removeprefix(FOLDER))
+        found = [path for path in folder.glob(file or "*") if file or path.suffix in WEIGHTS]
+        if not found:
+            raise ValueError(f"{folder} has no {file or 'weights'}; put there {needed}")
+        # The hub's folders may also have weights in another library's names.
+        return min(found, key=lambda p: (not p.name.startswith("open_clip"), p.suffix, p.name))
+    model = own.removeprefix(HUB)
+    try:
+        return Path(open_clip.download_pretrained_from_hf(model, file or None))
+    except Exception as error:  # of many types
+        folder = Path("models", model.rpartition("/")[2])
+        raise ValueError(
+            f"{file or 'its weights'} cannot be downloaded ({str(error).splitlines()[0]}); put"
+            f" {needed} of {model} into {folder}, and set BACKBONE to {PREFIX}{FOLDER}{folder}"
+        ) from None
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[Any]:
+    """open_clip, imported; what it raises becomes a `UserError`, what it logs is not shown."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise needs_package(error, f"BACKBONE {name}", INSTALL) from None
+    logging.disable(logging.ERROR)
+    try:
+        yield open_clip
+    except ImportError as error:  # a text tower of another library
+        raise needs_package(error, f"BACKBONE {name}", f"pip install {error.name}") from None
+    except Exception as error:  # of many types
+        raise UserError(f"BACKBONE {name}: {str(error).strip().splitlines()[0]}") from None
+    finally:
+        logging.disable(logging.NOTSET)
