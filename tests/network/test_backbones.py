@@ -201,7 +201,7 @@ def test_timm_models_give_a_conv_map(name: str, side: int, as_map) -> None:
 
 def test_missing_timm_is_said_with_the_command_that_mends_it(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)  # the import fails
-    with pytest.raises(UserError, match="pip install -r requirements-models.txt"):
+    with pytest.raises(UserError, match=r"pip install -r requirements-models\.txt"):
         build_backbone("timm/resnet18")
 
 
