@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from config import DISTANCE
+from evaluation.calibrate import calibrate
 from evaluation.classifier import with_accuracy
 from evaluation.protocols import (
     CONSUMER_TASK,
@@ -36,11 +37,13 @@ from evaluation.protocols import (
     run_task,
     tasks_of,
 )
+from evaluation.reliability import measure, tables
 from evaluation.report import by_category, write_report
 from evaluation.table import Table
 from evaluation.tune_weights import tune_weights
 from features.database import DEEP, FeatureDatabase, open_database
 from network.device import pick_device
+from search.certainty import open_calibration
 from search.clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
 from search.engines import advise
@@ -116,21 +119,24 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--engine", choices=("exact", "kmeans"), default="exact", help="default: exact")
     add("--json", action="store_true", help="print the figures as JSON")
     add("--report", type=Path, metavar="FILE", help="write them as an HTML page with pictures")
-    add(
-        "--tune-weights",
-        action="store_true",
-        help="find the weights of the signals on the validation split, and measure nothing else",
-    )
+    helps = {
+        "--tune-weights": (tune_weights, "find the weights of the signals"),
+        "--calibrate": (calibrate, "find how distances become probabilities, and store it"),
+    }
+    for flag, (run, found) in helps.items():
+        text = f"{found}, on the validation split, and measure nothing else"
+        add(flag, action="store_const", dest="instead", const=(flag, run), help=text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
     database = open_database(config.DATASET_BASE)
     signals = signals_of(database, **config.distance)
-    if args.tune_weights:
+    if args.instead:
+        flag, run = args.instead
         if (args.protocol, args.engine, args.json, args.report) != ("folder", "exact", False, None):
-            raise UserError("--tune-weights measures nothing else; omit the flags beside it")
-        tune_weights(database, signals, config.VAL_SHARE)
+            raise UserError(f"{flag} measures nothing else; omit the flags beside it")
+        run(database, signals, config.VAL_SHARE)
         return
     device = pick_device(config.DEVICE)
     clusters = open_clusters(database) if args.engine == "kmeans" else None
@@ -142,10 +148,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if advice:
         print(f"by category only: {advice}", file=sys.stderr)
 
-    outcomes = []
+    outcomes, certainty = [], None
+    calibration = open_calibration(database, signals)
     for task in tasks:
         engine = engine_of(signals, task.gallery, clusters, nprobe, device)
         outcome = run_task(task, engine, query_features(task, signals))
+        if calibration and calibration.same == task.name:
+            certainty = measure(task, engine, signals, calibration)
         if task.name == "category":
             outcome = with_accuracy(database, outcome)
         outcomes.append(outcome)
@@ -162,9 +171,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "distance": describe_distance(signals),
     }
     if args.json:
-        print(json.dumps(as_json(facts, outcomes, database), indent=1))
+        also = {"certainty": certainty} if certainty else {}
+        print(json.dumps(as_json(facts, outcomes, database) | also, indent=1))
     else:
         print_figures(facts, outcomes, database)
+        for table in tables(certainty) if certainty else ():
+            print(f"\n{table}")
     if args.report:
         write_report(args.report, f"Evaluation of {database.base}", facts, outcomes, database)
         print(args.report, file=sys.stderr if args.json else sys.stdout)

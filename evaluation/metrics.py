@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 RECALL_AT = (1, 10, 20, 30, 40, 50)
-RESAMPLES = 1000
+RESAMPLES, BINS = 1000, 10
 
 
 @dataclass(frozen=True)
@@ -161,3 +162,47 @@ def summarise(values: np.ndarray, groups: np.ndarray) -> Figure:
     """
     low, high = np.percentile(bootstrap_means(values, groups), [2.5, 97.5])
     return Figure(float(values.mean()), (float(low), float(high)))
+
+
+def reliability(probabilities: np.ndarray, correct: np.ndarray) -> list[tuple[float, float, int]]:
+    """The reliability curve: of each of `BINS` equal bins with answers, from 0 to 1.
+
+    `probabilities` and `correct` (bool) are of the same shape. A bin has the mean probability, the
+    share of correct answers, and the number of answers.
+    """
+    of_bin = [_bins(probabilities) == i for i in range(BINS)]
+    return [
+        (float(probabilities[one].mean()), float(correct[one].mean()), int(one.sum()))
+        for one in of_bin
+        if one.any()
+    ]
+
+
+def _bins(probabilities: np.ndarray) -> np.ndarray:
+    return np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
+
+
+def calibration_error(probabilities: np.ndarray, correct: np.ndarray, groups: np.ndarray) -> Figure:
+    """Expected calibration error (Naeini et al., AAAI 2015) in `BINS` bins of equal width.
+
+    The mean over the answers of | share of correct answers - mean probability | of their bin.
+
+    Parameters
+    ----------
+    probabilities, correct : Q x M, of the answers to each query
+    groups : as for `bootstrap_means`
+    """
+    excess = np.zeros((len(probabilities), BINS))
+    place = np.arange(len(excess))[:, None]
+    np.add.at(excess, (place, _bins(probabilities)), (correct - probabilities) / correct.shape[1])
+    errors = np.abs(bootstrap_means(excess, groups)).sum(axis=1)
+    low, high = np.percentile(errors, [2.5, 97.5])
+    return Figure(float(np.abs(excess.mean(axis=0)).sum()), (float(low), float(high)))
+
+
+def auroc(scores: np.ndarray, correct: np.ndarray) -> float | None:
+    """The chance that a correct answer has a higher score than a wrong one; None without both."""
+    ranks, right = rankdata(scores), np.asarray(correct, bool).ravel()
+    pairs = int(right.sum()) * int((~right).sum())
+    least = right.sum() * (right.sum() + 1) / 2
+    return float((ranks.ravel()[right].sum() - least) / pairs) if pairs else None

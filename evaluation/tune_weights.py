@@ -1,7 +1,7 @@
 """Find the weights of the signals on the validation split: pictures that training did not use."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,16 +46,37 @@ class ValidationTask:
         return validation_score(hits, self.correct.sum(1), self.name == "item")
 
 
-def validation_tasks(
-    database: FeatureDatabase, signals: Sequence[Signal], val_share: float
-) -> list[ValidationTask]:
-    """The validation split of a data set as tasks, see `splits.read_splits`.
+@dataclass(frozen=True)
+class ValidationRows:
+    """Which validation pictures are queries, and what they search: rows of the database.
+
+    Attributes
+    ----------
+    name : category or item
+    queries, gallery : see `validation_rows`
+    labels : of all rows of the database
+    """
+
+    name: str
+    queries: np.ndarray
+    gallery: np.ndarray
+    labels: np.ndarray
+
+
+def validation_rows(
+    database: FeatureDatabase, val_share: float, every_item: bool = False
+) -> list[ValidationRows]:
+    """The validation split of a data set as queries and galleries, see `splits.read_splits`.
 
     Validation pictures with a category are queries for each other; those of validation items
     search all in-shop training pictures for the others of their item. Pictures without a correct
     answer are no queries.
 
-    `val_share` of the pictures are validated on where no model was trained.
+    Parameters
+    ----------
+    database : of the data set
+    val_share : of the pictures are validated on where no model was trained
+    every_item : but of the items all are
 
     Raises
     ------
@@ -66,39 +87,43 @@ def validation_tasks(
     categories = np.asarray(database.categories)
     rows = _rows(database, splits.validation)
     rows = rows[categories[rows] >= 0]
-    tasks = [_task("category", signals, rows, rows, categories)]
+    tasks = [ValidationRows("category", rows, rows, categories)]
     if len(splits.validation_items):
         inshop = read_items(base).in_partition("train", "val")
         # Not the database's items: extracted without the in-shop part, it has none.
         place = align(database.paths, inshop.paths)
         labels = np.where(place >= 0, inshop.items[place], "")
-        queries, gallery = _rows(database, splits.validation_items), _rows(database, inshop)
-        tasks.append(_task("item", signals, queries, gallery, labels))
-    found = [task for task in tasks if task]
+        gallery = _rows(database, inshop)
+        untrained = all(model.held_out is None for model in database.metadata.models)
+        queries = gallery if every_item and untrained else _rows(database, splits.validation_items)
+        tasks.append(ValidationRows("item", queries, gallery, labels))
+    for i, task in enumerate(tasks):
+        relevant = count_relevant(task.queries, task.gallery, task.labels)
+        tasks[i] = replace(task, queries=np.sort(task.queries[relevant > 0]))
+    found = [task for task in tasks if len(task.queries)]
     if not found:
-        raise UserError(f"{base}: no validation picture in the database to tune the weights on")
+        raise UserError(
+            f"{base}: no two validation pictures of one item or category in the feature database"
+        )
     return found
 
 
-def _task(
-    name: str,
-    signals: Sequence[Signal],
-    queries: np.ndarray,
-    gallery: np.ndarray,
-    labels: np.ndarray,
-) -> ValidationTask | None:
-    """A task of at most `MAX_QUERIES` and about `MAX_GALLERY` pictures, None without a query.
+def validation_tasks(
+    database: FeatureDatabase, signals: Sequence[Signal], val_share: float
+) -> list[ValidationTask]:
+    """The distances among validation pictures, see `validation_rows`."""
+    return [_task(rows, signals) for rows in validation_rows(database, val_share)]
 
-    Queries and gallery are rows of the database, labels are of all its rows.
-    """
-    queries = _spaced(queries[count_relevant(queries, gallery, labels) > 0], MAX_QUERIES)
+
+def _task(rows: ValidationRows, signals: Sequence[Signal]) -> ValidationTask:
+    """A task of at most `MAX_QUERIES` and about `MAX_GALLERY` pictures."""
+    name, gallery, labels = rows.name, rows.gallery, rows.labels
+    queries = spaced(rows.queries, MAX_QUERIES)
     # An item has few pictures, and each is a correct answer: only others are removed.
     needed = np.isin(labels[gallery], labels[queries]) & (name == "item")
-    others = _spaced(gallery[~needed], max(MAX_GALLERY - int(needed.sum()), 0))
+    others = spaced(gallery[~needed], max(MAX_GALLERY - int(needed.sum()), 0))
     gallery = np.sort(np.concatenate([gallery[needed], others]))
     queries = queries[count_relevant(queries, gallery, labels) > 0]
-    if not len(queries):
-        return None
     features = [signal.features[queries] for signal in signals]
     parts = ExactEngine(signals).parts(features, gallery)
     itself = queries[:, None] == gallery
@@ -106,7 +131,8 @@ def _task(
     return ValidationTask(name, parts, (labels[queries][:, None] == labels[gallery]) & ~itself)
 
 
-def _spaced(rows: np.ndarray, max_count: int) -> np.ndarray:
+def spaced(rows: np.ndarray, max_count: int) -> np.ndarray:
+    """Up to `max_count` of some rows, evenly spaced and ascending."""
     return np.sort(rows)[evenly_spaced(len(rows), max_count)]
 
 
@@ -134,7 +160,7 @@ def _splits(database: FeatureDatabase, val_share: float) -> Splits:
     if splits.digest() != split["digest"]:
         raise UserError(
             f"{base}: not the data set, or not the splits, that {first.file} was trained on;"
-            " tune the weights on that data set"
+            " use that data set"
         )
     return splits
 

@@ -2,15 +2,19 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, top_k_accuracy_score
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accuracy_score
 
 from evaluation.metrics import (
+    auroc,
     average_precision,
     average_precision_at_r,
     balanced_score,
+    calibration_error,
     category_metrics,
     first_hit,
     item_metrics,
+    reliability,
     summarise,
     top_k_metrics,
     validation_score,
@@ -106,3 +110,24 @@ def test_views_of_an_item_do_not_make_the_interval_narrower() -> None:
     assert ten.ci95 == pytest.approx(one.ci95)
     apart = summarise(np.repeat(values, 10), np.arange(1000))
     assert np.ptp(apart.ci95) < 0.5 * np.ptp(one.ci95)
+
+
+def test_calibration_error_and_curve_equal_scikit_learn(rng: np.random.Generator) -> None:
+    p = rng.random((200, 3))
+    correct = rng.random(p.shape) < p**2
+    share, mean = calibration_curve(correct.ravel(), p.ravel(), n_bins=10)
+    curve = np.array(reliability(p, correct))
+    assert curve[:, :2] == pytest.approx(np.column_stack([mean, share]))
+    counts = np.histogram(p, np.linspace(0, 1, 11))[0]
+    assert curve[:, 2].tolist() == counts.tolist()
+    figure = calibration_error(p, correct, np.arange(200))
+    assert figure.value == pytest.approx(counts @ abs(share - mean) / 600)
+    assert figure.ci95[0] < figure.value < figure.ci95[1]
+    sure = calibration_error(np.array([[0.0], [1.0]]), np.array([[False], [True]]), np.arange(2))
+    assert (sure.value, sure.ci95) == (0, (0, 0))
+
+
+def test_auroc_equals_scikit_learn_with_ties(rng: np.random.Generator) -> None:
+    scores, correct = rng.integers(5, size=(40, 5)), rng.random((40, 5)) < 0.3
+    assert auroc(scores, correct) == pytest.approx(roc_auc_score(correct.ravel(), scores.ravel()))
+    assert auroc(scores, np.ones_like(correct)) is None

@@ -1,0 +1,131 @@
+"""How far the probabilities of answers can be trusted, measured on test items."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from evaluation.calibrate import FOUND, nearest_others
+from evaluation.metrics import auroc, calibration_error, reliability
+from evaluation.protocols import Task
+from evaluation.table import Table
+from pictures.table import choose_validation
+from search.certainty import Calibration, certainty_of
+from search.engine import Answer, Engine
+from search.signals import Signal
+
+FIRST = 10  # answers of each query
+
+
+def measure(
+    task: Task, engine: Engine, signals: Sequence[Signal], calibration: Calibration
+) -> dict[str, Any]:
+    """Measure the probabilities of a task's answers.
+
+    Parameters
+    ----------
+    task : whose labels are those that the calibration is of
+    engine : over its gallery
+    signals : of the whole collection
+
+    Returns
+    -------
+    "same", "calibrated" (in words), "ece@1" and "ece@10" (expected calibration error of the first
+    answers), "auroc@10" of probability and distance, "curve" (see `metrics.reliability`) and, of
+    items, "open_set".
+    """
+    answers = nearest_others(engine, signals, task.queries, task.gallery)
+    width = min(FIRST, *(len(answer.rows) for answer in answers))
+    rows = np.stack([answer.rows[:width] for answer in answers])
+    probabilities = np.empty(rows.shape)
+    for i, answer in enumerate(answers):
+        of_rows = certainty_of(calibration, answer, task.labels).of_rows
+        probabilities[i] = [of_rows.get(row, 0.0) for row in rows[i].tolist()]
+    distances = np.stack([answer.distances[:width] for answer in answers])
+    correct = task.labels[rows] == task.labels[task.queries][:, None]
+    first, ten = (
+        calibration_error(probabilities[:, :k], correct[:, :k], task.groups) for k in (1, width)
+    )
+    scores = {"probability": probabilities, "distance": -distances}
+    found = {
+        "same": calibration.same,
+        "calibrated": f"{calibration.queries:,} queries of {calibration.groups:,} labels",
+        "ece@1": asdict(first),
+        f"ece@{FIRST}": asdict(ten),
+        f"auroc@{FIRST}": {name: auroc(score, correct) for name, score in scores.items()},
+        "curve": reliability(probabilities, correct),
+    }
+    if calibration.present:
+        found["open_set"] = _open_set(task, engine, signals, calibration)
+    return found
+
+
+def _open_set(
+    task: Task, engine: Engine, signals: Sequence[Signal], calibration: Calibration
+) -> dict[str, Any]:
+    """Half of the items of the queries are taken out of the gallery: which queries are these?
+
+    Returns
+    -------
+    Number of "queries" and of those whose item is "out"; "ece" of the probability that it is there;
+    of "probability" and "distance" the AUROC, the share of false alarms where 95% of the items are
+    found, and the shares found and of false alarms with the threshold of the validation items.
+    """
+    relevant = task.relevant > 0
+    queries, groups = task.queries[relevant], task.groups[relevant]
+    out = choose_validation(task.labels[queries].astype(str), 0.5)
+    stays = ~np.isin(task.labels[task.gallery], task.labels[queries[out]])
+    places = np.flatnonzero(stays)
+    answers: list[Answer] = nearest_others(engine, signals, queries, task.gallery, places=places)
+    certain = [certainty_of(calibration, answer, task.labels).present for answer in answers]
+    present = np.array(certain, np.float64)
+    distances = np.array([answer.distances[:1].sum() for answer in answers])
+    found: dict[str, Any] = {
+        "queries": len(queries),
+        "out": int(out.sum()),
+        "ece": asdict(calibration_error(present[:, None], ~out[:, None], groups)),
+    }
+    limits = calibration.thresholds
+    for name, score, limit in (
+        ("probability", present, limits["probability"]),
+        ("distance", -distances, -limits["distance"]),
+    ):
+        own = np.quantile(score[~out], 1 - FOUND, method="lower")
+        found[name] = {
+            "auroc": auroc(score, ~out),
+            "false_alarms": float((score[out] >= own).mean()),
+            "threshold_found": float((score[~out] >= limit).mean()),
+            "threshold_false_alarms": float((score[out] >= limit).mean()),
+        }
+    return found
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """What `measure` has found, for the terminal and the report."""
+    same, ece = found["same"], ("ece@1", f"ece@{FIRST}")
+    header = ("", "value", "95% interval")
+    names = ("calibration error, first answer", f"calibration error, first {FIRST}")
+    rows: list[tuple[object, ...]] = [
+        (name, found[key]["value"], tuple(found[key]["ci95"]))
+        for name, key in zip(names, ece, strict=True)
+    ]
+    rows += [(f"AUROC of the {name}", v, None) for name, v in found[f"auroc@{FIRST}"].items()]
+    formats = ("{}", "{:.3f}", "{:.3f} to {:.3f}")
+    title = f"probability of the same {same}, calibrated on {found['calibrated']}"
+    shown = [Table(title, "", header, rows, formats)]
+    if "open_set" in found:
+        sets = found["open_set"]
+        rows = [(name, *sets[name].values()) for name in ("probability", "distance")]
+        heads = ("", "AUROC", "false alarms", "found", "false alarms of it")
+        ece_text = "calibration error {value:.3f} ({ci95[0]:.3f} to {ci95[1]:.3f})".format(
+            **sets["ece"]
+        )
+        title = (
+            f"is the {same} there? of {sets['queries']:,} queries {sets['out']:,} have it taken out"
+        )
+        note = (
+            f"{ece_text}; false alarms where 95% are found; found with the threshold of validation"
+        )
+        shown.append(Table(title, note, heads, rows, ("{}", "{:.3f}", *["{:.1%}"] * 3)))
+    return shown
