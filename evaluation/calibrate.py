@@ -159,8 +159,8 @@ def calibrate(database: FeatureDatabase, signals: Sequence[Signal], val_share: f
     groups = len(np.unique(labels[queries]))
     if groups < MIN_GROUPS:
         raise UserError(
-            f"{database.base}: {groups} validation {KINDS[same]}; {MIN_GROUPS} are needed to calibrate;"
-            " set VAL_SHARE higher, train and extract again"
+            f"{database.base}: {groups} validation {KINDS[same]}, but {MIN_GROUPS} are needed to"
+            " calibrate; set VAL_SHARE higher, train and extract again"
         )
     gallery = found[same].gallery
     mates = int(count_relevant(queries, gallery, labels).max()) if same == "item" else 0

@@ -183,5 +183,5 @@ def test_two_items_are_too_few(measured: Path) -> None:
         rows = [row.replace(" train", " query") if item in row else row for row in rows]
     path.unlink()  # it is a link to the drawn one
     path.write_text("\n".join([head, names, *rows, ""]))
-    with pytest.raises(UserError, match="2 validation items; 3 are needed"):
+    with pytest.raises(UserError, match="2 validation items, but 3 are needed"):
         calibrated(measured)
