@@ -22,8 +22,7 @@ from pictures.decode import sheet_mark
 from search import Searcher
 from search.duplicates import remark
 from search.engines import ENGINES, SCRIPTS, NamedEngine
-from search.query import Query, Stopwatch, find_query, joined
-from search.rerank import join_queries
+from search.query import Query, Stopwatch, find_query, join_queries, joined
 from search.searcher import Match
 from search.sheet import SheetRow, draw_sheet
 from utils import UserError, atomic_write, one_line, parse_args, run_script
@@ -110,7 +109,6 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--per-item", action="store_true", help="show the best picture of each item only")
     add("--collapse-duplicates", action="store_true", help="show each content once, count copies")
     add("--with-own", action="store_true", help="show the query itself, if it is in the collection")
-    add("--rerank", action="store_true", help="re-rank the first 100 by k-reciprocal neighbours")
     add("--json", action="store_true", help="print JSON and nothing else")
     add("--output", type=_output, metavar="FILE", help="write the answers as a picture")
     add("--show", action="store_true", help="show them in the system's viewer")
@@ -172,7 +170,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "per_item": args.per_item,
         "collapse": args.collapse_duplicates,
         "with_own": args.with_own,
-        "rerank": args.rerank,
     }
     output: list[dict[str, Any]] = []
     sheet: list[SheetRow] = []

@@ -1,6 +1,6 @@
-"""Copies: the query's own picture in a collection, files of the same content, near-duplicates."""
+"""Answers without repeats: of one item or content, the query itself; near-duplicates are named."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -8,11 +8,64 @@ from scipy.spatial.distance import cdist
 
 from features.database import FeatureDatabase, unit_rows
 from pictures.folder import picture_file
+from search.engine import Answer, Engine
 from search.signals import Signal
 from utils import UserError, command, sha256_of
 
 # Distances below which two pictures are near-duplicates, see docs/search.md.
 NEAR_DEEP, NEAR_PALETTE = 0.35, 0.15  # of embeddings of length 1, of palettes
+
+
+class CollapsedEngine:
+    """Answers with the nearest picture of each item or content, and without some pictures.
+
+    Parameters
+    ----------
+    inner : what finds the pictures
+    keys : each N, the items or contents of its collection, "" where unknown: such pictures all stay
+    left_out : which of n rows not to answer with: n -> n, bool
+    """
+
+    def __init__(
+        self,
+        inner: Engine,
+        *keys: np.ndarray,
+        left_out: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        self.inner = inner
+        self.keys = keys
+        self.left_out = left_out
+
+    def search(
+        self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
+    ) -> list[Answer]:
+        """See `Engine.search`; `k` is a number of answers that stay."""
+        wanted = k + 1  # one is often left out
+        while True:
+            found = self.inner.search(queries, wanted, rows)
+            answers = [self._collapse(answer) for answer in found]
+            short = [len(answer.rows) < k for answer in answers]
+            more = [len(answer.rows) == wanted for answer in found]
+            # Items of many pictures take many ranks: search for more until there are enough.
+            if not np.any(np.logical_and(short, more)):
+                return [_take(answer, slice(k)) for answer in answers]
+            wanted *= 4
+
+    def _collapse(self, answer: Answer) -> Answer:
+        """Only the first picture of each key, and none that is left out."""
+        if self.left_out:
+            answer = _take(answer, ~self.left_out(answer.rows))
+        for keys in self.keys:
+            found = keys[answer.rows]
+            first = found == found.dtype.type()
+            first[np.unique(found, return_index=True)[1]] = True
+            answer = _take(answer, first)
+        return answer
+
+
+def _take(answer: Answer, places: np.ndarray | slice) -> Answer:
+    """Some places of an answer, in their order."""
+    return Answer(answer.rows[places], answer.distances[places], answer.parts[places])
 
 
 class OwnPicture:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from features.database import FeatureDatabase
+from features.database import FeatureDatabase, unit_rows
 from features.metadata import ModelRecord
 from net import Architecture, FeatureNet, extract_features, load_net, model_places
 from network.color import color_features
@@ -20,6 +20,8 @@ from pictures.deepfashion import CONSUMER
 from utils import UserError, command, sha256_of
 
 Box = tuple[int, int, int, int]
+
+SAME = 0.01  # relative: features whose lengths differ by less are normalised, in bfloat16 too
 
 
 class Stopwatch:
@@ -60,6 +62,34 @@ def joined(queries: Sequence[Query]) -> Query:
     """Several pictures as one query, with the images of the first."""
     files = tuple(file for query in queries for file in query.files)
     return replace(queries[0], name=" + ".join(query.name for query in queries), files=files)
+
+
+def join_queries(
+    features: Sequence[np.ndarray], weights: Sequence[float] | None = None
+) -> list[np.ndarray]:
+    """Make one query of several pictures of an item: the mean of their features.
+
+    The mean needs one search for any number of pictures, and a detail of one picture does not
+    decide, as it would with the minimum of their distances. Where all features are normalised, so
+    is their mean: a shorter one would change its share in the sum with the other signals.
+
+    Parameters
+    ----------
+    features : for each signal its features of the Q query pictures, Q x D
+    weights : Q, of the pictures in the mean; None: all alike
+
+    Returns
+    -------
+    For each signal 1 x D, float32.
+    """
+    joined = []
+    for own in features:
+        mean = np.average(own.astype(np.float64), axis=0, weights=weights)[None]
+        lengths = np.linalg.norm(own, axis=1)
+        if np.allclose(lengths, lengths[0], rtol=SAME, atol=0):
+            mean = lengths[0] * unit_rows(mean)
+        joined.append(mean.astype(np.float32))
+    return joined
 
 
 def find_query(base: Path, name: str) -> Path:

@@ -18,12 +18,26 @@ from features.database import open_database
 from network.device import pick_device
 from pictures.decode import read_picture
 from pictures.deepfashion import find_box
-from search.duplicates import OwnPicture, contents, count_copies, near_duplicates
+from search.duplicates import (
+    CollapsedEngine,
+    OwnPicture,
+    contents,
+    count_copies,
+    near_duplicates,
+)
 from search.engine import Answer, Engine
 from search.engines import NamedEngine, open_engine
 from search.low_precision import Copies
-from search.query import Box, Query, Stopwatch, extract_queries, find_query, joined, load_query_nets
-from search.rerank import CollapsedEngine, RerankedEngine, join_queries
+from search.query import (
+    Box,
+    Query,
+    Stopwatch,
+    extract_queries,
+    find_query,
+    join_queries,
+    joined,
+    load_query_nets,
+)
 from search.signals import describe_distance, signals_of
 from utils import UserError
 
@@ -224,7 +238,6 @@ class Searcher:
         per_item: bool = False,
         collapse: bool = False,
         with_own: bool = False,
-        rerank: bool = False,
     ) -> tuple[list[Match], list[str]]:
         """Rank the collection by the features of a query.
 
@@ -232,7 +245,6 @@ class Searcher:
         ----------
         query : what the features are of
         features : for each signal 1 x D, float32
-        rerank : re-rank the first 100 answers by k-reciprocal neighbours
 
         The others are those of `search`.
 
@@ -246,8 +258,6 @@ class Searcher:
         """
         database, own = self.database, OwnPicture(self.database, query.files)
         ranking: Engine = self.engine(engine).engine
-        if rerank:
-            ranking = RerankedEngine(ranking, self.signals)
         keys = [contents(database)] if collapse else []
         keys += [database.items] if per_item else []
         ranking = CollapsedEngine(ranking, *keys, left_out=None if with_own else own)

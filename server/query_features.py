@@ -16,8 +16,7 @@ from cachetools import TTLCache
 from fastapi import HTTPException
 
 from network.color import CHROMA, MEAN, PALETTE_BINS, STD, lab_of_rgb
-from search.query import Query
-from search.rerank import join_queries
+from search.query import Query, join_queries
 from search.signals import Signal
 from server.live import Collection
 from server.schemas import SearchOptions

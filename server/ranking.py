@@ -7,11 +7,16 @@ from dataclasses import replace
 import numpy as np
 from fastapi import HTTPException
 
-from search.duplicates import OwnPicture, contents, count_copies, near_duplicates
+from search.duplicates import (
+    CollapsedEngine,
+    OwnPicture,
+    contents,
+    count_copies,
+    near_duplicates,
+)
 from search.engine import Answer, ExactEngine
 from search.engines import NamedEngine
 from search.query import Stopwatch
-from search.rerank import CollapsedEngine
 from search.signals import Signal
 from server.live import Collection
 from server.query_features import Features, QueryMemory, query_features

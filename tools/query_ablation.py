@@ -2,8 +2,7 @@
 
     python -m tools.query_ablation --dataset-base data/mine
 
-Methods: k-reciprocal re-ranking, one picture an item, several pictures as one query; see
-`search.rerank`. All are measured with the exact engine.
+Methods: one picture an item, several pictures as one query. All are measured with the exact engine.
 """
 
 import time
@@ -26,9 +25,10 @@ from evaluation.protocols import (
 from evaluation.table import Table
 from features.database import open_database
 from network.device import pick_device
+from search.duplicates import CollapsedEngine
 from search.engine import Engine
 from search.matrix import MatrixEngine
-from search.rerank import CollapsedEngine, RerankedEngine, join_queries
+from search.query import join_queries
 from search.signals import Signal, describe_distance, signals_of
 from utils import evenly_spaced, parse_args, run_script
 
@@ -77,10 +77,7 @@ def methods_table(task: Task, engine: Engine, signals: Sequence[Signal]) -> Tabl
     """
     sampled = sample_queries(task, MAX_QUERIES)
     features = query_features(sampled, signals)
-    methods: dict[str, Engine] = {
-        "plain": engine,
-        "k-reciprocal re-ranking": RerankedEngine(engine, of_gallery(signals, task.gallery)),
-    }
+    methods: dict[str, Engine] = {"plain": engine}
     if task.name == "item":
         items = task.labels[task.gallery]
         methods["best picture of each item"] = CollapsedEngine(engine, items)

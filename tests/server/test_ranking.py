@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 
 import retrieval
 from features.database import unit_rows
-from search.rerank import join_queries
+from search.query import join_queries
 from server.live import Collection
 from server.query_features import LIKE_WEIGHT, UNLIKE_WEIGHT, color_features
 from tests.server.web_base import RECALL, Server, paths_of, png_of, post, query_file

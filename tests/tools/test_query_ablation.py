@@ -87,7 +87,7 @@ def test_the_command_measures_each_method(measured: Path, capsys, monkeypatch) -
     query_ablation.main(["--dataset-base", str(measured)])
     out = capsys.readouterr().out
     rows = {line.strip().split("  ")[0] for line in out.splitlines()}
-    assert {"plain", "k-reciprocal re-ranking", "best picture of each item"} <= rows
+    assert {"plain", "best picture of each item"} <= rows
     assert {"deep alone (weight 1)", "palette alone (weight 5)"} <= rows
     assert "all pictures of an item as one query" in out
     plain = next(line for line in out.splitlines() if line.strip().startswith("plain"))
