@@ -24,6 +24,7 @@ import torch
 from config import DISTANCE
 from features.database import DEEP, FeatureDatabase, open_database
 from features.extraction import (
+    OF_FILES,
     STAMPS,
     Extracted,
     Job,
@@ -120,17 +121,16 @@ def run(job: Job, pictures: Pictures, amp: str, distance: Mapping[str, Any], upd
             print(f"{len(pictures):,} pictures, {len(rows):,} of them new or changed")
             clustering.follow(distance, old)  # the last update may have been killed before
         new = pictures.select(rows)
-        datasets = [dataset_of(base, new, settings, model) for model in models]
+        dataset = dataset_of(base, new, settings, models)
         arithmetic: tuple[torch.dtype | None, str] = None, ""
         if distributed.is_main:
             stored = old.metadata.settings.AMP if old else ""
-            arithmetic = choose_arithmetic(amp, stored, models, datasets, job.device)
+            arithmetic = choose_arithmetic(amp, stored, models, dataset, job.device)
         dtype, settings["AMP"] = distributed.broadcast(arithmetic)
-        done = extract(job, new, datasets, dtype)
+        done = extract(job, new, dataset, dtype)
         if not distributed.is_main:
             return 0
-        # What one model could not read is missing in all matrices.
-        errors = dict(item for each in done for c in each.chunks for item in c.errors.items())
+        errors = dict(item for chunk in done.chunks for item in chunk.errors.items())
         database = _write(job, pictures, (origin, stamps), done, errors, old)
         # So that no query has to make them.
         open_quantised(database, signals_of(database, **{**distance, "model_weights": ()}))
@@ -143,7 +143,7 @@ def _write(
     job: Job,
     pictures: Pictures,
     changes: tuple[np.ndarray, np.ndarray],
-    done: Sequence[Extracted],
+    done: Extracted,
     errors: dict[int, str],
     old: FeatureDatabase | None,
 ) -> FeatureDatabase:
@@ -160,11 +160,10 @@ def _write(
         _remove_chunks(base)
         raise UserError(f"{base}: no picture can be read: {errors[min(errors)]}")
     matrices = {}
-    for model, each in zip(job.models, done, strict=True):
-        for name, form in model.columns.items():
-            parts = [(base / name, np.arange(count))] if old else []
-            parts += [(chunk.file, count + chunk.rows) for chunk in each.chunks]
-            matrices[name] = Stacked(name, form, parts)
+    for name, form in {**job.columns, **OF_FILES}.items():
+        parts = [(base / name, np.arange(count))] if old else []
+        parts += [(chunk.file, count + chunk.rows) for chunk in done.chunks]
+        matrices[name] = Stacked(name, form, parts)
     stamps[rows] = matrices.pop(STAMPS).take(count + np.arange(len(rows))).view(np.int64)
     if not (old and is_same(old, pictures, places)):
         weight, bias = (tensor.cpu().numpy() for tensor in job.models[0].net.net.classifier())
@@ -186,12 +185,12 @@ def _report(
     database: FeatureDatabase,
     old: FeatureDatabase | None,
     origin: np.ndarray,
-    done: Sequence[Extracted],
+    done: Extracted,
     errors: dict[str, str],
 ) -> None:
     """Print what was done; what was skipped goes to standard error, links as one line."""
-    seconds = sum(each.seconds for each in done)
-    speed = sum(each.count for each in done) / seconds if seconds else 0.0
+    seconds = done.seconds
+    speed = done.count / seconds if seconds else 0.0
     where = f"{len(database.categories):,} pictures in {database.base / DEEP}"
     print(f"{where}: {seconds:.1f} s, {speed:.1f} pictures/s")
     if old:

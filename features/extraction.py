@@ -1,4 +1,4 @@
-"""Pictures -> the features of one model after the other, in chunks."""
+"""Pictures -> the features of all models, in chunks; each picture is decoded once."""
 
 import hashlib
 import json
@@ -6,22 +6,32 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from config import Config
-from data import DETAIL, TRANSFORM, PictureDataset, eval_transform, make_loader
+from data import DETAIL, TRANSFORM, PictureDataset, Transform, eval_transform, make_loader
 from features.chunks import Chunk, missing_rows, read_chunks, save_chunk, split_rows
 from features.database import COLOR, CONTENT, PALETTE, deep_file, unit_rows
 from features.incremental import DIGEST, STAMP_BYTES, fingerprint, open_file
 from features.inference import CPU_BATCH, faster, features_in_order, one_thread
 from features.metadata import ModelRecord
-from net import Architecture, FeatureNet, extract_features, find_model, load_net, read_split
+from net import (
+    Architecture,
+    FeatureNet,
+    Network,
+    extract_features,
+    find_model,
+    load_net,
+    read_split,
+)
 from network.color import PALETTE_BINS, color_features
 from network.device import amp_type, explain_out_of_memory, query_type, to_device
 from network.distributed import Distributed, per_process
@@ -35,6 +45,7 @@ INFINITE = "the network's features of it are infinite or NaN; try --amp off, or 
 STAMPS = "stamps"  # a matrix that is not one of the database
 MAX_COSINE_CHANGE = 1e-3  # of an embedding by 16 bits
 
+OF_FILES = {STAMPS: (STAMP_BYTES, "|u1"), CONTENT: (DIGEST, "|u1")}
 Columns = Mapping[str, tuple[int, str]]  # width and dtype of each matrix, by its file's name
 
 
@@ -68,10 +79,15 @@ class Job:
     distributed: Distributed
     device: torch.device
 
+    @property
+    def columns(self) -> Columns:
+        """The matrices of all models, in the order of the features."""
+        return {name: form for model in self.models for name, form in model.columns.items()}
+
 
 @dataclass(frozen=True)
 class Extracted:
-    """What a model makes of the pictures of an extraction.
+    """What the models make of the pictures of an extraction.
 
     Attributes
     ----------
@@ -87,19 +103,24 @@ class Extracted:
 class Readable(Dataset[tuple[Tensor, str, Tensor]]):
     """A dataset whose unreadable pictures become zeros and a reason instead of an error.
 
-    With each picture, of `crop_size` x `crop_size` px, comes what it is made of, see
-    `incremental.look`: its bytes are hashed and decoded from one open file.
+    With each picture comes what it is made of, see `incremental.look`: its bytes are hashed and
+    decoded from one open file.
+
+    Parameters
+    ----------
+    dataset : whose transform gives what `packed` gives
+    sides : of the picture of each model, in px
     """
 
-    def __init__(self, dataset: PictureDataset, crop_size: int) -> None:
+    def __init__(self, dataset: PictureDataset, *sides: int) -> None:
         self.dataset = dataset
-        self.crop_size = crop_size
+        self.sides = sides
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, row: int) -> tuple[Tensor, str, Tensor]:
-        """Picture H x W x 3, uint8; why it cannot be read, or ""; 56 + 32 bytes of `look`."""
+        """Picture, see `packed`; why it cannot be read, or ""; 56 + 32 bytes of `look`."""
         source = self.dataset
         made_of = np.zeros(STAMP_BYTES + DIGEST, np.uint8)
         try:
@@ -111,20 +132,39 @@ class Readable(Dataset[tuple[Tensor, str, Tensor]]):
                 image = source[row][0]
             reason = ""
         except PictureError as error:
-            image = torch.zeros(self.crop_size, self.crop_size, 3, dtype=torch.uint8)
+            image = packed([torch.zeros(s, s, 3, dtype=torch.uint8) for s in self.sides])
             reason = str(error)
         return image, reason, torch.from_numpy(made_of)
 
 
+def packed(images: Sequence[Tensor]) -> Tensor:
+    """A picture as each model takes it, H x W x 3, uint8: of several models, all in one vector."""
+    return images[0] if len(images) == 1 else torch.cat([image.flatten() for image in images])
+
+
+def unpacked(images: Tensor, sides: Sequence[int]) -> list[Tensor]:
+    """A batch of `packed` pictures -> for each model N x H x W x 3."""
+    if images.dim() > 2:
+        return [images]
+    parts = images.split([3 * side**2 for side in sides], 1)
+    shaped = zip(parts, sides, strict=True)
+    return [part.unflatten(1, (side, side, 3)).contiguous() for part, side in shaped]
+
+
+def _transformed(picture: Image.Image, transforms: Sequence[Transform]) -> Tensor:
+    return packed([transform(picture) for transform in transforms])
+
+
 def dataset_of(
-    base: Path, pictures: Pictures, settings: Mapping[str, Any], model: LoadedModel
+    base: Path, pictures: Pictures, settings: Mapping[str, Any], models: Sequence[LoadedModel]
 ) -> Readable:
-    """The pictures as a model takes them; `settings` are those of `Job`."""
-    network = model.record.network
+    """The pictures as the models take them; `settings` are those of `Job`."""
+    networks = [model.record.network for model in models]
     crop, truncated = settings["CROP_TO_BBOX"], settings["TRUNCATED"] == "accept"
-    seen, detail = eval_transform(**network.transform), DETAIL * network.img_size
+    seen = partial(_transformed, transforms=[eval_transform(**n.transform) for n in networks])
+    detail = DETAIL * max(network.img_size for network in networks)
     dataset = PictureDataset(base, pictures, seen, crop, detail, truncated)
-    return Readable(dataset, network.crop_size)
+    return Readable(dataset, *(network.crop_size for network in networks))
 
 
 def key_of(facts: Any, pictures: Pictures) -> str:
@@ -157,7 +197,6 @@ def load_models(
             colors = color_features(settings_of(config, device))
             widths = {COLOR: 3 * config.COLOR_TOP_N, PALETTE: PALETTE_BINS**3}
             columns |= {key: (widths[key], "<f4") for key in [COLOR, PALETTE][: len(colors)]}
-            columns |= {STAMPS: (STAMP_BYTES, "|u1"), CONTENT: (DIGEST, "|u1")}
         record = ModelRecord(
             file=name, sha256=sha256_of(file), network=architecture, held_out=read_split(file)
         )
@@ -179,7 +218,7 @@ def choose_arithmetic(
     amp: str,
     stored: str,
     models: Sequence[LoadedModel],
-    datasets: Sequence[Readable],
+    dataset: Readable,
     device: torch.device,
 ) -> tuple[torch.dtype | None, str]:
     """The 16-bit type in which to extract, None for float32, and what all_feat.json records.
@@ -188,44 +227,46 @@ def choose_arithmetic(
     ----------
     amp : the setting AMP; `auto` takes 16 bits where they do not change the embeddings
     stored : of the database that is updated, float32, float16 or bfloat16; "": there is none
-    models, datasets : what is extracted
+    models, dataset : what is extracted
     device : where
     """
     if stored:  # maybe on another machine; its features differ by rounding only
         return query_type(stored, device), stored
     kind = amp_type(device, amp)
-    pairs = zip(models, datasets, strict=True)
-    if kind and amp == "auto" and not all(_keeps_embeddings(*pair, device, kind) for pair in pairs):
+    if kind and amp == "auto" and not _keeps_embeddings(models, dataset, device, kind):
         print("float32, as 16 bits would change these embeddings by more than rounding")
         kind = None
     return kind, str(kind or torch.float32).removeprefix("torch.")
 
 
 def _keeps_embeddings(
-    model: LoadedModel, dataset: Readable, device: torch.device, kind: torch.dtype
+    models: Sequence[LoadedModel], dataset: Readable, device: torch.device, kind: torch.dtype
 ) -> bool:
-    """Whether a model gives the same embeddings of a few of the pictures in 16 bits.
+    """Whether the models give the same embeddings of a few of the pictures in 16 bits.
 
-    With depthwise convolutions, as in MobileNet, it often does not.
+    With depthwise convolutions, as in MobileNet, they often do not.
     """
     rows = evenly_spaced(len(dataset), CPU_BATCH).tolist()
-    images = torch.stack([dataset[row][0] for row in rows])
-    exact, rounded = (
-        unit_rows(extract_features(model.net, images, device, dtype)[0]) for dtype in (None, kind)
-    )
-    return bool((1 - (exact * rounded).sum(1)).max() <= MAX_COSINE_CHANGE)
+    images = unpacked(torch.stack([dataset[row][0] for row in rows]), dataset.sides)
+    changes = []
+    for model, own in zip(models, images, strict=True):
+        exact, rounded = (
+            unit_rows(extract_features(model.net, own, device, dtype)[0]) for dtype in (None, kind)
+        )
+        changes.append(float((1 - (exact * rounded).sum(1)).max()))
+    return max(changes) <= MAX_COSINE_CHANGE
 
 
 def extract(
-    job: Job, pictures: Pictures, datasets: Sequence[Readable], dtype: torch.dtype | None
-) -> list[Extracted]:
+    job: Job, pictures: Pictures, dataset: Readable, dtype: torch.dtype | None
+) -> Extracted:
     """Extract what earlier runs have not: this process its part of the pictures.
 
     Parameters
     ----------
     job : by what
     pictures : all of the extraction
-    datasets : these, for each model
+    dataset : these, for the models
     dtype : 16-bit type of the networks; None: float32
 
     Raises
@@ -233,30 +274,24 @@ def extract(
     UserError : the memory of the GPU or the disk is too small
     """
     distributed, total = job.distributed, len(pictures)
-    keys = [
-        key_of([number, model.record.model_dump(), job.settings], pictures)
-        for number, model in enumerate(job.models)
-    ]
-    folders = [job.base / f".extract_{key[:16]}" for key in keys]
+    records = [model.record for model in job.models]
+    key = key_of([[record.model_dump() for record in records], job.settings], pictures)
+    folder = job.base / f".extract_{key[:16]}"
     if distributed.is_main:
-        for other in set(job.base.glob(".extract_*")) - set(folders):
+        for other in set(job.base.glob(".extract_*")) - {folder}:
             shutil.rmtree(other)
-    done = []
-    for model, dataset, folder in zip(job.models, datasets, folders, strict=True):
-        saved = read_chunks(folder) if distributed.is_main else []
-        rest = distributed.broadcast(missing_rows(saved, total))
-        if total:
-            resumed = f", going on from {total - len(rest):,}" if len(rest) < total else ""
-            print(f"{total:,} pictures, {model.record.file} on {job.device}{resumed}", flush=True)
-        seconds = _extract_by(model, job, dataset, rest, folder, dtype) if len(rest) else 0.0
-        distributed.barrier()
-        chunks = read_chunks(folder) if distributed.is_main else []
-        done.append(Extracted(chunks, len(rest), seconds))
-    return done
+    saved = read_chunks(folder) if distributed.is_main else []
+    rest = distributed.broadcast(missing_rows(saved, total))
+    if total:
+        resumed = f", going on from {total - len(rest):,}" if len(rest) < total else ""
+        names = ", ".join(record.file for record in records)
+        print(f"{total:,} pictures, {names} on {job.device}{resumed}", flush=True)
+    seconds = _extract_by(job, dataset, rest, folder, dtype) if len(rest) else 0.0
+    distributed.barrier()
+    return Extracted(read_chunks(folder) if distributed.is_main else [], len(rest), seconds)
 
 
 def _extract_by(
-    model: LoadedModel,
     job: Job,
     dataset: Readable,
     rest: np.ndarray,
@@ -273,19 +308,26 @@ def _extract_by(
     with one_thread() as threads, bar, explain_out_of_memory("EXTRACT_BATCH_SIZE"):
         waiting = iter(make_loader(own, workers, device, batch_size=size))
         # The loader's processes read while the network is compiled.
-        fast = faster(model.net, len(dataset), size, dataset.crop_size, device, dtype)
+        nets: list[Network] = []
+        for model, side in zip(job.models, dataset.sides, strict=True):
+            nets.append(faster(model.net, len(dataset), size, side, device, dtype))
+
+        def fused(images: Tensor) -> list[Tensor]:
+            pairs = zip(nets, unpacked(images, dataset.sides), strict=True)
+            return [feature for net, own in pairs for feature in net(own)]
+
         start = saved = time.perf_counter()
         batches = ((images, companions) for images, *companions in waiting)
         done, first = 0, 0
         unsaved: list[Any] = []
-        results = features_in_order(fast, batches, device, dtype, threads)
+        results = features_in_order(fused, batches, device, dtype, threads)
         for features, (reasons, made_of) in results:
             unsaved.append((reasons, [*features, made_of.numpy()]))
             done += len(reasons)
             bar.update(len(reasons))
             late = time.perf_counter() - saved > SAVE_SECONDS
             if late or done == len(rows) or done - first >= MAX_CHUNK:
-                _save(folder, model.columns, rows[first:done], unsaved, paths)
+                _save(folder, job.columns, rows[first:done], unsaved, paths)
                 first, unsaved, saved = done, [], time.perf_counter()
         return time.perf_counter() - start
 
@@ -305,6 +347,6 @@ def _save(
         reason or ("" if ok else f"{paths[row]!a}: {INFINITE}")
         for row, reason, ok in zip(rows.tolist(), reasons, sound, strict=True)
     ]
-    if CONTENT in columns:
-        features += np.split(made_of, [STAMP_BYTES], axis=1)
-    save_chunk(folder, rows, errors, dict(zip(columns, features, strict=True)))
+    matrices = dict(zip(columns, features, strict=True))
+    matrices[STAMPS], matrices[CONTENT] = np.split(made_of, [STAMP_BYTES], axis=1)
+    save_chunk(folder, rows, errors, matrices)

@@ -15,7 +15,6 @@ from torchvision import models
 
 import feature_extractor
 from data import pad_narrow
-from features import extraction
 from tests.conftest import Run
 from utils import run_script
 
@@ -127,58 +126,6 @@ def test_an_unreadable_picture_is_skipped_and_named_and_the_rest_keeps_its_rows(
     assert (info["pictures"], info["skipped"]) == (22, [paths[3], paths[11]])
     assert all(path in err for path in info["skipped"])
     assert "2 pictures were skipped" in err
-
-
-def test_what_one_model_cannot_read_is_left_out_of_all(base: Path, capsys, monkeypatch) -> None:
-    """A picture breaks after the first model has read it."""
-    assert extract(base) == 0
-    paths = (base / "all_feat.list").read_text().splitlines()
-    shutil.copyfile(base / "models/model_best.pth.tar", base / "models/same.pth.tar")
-    extracting = extraction._extract_by
-
-    def extract_and_break(*arguments):
-        seconds = extracting(*arguments)
-        (base / paths[3]).write_text("no picture")
-        return seconds
-
-    monkeypatch.setattr(extraction, "_extract_by", extract_and_break)
-    capsys.readouterr()
-    assert extract(base, "--models", "model_best.pth.tar,same.pth.tar") == 1
-    out, err = capsys.readouterr()
-    assert "\n23 pictures in" in out
-    assert "\n1 pictures were skipped:" in err
-    assert paths[3] in err
-    assert (base / "all_feat.list").read_text().splitlines() == paths[:3] + paths[4:]
-    first, second = np.load(base / "all_feat.npy"), np.load(base / "all_feat_2.npy")
-    np.testing.assert_array_equal(first, second)
-    assert len(first) == 23
-    assert json.loads((base / "all_feat.json").read_text())["skipped"] == [paths[3]]
-
-
-def test_models_that_cannot_read_any_picture_together_leave_the_old_database(
-    base: Path, capsys, monkeypatch
-) -> None:
-    """The first model reads all but some pictures, the second only those."""
-    assert extract(base) == 0
-    before = files_of(base)
-    shutil.copyfile(base / "models/model_best.pth.tar", base / "models/same.pth.tar")
-    pictures = sorted(base.glob("*/*.jpg"))
-    whole = [path.read_bytes() for path in pictures]
-    for path in pictures[:9]:
-        path.write_bytes(b"")
-    extracting = extraction._extract_by
-
-    def extract_and_swap(*arguments):
-        seconds = extracting(*arguments)
-        for i, path in enumerate(pictures):
-            path.write_bytes(whole[i] if i < 9 else b"")
-        return seconds
-
-    monkeypatch.setattr(extraction, "_extract_by", extract_and_swap)
-    assert extract(base, "--models", "model_best.pth.tar,same.pth.tar") == 2
-    assert "no picture can be read" in capsys.readouterr().err
-    assert files_of(base) == before
-    assert not list(base.glob(".extract_*"))
 
 
 def test_no_readable_picture_at_all_leaves_the_old_database(base: Path, capsys) -> None:

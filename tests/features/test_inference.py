@@ -180,8 +180,11 @@ def test_the_mode_of_cudnn_is_restored() -> None:
 
 
 def test_16_bits_are_used_where_embeddings_stay_the_same() -> None:
-    net = feature_net()
-    model, dataset = SimpleNamespace(net=net), [(picture,) for picture in PICTURES]
+    class Dataset(list):
+        sides = (64,)
+
+    net, dataset = feature_net(), Dataset([(picture,) for picture in PICTURES])
+    model = [SimpleNamespace(net=net)]
     assert extraction._keeps_embeddings(model, dataset, CPU, torch.bfloat16)
     norm = nn.BatchNorm2d(32).eval()
     norm.running_mean.fill_(1000)  # differences of large numbers: 8 bits do not tell them apart
@@ -216,8 +219,8 @@ def test_a_gpu_without_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(extraction, "faster", exhausted)
     dataset = Readable(mock.MagicMock(), 64)
-    job = extraction.Job(Path(), [], {"EXTRACT_BATCH_SIZE": 4}, 0, Distributed(), CPU)
     model = extraction.LoadedModel(feature_net(), mock.Mock(), {})
+    job = extraction.Job(Path(), [model], {"EXTRACT_BATCH_SIZE": 4}, 0, Distributed(), CPU)
     with pytest.raises(UserError, match="EXTRACT_BATCH_SIZE") as caught:
-        extraction._extract_by(model, job, dataset, np.arange(3), Path(), None)
+        extraction._extract_by(job, dataset, np.arange(3), Path(), None)
     assert "\n" not in str(caught.value)

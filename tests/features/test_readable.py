@@ -69,15 +69,15 @@ def test_an_update_stays_in_the_arithmetic_of_the_database(monkeypatch) -> None:
     cpu = torch.device("cpu")
     for hardware, kind in ((True, torch.bfloat16), (False, None)):
         monkeypatch.setattr(arithmetic, "cpu_has_bf16", lambda hardware=hardware: hardware)
-        assert choose_arithmetic("auto", "bfloat16", [], [], cpu) == (kind, "bfloat16")
-    assert choose_arithmetic("auto", "float32", [], [], cpu) == (None, "float32")
-    assert choose_arithmetic("off", "", [], [], cpu) == (None, "float32")
+        assert choose_arithmetic("auto", "bfloat16", [], None, cpu) == (kind, "bfloat16")
+    assert choose_arithmetic("auto", "float32", [], None, cpu) == (None, "float32")
+    assert choose_arithmetic("off", "", [], None, cpu) == (None, "float32")
 
 
 @pytest.mark.parametrize("same", [True, False])
 def test_16_bits_only_where_they_keep_the_embeddings(monkeypatch, capsys, same: bool) -> None:
     monkeypatch.setattr(arithmetic, "cpu_has_bf16", lambda: True)
     monkeypatch.setattr(extraction, "_keeps_embeddings", lambda *_: same)
-    found = choose_arithmetic("auto", "", [None], [None], torch.device("cpu"))
+    found = choose_arithmetic("auto", "", [None], None, torch.device("cpu"))
     assert found == ((torch.bfloat16, "bfloat16") if same else (None, "float32"))
     assert ("float32, as 16 bits" in capsys.readouterr().out) != same

@@ -35,7 +35,7 @@ def _models(base: str, device: str) -> tuple[LoadedModel, Readable]:
     config = Config(DATASET_BASE=Path(base))
     pictures = read_collection(config.DATASET_BASE, config.CATEGORIES, False, config.VAL_SHARE)
     model = load_models(config, pictures.category_names, pick_device(device))[0]
-    return model, dataset_of(config.DATASET_BASE, pictures, config.model_dump(), model)
+    return model, dataset_of(config.DATASET_BASE, pictures, config.model_dump(), [model])
 
 
 def extraction_parts(base: str, device: str, amp: str, batches: int) -> dict[str, float]:
@@ -55,7 +55,7 @@ def extraction_parts(base: str, device: str, amp: str, batches: int) -> dict[str
     """
     config, where = Config(), pick_device(device)
     _, pictures = _models(base, "cpu")
-    size, side = config.EXTRACT_BATCH_SIZE, pictures.crop_size
+    size, side = config.EXTRACT_BATCH_SIZE, pictures.sides[0]
     loader = make_loader(pictures, config.NUM_WORKERS, where, batch_size=size)
     reading = iter(loader)
     waiting = len(next(reading)[0])  # the processes have started
@@ -96,7 +96,7 @@ def openvino_rate(base: str, amp: str, batches: int) -> float:
     import openvino as ov
 
     model, pictures = _models(base, "cpu")
-    net, side = model.net.net, pictures.crop_size
+    net, side = model.net.net, pictures.sides[0]
     x = torch.rand(CPU_BATCH, 3, side, side)
     alone = nn.Sequential(net.backbone, net.pool, net.norm, net.fc).eval()
     converted = ov.convert_model(torch.export.export(alone, (x,)))
