@@ -1,10 +1,8 @@
-"""Text in a picture, in fonts of the system that have its letters."""
+"""Text in a picture, each line in a font of the system that has its letters."""
 
 import os
-import re
 import unicodedata
 from functools import cache
-from itertools import groupby
 from typing import cast
 
 from PIL import ImageDraw, ImageFont
@@ -18,12 +16,10 @@ FOLDERS = (  # of Linux, macOS and Windows
 ODD = ("bold", "italic", "oblique", "serif", "mono", "light", "thin", "black", "math")
 NO_LETTER = "\U0010ffff"  # what a font draws for it, a box or nothing, stands for missing letters
 MISSING = (
-    "the picture shows \\u... for letters that no font of this system has; install one, for"
-    " example: apt-get install fonts-noto-cjk"
+    "the picture shows \\u... for letters of a line for which this system has no font; install one,"
+    " for example: apt-get install fonts-noto-cjk"
 )
 OWN = ""  # instead of a file, the font that Pillow brings
-
-Run = tuple[str, str]  # the file of a font, and what is written in it
 
 
 def write(
@@ -31,7 +27,8 @@ def write(
 ) -> None:
     """Write a line of text, cut to a width.
 
-    Letters that no font of the system has are escaped, with a message on standard error, once.
+    Where no font of the system has all of its letters, some are escaped, with a message on standard
+    error, once.
 
     Parameters
     ----------
@@ -40,35 +37,18 @@ def write(
     ink : colour
     size, width : of the letters and of the longest line, in px
     """
-    runs = _runs(unicodedata.normalize("NFC", text))
-    if _length(runs, size) > width:
-        while runs and _length([*runs, (OWN, "...")], size) > width:
-            file, run = runs.pop()
-            runs += [(file, run[:-1])] if run[1:] else []
-        runs.append((OWN, "..."))
-    x, y = float(corner[0]), corner[1] + _font(OWN, size).getmetrics()[0]
-    for file, run in runs:
-        draw.text((x, y), run, ink, _font(file, size), anchor="ls")
-        x += _length([(file, run)], size)
-
-
-def _length(runs: list[Run], size: int) -> float:
-    return sum(_font(file, size).getlength(run) for file, run in runs)
-
-
-def _runs(text: str) -> list[Run]:
-    """A text by fonts: each word in one that has all of it, else letter by letter."""
-    words = [text] if _file_of(text) is not None else re.findall(r"\s+|\S+", text)
-    runs: list[Run] = []
-    for word in words:
-        parts = [word] if _file_of(word) is not None else word
-        for file, letters in groupby(parts, _file_of):
-            run = "".join(letters)
-            if file is None:
-                print_once(MISSING)
-                file, run = OWN, "".join(map(_escaped, run))
-            runs.append((file, run))
-    return runs
+    text = unicodedata.normalize("NFC", text)
+    file = _file_of(text)
+    if file is None:
+        print_once(MISSING)
+        file, text = OWN, "".join(c if _has(OWN, c) else _escaped(c) for c in text)
+    font = _font(file, size)
+    if font.getlength(text) > width:
+        while text and font.getlength(text + "...") > width:
+            text = text[:-1]
+        text += "..."
+    top = corner[1] + _font(OWN, size).getmetrics()[0]
+    draw.text((corner[0], top), text, ink, font, anchor="ls")
 
 
 def _escaped(letter: str) -> str:
