@@ -20,6 +20,7 @@ from PIL import Image, ImageShow
 from config import DISTANCE, MILVUS
 from pictures.decode import sheet_mark
 from search import Searcher
+from search.certainty import as_percent
 from search.duplicates import remark
 from search.engines import ENGINES, SCRIPTS, NamedEngine
 from search.query import Query, Stopwatch, find_query, join_queries, joined
@@ -37,21 +38,45 @@ def as_record(match: Match) -> dict[str, Any]:
     """A match as plain values, for JSON, the table and the picture."""
     before = {"rank": match.rank, "path": match.path, "distance": match.distance}
     after = {"copies": match.copies, "duplicate_of": match.duplicate_of}
-    return {**before, **match.parts, "category": match.category, "item": match.item, **after}
+    sure = {"probability": match.probability}
+    return {
+        **before,
+        **sure,
+        **match.parts,
+        "category": match.category,
+        "item": match.item,
+        **after,
+    }
 
 
-def print_answer(title: str, names: Sequence[str], records: Sequence[dict[str, Any]]) -> None:
-    """One engine's answer to one query as a table; `names` are those of the signals."""
+def print_answer(
+    title: str, names: Sequence[str], records: Sequence[dict[str, Any]], same: str | None
+) -> None:
+    """One engine's answer to one query as a table.
+
+    `names` are those of the signals, `same` is what probabilities are of, see `Calibration`.
+    """
     print(f"\n{title}")
     width = max([len(record["category"]) for record in records] + [8])
     names = ["distance", *names]
     heads = "".join(f"{name:>12}" for name in names)
-    print(f"{'rank':>5}{heads}  {'category':<{width}}  path")
+    sure = f"{f'same {same}':>15}" if same else ""
+    print(f"{'rank':>5}{sure}{heads}  {'category':<{width}}  path")
     for record in records:
-        values = "".join(f"{record[name]:>12.5f}" for name in names)
+        values = f"{as_percent(record['probability']):>15}" if same else ""
+        values += "".join(f"{record[name]:>12.5f}" for name in names)
         line = f"{record['rank']:>5}{values}  {record['category']:<{width}}  {record['path']}"
         said = remark(record["copies"], record["duplicate_of"])
         print(one_line(f"{line}  ({said})" if said else line))
+
+
+def print_remarks(present: float | None, own: Sequence[str]) -> None:
+    """What is to be said below an answer, see `Searcher.rank`."""
+    if present is not None:
+        no = "not " if present < 0.5 else ""
+        print(f"the item is probably {no}in this collection ({as_percent(present)})")
+    if own:
+        print(one_line(f"left out, as the query itself: {', '.join(own)}"))
 
 
 def save_sheet(picture: Image.Image, path: Path) -> None:
@@ -79,6 +104,15 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        if 0 <= (share := float(text)) <= 1:
+            return share
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
 
 
 def _output(text: str) -> Path:
@@ -109,6 +143,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--per-item", action="store_true", help="show the best picture of each item only")
     add("--collapse-duplicates", action="store_true", help="show each content once, count copies")
     add("--with-own", action="store_true", help="show the query itself, if it is in the collection")
+    add("--min-probability", type=_share, default=0.0, metavar="P", help="only answers this sure")
     add("--json", action="store_true", help="print JSON and nothing else")
     add("--output", type=_output, metavar="FILE", help="write the answers as a picture")
     add("--show", action="store_true", help="show them in the system's viewer")
@@ -170,7 +205,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "per_item": args.per_item,
         "collapse": args.collapse_duplicates,
         "with_own": args.with_own,
+        "min_probability": args.min_probability,
     }
+    same = searcher.calibration.same if searcher.calibration else None
     output: list[dict[str, Any]] = []
     sheet: list[SheetRow] = []
     for i, query in enumerate(queries):
@@ -184,13 +221,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 found, own = searcher.rank(query, one, args.top_n, engine=named.name, **options)
             records = [as_record(match) for match in found]
             if not args.json:
-                print_answer(title, names, records)
-                if own:
-                    print(one_line(f"left out, as the query itself: {', '.join(own)}"))
+                print_answer(title, names, records, same)
+                print_remarks(found.present, own)
+            if args.min_probability and not records:
+                line = f"{query.name}: no answer reaches a probability of {args.min_probability:g}"
+                print(one_line(line), file=sys.stderr if args.json else sys.stdout)
             shared = {k: v for k, v in watch.seconds.items() if not k.endswith("query")}
             seconds = {**shared, **took.seconds}
-            facts = {"query": query.name, "engine": named.name, "results": records}
-            output.append({**facts, "left_out": own, "seconds": seconds})
+            facts: dict[str, Any] = {"query": query.name, "engine": named.name}
+            facts |= {"present": found.present, "results": records, "left_out": own}
+            output.append({**facts, "seconds": seconds})
             sheet.append(SheetRow(title, query.thumbnail, records))
     if args.json:
         print(json.dumps(output, indent=1, ensure_ascii=False))

@@ -85,6 +85,10 @@ class Calibration(_Record):
     present: Competition | None
     thresholds: dict[Literal["probability", "distance"], _Number]
 
+    def labels(self, database: FeatureDatabase) -> np.ndarray:
+        """The label of each picture of a database: its item, or the number of its category."""
+        return database.items if self.same == "item" else np.asarray(database.categories)
+
 
 @dataclass(frozen=True)
 class Certainty:
@@ -129,6 +133,11 @@ def open_calibration(database: FeatureDatabase, signals: Sequence[Signal]) -> Ca
         print_once(f"{path}: of another model, distance or weights: {again}")
         return None
     return calibration
+
+
+def as_percent(probability: float) -> str:
+    """A probability as text; nothing is 0% or 100%."""
+    return ">99%" if probability > 0.99 else "<1%" if probability < 0.01 else f"{probability:.0%}"
 
 
 def compete(distances: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,11 @@ class CollapsedEngine:
     inner : what finds the pictures
     keys : each N, the items or contents of its collection, "" where unknown: such pictures all stay
     left_out : which of n rows not to answer with: n -> n, bool
+    at_least : number of pictures to find, also for fewer answers
+
+    Attributes
+    ----------
+    near : what the last search has found for each query, without the rows that are left out
     """
 
     def __init__(
@@ -31,19 +36,23 @@ class CollapsedEngine:
         inner: Engine,
         *keys: np.ndarray,
         left_out: Callable[[np.ndarray], np.ndarray] | None = None,
+        at_least: int = 0,
     ) -> None:
         self.inner = inner
         self.keys = keys
         self.left_out = left_out
+        self.at_least = at_least
+        self.near: list[Answer] = []
 
     def search(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
     ) -> list[Answer]:
         """See `Engine.search`; `k` is a number of answers that stay."""
-        wanted = k + 1  # one is often left out
+        wanted = max(k, self.at_least) + 1  # one is often left out
         while True:
             found = self.inner.search(queries, wanted, rows)
-            answers = [self._collapse(answer) for answer in found]
+            self.near = [self._others(answer) for answer in found]
+            answers = [self._collapse(answer) for answer in self.near]
             short = [len(answer.rows) < k for answer in answers]
             more = [len(answer.rows) == wanted for answer in found]
             # Items of many pictures take many ranks: search for more until there are enough.
@@ -51,10 +60,12 @@ class CollapsedEngine:
                 return [_take(answer, slice(k)) for answer in answers]
             wanted *= 4
 
+    def _others(self, answer: Answer) -> Answer:
+        """Without what is left out."""
+        return _take(answer, ~self.left_out(answer.rows)) if self.left_out else answer
+
     def _collapse(self, answer: Answer) -> Answer:
-        """Only the first picture of each key, and none that is left out."""
-        if self.left_out:
-            answer = _take(answer, ~self.left_out(answer.rows))
+        """Only the first picture of each key."""
         for keys in self.keys:
             found = keys[answer.rows]
             first = found == found.dtype.type()

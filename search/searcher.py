@@ -18,6 +18,7 @@ from features.database import open_database
 from network.device import pick_device
 from pictures.decode import read_picture
 from pictures.deepfashion import find_box
+from search.certainty import NEIGHBOURS, Certainty, certainty_of, open_calibration
 from search.duplicates import (
     CollapsedEngine,
     OwnPicture,
@@ -39,7 +40,7 @@ from search.query import (
     load_query_nets,
 )
 from search.signals import describe_distance, signals_of
-from utils import UserError
+from utils import UserError, command
 
 MAX_ENGINES = 16  # kept open: one for each name and weights
 
@@ -60,6 +61,8 @@ class Match:
     parts : by the name of each signal (deep, color, palette), the metric's value before its weight
     copies : pictures of the collection with its content; 1 unless duplicates are collapsed
     duplicate_of : rank of the first answer that it is a near-duplicate of, 0 for the query, or None
+    probability : that it shows the query's item, if the collection has it; None where it is not
+        known: without a calibration; see `search.certainty`
     """
 
     rank: int
@@ -70,6 +73,18 @@ class Match:
     parts: dict[str, float]
     copies: int = 1
     duplicate_of: int | None = None
+    probability: float | None = None
+
+
+class Matches(list[Match]):
+    """The matches of one query.
+
+    Attributes
+    ----------
+    present : the probability that the collection has the query's item; None where it is not known
+    """
+
+    present: float | None = None
 
 
 class Searcher:
@@ -90,6 +105,7 @@ class Searcher:
     signals : the S terms of the distance, with the weights of the settings
     nets : the network of each model, on `device`, in evaluation mode
     transforms : of each model, RGB picture -> H x W x 3, uint8
+    calibration : how sure an answer is, see `evaluate.py --calibrate`; None without
     min_side : px of the short side that large JPEG queries may be decoded at
     device : where the networks run
 
@@ -114,6 +130,7 @@ class Searcher:
         with watch.step("loading features"):
             self.database = open_database(self.base)
             self.signals = signals_of(self.database, **self.config.distance)
+            self.calibration = open_calibration(self.database, self.signals)
         with watch.step("loading model"):
             models = self.config.MODELS or (self.config.DUMPED_MODEL,)
             self.nets, networks = load_query_nets(self.database, models, self.device)
@@ -157,7 +174,8 @@ class Searcher:
         per_item: bool = False,
         collapse: bool = False,
         with_own: bool = False,
-    ) -> list[Match]:
+        min_probability: float = 0.0,
+    ) -> Matches:
         """Find the pictures that are most similar to a query.
 
         Parameters
@@ -171,6 +189,7 @@ class Searcher:
         per_item : answer with the best picture of each item only
         collapse : answer once with each content, and count its copies
         with_own : answer with the query itself, too, where it is a picture of the collection
+        min_probability : omit answers that are less sure, see `Match.probability`; 0 to 1
 
         Returns
         -------
@@ -179,7 +198,7 @@ class Searcher:
         Raises
         ------
         UserError : a picture cannot be read, no such category, an engine that is not set up, or a
-            metric that has no value for these features
+            metric that has no value for these features; or `min_probability`, but no calibration
         """
         pictures = list(picture) if isinstance(picture, list | tuple) else [picture]
         queries = [self.read(one, box) for one in pictures]
@@ -195,6 +214,7 @@ class Searcher:
             per_item=per_item,
             collapse=collapse,
             with_own=with_own,
+            min_probability=min_probability,
         )[0]
 
     def read(self, picture: Picture, box: Box | None = None) -> Query:
@@ -238,7 +258,8 @@ class Searcher:
         per_item: bool = False,
         collapse: bool = False,
         with_own: bool = False,
-    ) -> tuple[list[Match], list[str]]:
+        min_probability: float = 0.0,
+    ) -> tuple[Matches, list[str]]:
         """Rank the collection by the features of a query.
 
         Parameters
@@ -254,13 +275,22 @@ class Searcher:
 
         Raises
         ------
-        UserError : a distance is not finite
+        UserError : a distance is not finite, or `min_probability`, but no calibration
         """
+        calibration = self.calibration
+        if min_probability and not calibration:
+            advice = f"run: {command('evaluate.py --calibrate', self.base)}"
+            raise UserError(f"there is no probability without a calibration; {advice}")
         database, own = self.database, OwnPicture(self.database, query.files)
         ranking: Engine = self.engine(engine).engine
         keys = [contents(database)] if collapse else []
         keys += [database.items] if per_item else []
-        ranking = CollapsedEngine(ranking, *keys, left_out=None if with_own else own)
+        ranking = CollapsedEngine(
+            ranking,
+            *keys,
+            left_out=None if with_own else own,
+            at_least=NEIGHBOURS if calibration else 0,
+        )
         rows = database.rows_of(category) if category else None
         (answer,) = ranking.search(features, count, rows)
         if not np.isfinite(answer.distances).all():
@@ -270,10 +300,22 @@ class Searcher:
             )
         copies = count_copies(database, answer.rows) if collapse else [1] * len(answer.rows)
         near = near_duplicates(self.signals, features, answer.rows)
-        matches = [self._match(answer, i, copies[i], near[i]) for i in range(len(answer.rows))]
+        sure = None
+        if calibration:
+            sure = certainty_of(calibration, ranking.near[0], calibration.labels(database))
+        found = [self._match(answer, i, copies[i], near[i], sure) for i in range(len(answer.rows))]
+        matches = Matches(m for m in found if (m.probability or 0.0) >= min_probability)
+        matches.present = sure.present if sure else None
         return matches, [database.paths[row] for row in own.rows]
 
-    def _match(self, answer: Answer, i: int, copies: int, duplicate_of: int | None) -> Match:
+    def _match(
+        self,
+        answer: Answer,
+        i: int,
+        copies: int,
+        duplicate_of: int | None,
+        sure: Certainty | None,
+    ) -> Match:
         row = int(answer.rows[i])
         return Match(
             rank=i + 1,
@@ -284,6 +326,7 @@ class Searcher:
             parts={s.name: float(answer.parts[i, j]) for j, s in enumerate(self.signals)},
             copies=copies,
             duplicate_of=duplicate_of,
+            probability=sure.of_rows[row] if sure else None,
         )
 
     def engine(self, name: str = "exact", weights: Sequence[float] | None = None) -> NamedEngine:

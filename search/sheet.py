@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from pictures.decode import PictureError, read_picture
 from pictures.folder import picture_file
+from search.certainty import as_percent
 from search.duplicates import remark
 from search.fonts import write
 from utils import shown
@@ -30,7 +31,8 @@ class SheetRow:
     ----------
     title : what was searched, and how
     query : RGB
-    records : the answers, each with rank, path, distance and category; marked as `remark` does
+    records : the answers, each with rank, path, distance and category; marked as `remark` does,
+        with its probability where known
     """
 
     title: str
@@ -65,7 +67,9 @@ def draw_sheet(base: Path, rows: Sequence[SheetRow]) -> Image.Image:
         _tile(sheet, (GAP, top), row.query, "query", "", ACCENT)
         for i, record in enumerate(row.records):
             corner = (2 * GAP + step[0] * (1 + i % across), top + step[1] * (i // across))
+            sure = record.get("probability")
             caption = f"{record['rank']}   d {record['distance']:.4f}"
+            caption += "" if sure is None else f"   {as_percent(sure)}"
             marks = remark(record.get("copies", 1), record.get("duplicate_of"))
             below = "; ".join(filter(None, (record["category"], marks)))
             try:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from fastapi import HTTPException
 
+from search.certainty import NEIGHBOURS, Calibration, Certainty, certainty_of
 from search.duplicates import (
     CollapsedEngine,
     OwnPicture,
@@ -21,7 +22,7 @@ from search.signals import Signal
 from server.live import Collection
 from server.query_features import Features, QueryMemory, query_features
 from server.schemas import Found, SearchAnswer, SearchOptions
-from utils import UserError, evenly_spaced
+from utils import UserError, command, evenly_spaced
 
 CATEGORY_NEIGHBOURS = 20  # nearest pictures that decide the category of a query
 CUT_NEIGHBOURS = 200  # nearest pictures in cut that are ranked by how far their colour is
@@ -105,17 +106,23 @@ def search(
         signals = [] if query is None else signals_for(collection, options, query)
         category = _category_for(collection, options, query)
         rows = _rows_of(collection, category) if category else None
+        sure = None
         if query is None:
             rows = np.arange(len(collection)) if rows is None else rows
             rows = rows[evenly_spaced(len(rows), options.count)]
             answer = Answer(rows, np.full(len(rows), np.nan), np.empty((len(rows), 0)))
             searched, recall = "nothing: evenly spaced pictures", None
         else:
-            answer, searched, recall = _rank(collection, signals, rows, query, options, own)
-        answers = _found(collection, signals, answer, query, _collapses(collection, options))
+            answer, searched, recall, sure = _rank(collection, signals, rows, query, options, own)
+        answers = _found(collection, signals, answer, query, _collapses(collection, options), sure)
+        if sure:
+            least = options.min_probability
+            answers = [found for found in answers if (found.probability or 0) >= least]
     return SearchAnswer(
         query=options.query,
         answers=answers,
+        same=collection.calibration.same if collection.calibration and sure else None,
+        present=sure.present if sure else None,
         left_out=[collection.database.paths[row] for row in own.rows],
         engine="exact" if options.other_color else options.engine,
         searched=searched,
@@ -134,8 +141,8 @@ def _rank(
     query: Features,
     options: SearchOptions,
     own: OwnPicture,
-) -> tuple[Answer, str, float | None]:
-    """The answer without the pictures of the query, what was searched, and the expected recall.
+) -> tuple[Answer, str, float | None, Certainty | None]:
+    """The answer without the query's pictures, what was searched, expected recall, certainty.
 
     For other colours, the weights of colour become negative, among the `CUT_NEIGHBOURS` nearest by
     the deep signals: most of the collection has another colour.
@@ -158,13 +165,40 @@ def _rank(
 
     keys = [content] if collapses else []
     keys += [database.items] if options.per_item else []
-    engine = CollapsedEngine(named.engine, *keys, left_out=left_out)
+    calibration = _calibration_for(collection, signals, options)
+    at_least = NEIGHBOURS if calibration else 0
+    engine = CollapsedEngine(named.engine, *keys, left_out=left_out, at_least=at_least)
     answer = engine.search(query, count, rows)[0]
     if options.other_color:
         near = np.sort(answer.rows)
         answer = ExactEngine(_scale(signals, 1, -1)).search(query, options.count, near)[0]
-        return answer, f"different colours first among the {len(near):,} nearest in cut", None
-    return answer, named.searched, named.recall if rows is None or named.name == "exact" else None
+        return answer, f"different colours first among the {len(near):,} nearest in cut", None, None
+    recall = named.recall if rows is None or named.name == "exact" else None
+    sure = None
+    if calibration:
+        sure = certainty_of(calibration, engine.near[0], calibration.labels(database))
+    return answer, named.searched, recall, sure
+
+
+def _calibration_for(
+    collection: Collection, signals: Sequence[Signal], options: SearchOptions
+) -> Calibration | None:
+    """The calibration, where a search is by pictures alone and with the weights of the settings.
+
+    Raises
+    ------
+    UserError : the least probability is more than 0, but this search has no probabilities
+    """
+    weights = [[signal.weight for signal in one] for one in (signals, collection.signals)]
+    changed = options.like or options.unlike or options.color or options.other_color
+    if collection.calibration and not changed and weights[0] == weights[1]:
+        return collection.calibration
+    if options.min_probability:
+        raise UserError(
+            "min_probability: this search has no probabilities; search by pictures alone, with the"
+            f" default balance, after: {command('evaluate.py --calibrate', collection.base)}"
+        )
+    return None
 
 
 def _collapses(collection: Collection, options: SearchOptions) -> bool:
@@ -178,6 +212,7 @@ def _found(
     answer: Answer,
     query: Features | None,
     collapses: bool,
+    sure: Certainty | None,
 ) -> list[Found]:
     """An answer for the page."""
     rows, found = answer.rows, []
@@ -192,6 +227,7 @@ def _found(
                 copies=copies[i],
                 duplicate_of=near[i],
                 distance=float(answer.distances[i]),
+                probability=sure.of_rows[row] if sure else None,
                 parts={signal.name: value for signal, value in values if signal.weight},
             )
         )

@@ -41,6 +41,7 @@ class SearchOptions(BaseModel):
     category: str | None = Field(default=None, max_length=200, description="search only this one")
     per_item: bool = Field(default=False, description="the nearest picture of each item only")
     collapse_duplicates: bool = Field(default=False, description="one answer for each content")
+    min_probability: float = Field(default=0, ge=0, le=1, description="only answers this sure")
 
 
 Options = Annotated[Json[SearchOptions], WithJsonSchema(SearchOptions.model_json_schema())]
@@ -74,6 +75,7 @@ class Found(Picture):
     copies: int = Field(description="pictures of the same content; 1 unless they are collapsed")
     duplicate_of: int | None = Field(description="rank of its near-duplicate; 0: the query")
     distance: float | None = Field(description="smaller is nearer; null: not defined")
+    probability: float | None = Field(description="that it shows the same; null: not known")
     parts: dict[str, float | None] = Field(description="of each signal, before its weight")
 
 
@@ -82,6 +84,8 @@ class SearchAnswer(BaseModel):
 
     query: str | None = Field(description="to search by the uploaded pictures again")
     answers: list[Found]
+    same: Literal["item", "category"] | None = Field(description="what probabilities are of")
+    present: float | None = Field(description="probability that the item is in the collection")
     left_out: list[str] = Field(description="paths of pictures that are the uploaded ones")
     engine: str
     searched: str = Field(description="which part of the collection the engine has compared")

@@ -21,7 +21,7 @@ from utils import run_script
 ROOT = Path(__file__).parent.parent
 MACHINE = ("--amp", "off", "--device", "cpu", "--num-workers", "0")
 NAMES = {"dress": "Dress", "hat": "Sun Hat", "shirt": "Shirt"}
-KEYS = ["rank", "path", "distance", "deep", "color", "palette", "category", "item",
+KEYS = ["rank", "path", "distance", "probability", "deep", "color", "palette", "category", "item",
         "copies", "duplicate_of"]  # fmt: skip
 BOX = (40, 30, 190, 200)  # of every third picture
 
@@ -148,7 +148,7 @@ def test_json_says_what_the_schema_says_and_distances_add_up(base: Path, answers
     color = np.load(base / "all_color_feat.npy").astype(float)
     palette = np.load(base / "all_palette_feat.npy").astype(float)
     for one in found:
-        assert list(one) == ["query", "engine", "results", "left_out", "seconds"]
+        assert list(one) == ["query", "engine", "present", "results", "left_out", "seconds"]
         own = rows_of(base).index(one["query"])
         assert [result["rank"] for result in one["results"]] == list(range(1, 8))
         for result in one["results"]:
@@ -213,7 +213,7 @@ def test_the_table_says_what_json_says_and_the_time_of_each_step(run, answers) -
     assert status == 0
     for one in answers(*query):
         for result in one["results"]:
-            line = [f"{result[key]:.5f}" for key in ("distance", "deep", "color", "palette")]
+            line = [f"{result[key]:.5f}" for key in ("distance", "probability", "deep", "color", "palette")]
             assert any(
                 row.split()[:5] == [str(result["rank"]), *line] and result["path"] in row
                 for row in out.splitlines()

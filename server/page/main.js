@@ -3,7 +3,7 @@ import * as api from "./api.js";
 import { find, make, press } from "./dom.js";
 import { CollectionMap } from "./map.js";
 import { Query } from "./query.js";
-import { listenToKeys, showAnswers } from "./results.js";
+import { listenToKeys, percent, showAnswers } from "./results.js";
 import { why } from "./why.js";
 
 const ENGINES = { exact: "exact", kmeans: "k-means", milvus: "Milvus" };
@@ -81,7 +81,7 @@ async function search(remember = false) {
   if (query.files.length) query.handle = found.query;
   lastOptions = { ...query.request().options, ...settings() };
   if (remember) record();
-  showAnswers(found.answers, found.collection, query, actions);
+  showAnswers(found, query, actions);
   showStatus(found);
   if (found.collection !== collection.version) await describe();
 }
@@ -107,7 +107,9 @@ function showStatus(found) {
     ? ", recall not measured for this search"
     : `, expected recall ${(100 * found.recall).toFixed(1)}%`;
   const within = found.category ? ` in ${found.category}` : "";
-  find("status").replaceChildren(
+  const there = found.present === null ? [] : [make("strong", { className: "present" },
+    `Probably ${found.present < 0.5 ? "not " : ""}in this collection (${percent(found.present)}).`)];
+  find("status").replaceChildren(...there,
     make("b", {}, `${found.answers.length} answers${within} in ${(1000 * total).toFixed(0)} ms`),
     ` (${steps}). ${ENGINES[found.engine]}: ${found.searched.split(", ")[0]}${recall}.`,
     found.left_out.length ? ` Left out, as the query itself: ${found.left_out.join(", ")}.` : "");
@@ -119,7 +121,7 @@ async function start() {
   const found = await work(() => api.search([], { ...settings(), count: START_PICTURES }));
   if (!found || !query.empty) return;
   find("status").textContent = "Drop a picture, choose a colour, or start from one of these.";
-  showAnswers(found.answers, found.collection, query, actions);
+  showAnswers(found, query, actions);
 }
 
 function record() {

@@ -3,10 +3,10 @@ import { image } from "./api.js";
 import { find, make } from "./dom.js";
 
 // `actions` has searchFrom(id), why(answer), rate(id, "like" or "unlike").
-export function showAnswers(answers, version, query, actions) {
+export function showAnswers({ answers, collection, same }, query, actions) {
   const grid = find("grid");
   const place = [...grid.children].indexOf(document.activeElement.closest(".card"));
-  grid.replaceChildren(...answers.map((answer) => card(answer, version, query, actions)));
+  grid.replaceChildren(...answers.map((answer) => card(answer, collection, same, query, actions)));
   // The card at the same place keeps the focus.
   if (place >= 0) grid.children[Math.min(place, answers.length - 1)]?.querySelector(".from").focus({ preventScroll: true });
   find("keys").hidden = !answers.length;
@@ -25,7 +25,9 @@ function remarks({ copies, duplicate_of: other }) {
     ...(other === null ? [] : [`near-duplicate of ${other || "the query"}`])];
 }
 
-function card(answer, version, query, actions) {
+export const percent = (share) => share > 0.99 ? "over 99%" : share < 0.01 ? "under 1%" : `${(100 * share).toFixed(0)}%`;
+
+function card(answer, version, same, query, actions) {
   const label = [answer.category, answer.item].filter(Boolean).join(", ") || answer.path;
   const isAnswer = Object.keys(answer.parts).length > 0;
   const distance = answer.distance !== null ? answer.distance.toFixed(3) : isAnswer ? "not defined" : "";
@@ -36,6 +38,8 @@ function card(answer, version, query, actions) {
       make("span", { className: "first" },
         make("span", { className: "rank" }, isAnswer ? String(answer.rank) : ""),
         make("span", { className: "distance", title: "distance: smaller is nearer" }, distance)),
+      ...(answer.probability === null ? [] : [make("span", { className: answer.probability < 0.5 ? "sure" : "sure likely",
+        title: `probability that it shows the query's ${same}, if the collection has it` }, `same ${same}: ${percent(answer.probability)}`)]),
       make("span", { title: answer.item ? `item ${answer.item}` : "" }, label,
         ...remarks(answer).map((text) => make("i", { className: "remark" }, text))),
       make("span", { className: "path", title: answer.path }, make("bdi", {}, answer.path))),
