@@ -213,7 +213,7 @@ def test_the_table_says_what_json_says_and_the_time_of_each_step(run, answers) -
     assert status == 0
     for one in answers(*query):
         for result in one["results"]:
-            line = [f"{result[key]:.5f}" for key in ("distance", "probability", "deep", "color", "palette")]
+            line = [f"{result[key]:.5f}" for key in ("distance", "deep", "color", "palette")]
             assert any(
                 row.split()[:5] == [str(result["rank"]), *line] and result["path"] in row
                 for row in out.splitlines()
