@@ -208,10 +208,25 @@ class Config(BaseSettings):
         "adamw (with warm-up, cosine decay and clipped gradients) or sgd (constant rate)", "adamw"
     )
     LR: float = _training("learning rate; with adamw, 100 times that for the proxies", 0.0003, gt=0)
+    BACKBONE_LR: float = _training(
+        "learning rate of the backbone with adamw, as a factor of LR", 1.0, gt=0
+    )
+    LAYER_DECAY: float = _training(
+        "factor of that rate from each layer of a transformer of timm/ or open_clip/ to the one"
+        " before it, with adamw",
+        0.7,
+        gt=0,
+        le=1,
+    )
     MOMENTUM: float = _training("momentum of SGD", 0.5, ge=0, lt=1)
     FREEZE_PARAM: Literal["auto", "true", "false"] = _training(
         "backbone frozen: until loss and accuracy are stable (auto), true: always, false: never",
         "false",
+    )
+    GRAD_CHECKPOINTING: bool = _training(
+        "less memory, a third more time: activations of timm/ and open_clip/ transformers are"
+        " computed twice",
+        False,
     )
     LOG_INTERVAL: int = _training("steps between points of the loss curves", 10, ge=1)
     TEST_INTERVAL: int = _training("steps between validations", 100, ge=1)

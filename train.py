@@ -29,6 +29,7 @@ from data import (
 )
 from net import Architecture, EmbeddingNet, initial_net, save_checkpoint
 from network.architecture import new_architecture
+from network.backbones import checkpoint_gradients
 from network.device import amp_type, explain_out_of_memory, to_device
 from network.distributed import Distributed, init_distributed, per_process
 from pictures.folder import allow_roots
@@ -48,7 +49,8 @@ IDENTITY = (
     "CATEGORIES", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET", "INSHOP_DATASET_PERCENT", "IMG_SIZE",
     "CROP_SIZE", "TRAIN_SIZE", "BACKBONE", "PRETRAINED", "INTER_DIM", "POOLING", "NORMALIZE",
     "TRAIN_BATCH_SIZE", "TRIPLET_BATCH_SIZE", "PER_CLASS", "LABEL_SMOOTHING", "METRIC_LOSS",
-    "TRIPLET_WEIGHT", "ENABLE_TRIPLET_WITH_COSINE", "OPTIMIZER", "LR", "MOMENTUM",
+    "TRIPLET_WEIGHT", "ENABLE_TRIPLET_WITH_COSINE", "OPTIMIZER", "LR", "BACKBONE_LR",
+    "LAYER_DECAY", "MOMENTUM",
     "TEST_BATCH_SIZE", "TEST_INTERVAL", "FREEZE_PARAM", "PALETTE", "PALETTE_WEIGHT", "SEED",
 )  # fmt: skip
 
@@ -56,7 +58,7 @@ IDENTITY = (
 USES = (
     *IDENTITY,
     *("DATASET_BASE", "VAL_SHARE", "RECIPE", "EPOCH", "LOG_INTERVAL", "DUMP_INTERVAL"),
-    *("ALLOWED_ROOTS", "TRUNCATED", "DEVICE", "AMP", "NUM_WORKERS"),
+    *("GRAD_CHECKPOINTING", "ALLOWED_ROOTS", "TRUNCATED", "DEVICE", "AMP", "NUM_WORKERS"),
 )
 
 
@@ -92,6 +94,8 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
             write_untrained(models, net, network)
         return
 
+    if config.GRAD_CHECKPOINTING:
+        checkpoint_gradients(net.backbone, network.backbone)
     trainer = build_trainer(config, splits, net, network, device, amp, distributed)
     with locked(models) if distributed.is_main else nullcontext():
         distributed.barrier()
@@ -151,9 +155,10 @@ def build_trainer(
     if distributed.world_size > 1:
         net = synchronise_norms(net, device)
         torch.manual_seed(config.SEED + distributed.rank)  # of what networks draw, as dropout
+    rates = config.LR, config.MOMENTUM, config.BACKBONE_LR, config.LAYER_DECAY
     updater = Updater(
         net,
-        build_optimizer(config.OPTIMIZER, net, loss.metric, config.LR, config.MOMENTUM),
+        build_optimizer(config.OPTIMIZER, net, loss.metric, *rates),
         torch.amp.GradScaler(device.type, enabled=amp == torch.float16),
         scheduled=config.OPTIMIZER == "adamw",
     )

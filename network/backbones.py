@@ -173,6 +173,66 @@ class _WithHead(nn.Module):
         return conv_map, self.head(conv_map)
 
 
+# Of open_clip's own vision transformer, in the form of timm's `group_matcher`.
+LAYERS = {
+    "stem": r"^(?:conv1|class_embedding|positional_embedding|ln_pre)",
+    "blocks": [(r"^transformer\.resblocks\.(\d+)", None)],
+}
+
+
+def _library_model(backbone: nn.Module) -> tuple[str, Any]:
+    """The model of timm or open_clip within a backbone, and how its names begin there."""
+    if isinstance(backbone, _TimmFeatures):
+        return "model.", backbone.model
+    if isinstance(backbone, _ImageTextFeatures):
+        visual = backbone.model.visual
+        return (
+            ("model.visual.trunk.", visual.trunk)
+            if hasattr(visual, "trunk")
+            else ("model.visual.", visual)
+        )
+    return "", None
+
+
+def layer_depths(backbone: nn.Module) -> dict[str, int]:
+    """The depth of the layer that each parameter of a transformer belongs to, from 0, by name.
+
+    Of timm and open_clip only; empty for other backbones. What comes after the blocks may be left
+    out.
+    """
+    prefix, model = _library_model(backbone)
+    if hasattr(model, "patch_embed"):
+        matcher = model.group_matcher()
+    elif hasattr(model, "class_embedding"):
+        matcher = LAYERS
+    else:
+        return {}
+    from timm.models import group_parameters
+
+    found = group_parameters(model, matcher, reverse=True)
+    return {prefix + name: depth for name, depth in found.items()}
+
+
+def checkpoint_gradients(backbone: nn.Module, name: str) -> None:
+    """Have a backbone keep few activations for the backward pass, and compute the others again.
+
+    Raises
+    ------
+    UserError : its library cannot
+    """
+    _, model = _library_model(backbone)
+    try:
+        model.set_grad_checkpointing(True)
+        able = not hasattr(model, "attnpool")  # open_clip's ResNet ignores it
+    except (AttributeError, AssertionError):
+        able = False
+    if not able:
+        raise UserError(
+            f"GRAD_CHECKPOINTING: {name} has none; take a transformer of timm/ or {PREFIX}, or set"
+            " TRAIN_BATCH_SIZE lower"
+        )
+
+
 def _torchvision_head(model: Any) -> nn.Module | None:
     """The pooling, and the layers of the classifier before the last, which is removed."""
     if hasattr(model, "class_token"):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from net import EmbeddingNet
+from network.backbones import layer_depths
 
 PROXY_FACTOR = 100.0  # learning rate of proxies over the backbone's (Kim et al., section 4.1)
 WARM_UP = 0.5  # epochs
@@ -45,7 +46,13 @@ class Updater:
 
 
 def build_optimizer(
-    kind: str, net: EmbeddingNet, metric: nn.Module, lr: float, momentum: float
+    kind: str,
+    net: EmbeddingNet,
+    metric: nn.Module,
+    lr: float,
+    momentum: float,
+    backbone_lr: float = 1.0,
+    layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
     """An optimizer of the network's parameters and the metric loss's proxies.
 
@@ -56,18 +63,26 @@ def build_optimizer(
     lr : learning rate; with adamw, proxies (also the rows of a cosine classifier) have
         `PROXY_FACTOR` times that
     momentum : of SGD
+    backbone_lr, layer_decay : with adamw, factors of the backbone's rate, and of that of each layer
+        of a transformer below its last (Bao et al., BEiT, ICLR 2022)
     """
     if kind == "sgd":
         parameters = [*net.parameters(), *metric.parameters()]
         return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
     proxies = [*(net.fc2.parameters() if net.normalised else ()), *metric.parameters()]
     known = {id(parameter) for parameter in proxies}
-    others = [parameter for parameter in net.parameters() if id(parameter) not in known]
+    depths = layer_depths(net.backbone)
+    top = max(depths.values(), default=0)
+    groups: dict[float, list[nn.Parameter]] = {lr: []}
+    for name, parameter in net.named_parameters():
+        if id(parameter) not in known:
+            part, _, own = name.partition(".")
+            below = top - depths.get(own, top)
+            rate = lr * backbone_lr * layer_decay**below if part == "backbone" else lr
+            groups.setdefault(rate, []).append(parameter)
+    parts = [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
     return torch.optim.AdamW(
-        [
-            {"params": others, "lr": lr},
-            {"params": proxies, "lr": PROXY_FACTOR * lr, "weight_decay": 0.0},
-        ],
+        [*parts, {"params": proxies, "lr": PROXY_FACTOR * lr, "weight_decay": 0.0}],
         weight_decay=1e-4,
         fused=next(net.parameters()).device.type == "cuda" or None,
     )
