@@ -26,6 +26,7 @@ import torch
 from config import DISTANCE
 from evaluation.calibrate import calibrate
 from evaluation.classifier import with_accuracy
+from evaluation.figures import Table
 from evaluation.protocols import (
     CONSUMER_TASK,
     MAIN_TASKS,
@@ -39,7 +40,6 @@ from evaluation.protocols import (
 )
 from evaluation.reliability import measure, tables
 from evaluation.report import by_category, write_report
-from evaluation.table import Table
 from evaluation.tune_weights import tune_weights
 from features.database import DEEP, FeatureDatabase, open_database
 from network.device import pick_device

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
+from evaluation.figures import Table
 from evaluation.protocols import count_relevant, of_gallery
-from evaluation.table import Table
 from evaluation.tune_weights import spaced, validation_rows
 from features.database import FeatureDatabase
 from search.certainty import (

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from evaluation.calibrate import FOUND, nearest_others
+from evaluation.figures import Table
 from evaluation.metrics import auroc, calibration_error, reliability
 from evaluation.protocols import Task
-from evaluation.table import Table
 from pictures.table import choose_validation
 from search.certainty import Calibration, certainty_of
 from search.engine import Answer, Engine

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from evaluation.figures import Table
 from evaluation.metrics import bootstrap_means
 from evaluation.protocols import Outcome
-from evaluation.table import Table
 from features.database import FeatureDatabase
 from pictures.decode import PictureError, read_picture
 from pictures.folder import picture_file

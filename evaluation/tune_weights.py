@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.figures import Table
 from evaluation.metrics import balanced_score, validation_score
 from evaluation.protocols import count_relevant
-from evaluation.table import Table
 from features.database import FeatureDatabase
 from features.metadata import ModelRecord
 from pictures.deepfashion import has_items, read_items

@@ -28,7 +28,7 @@ from pictures.collection import read_collection
 from pictures.deepfashion import has_items
 from tests.fake_cuda import fake_cuda_device
 from tools.soak import processes_below
-from tools.synthetic.collection import make_collection
+from tools.synthetic.draw import make_collection
 from utils import sha256_of
 
 ROOT = Path(__file__).parent.parent

@@ -12,6 +12,7 @@ from dataclasses import astuple, replace
 import numpy as np
 
 from config import DISTANCE
+from evaluation.figures import Table
 from evaluation.metrics import summarise
 from evaluation.protocols import (
     MAIN_TASKS,
@@ -22,7 +23,6 @@ from evaluation.protocols import (
     run_task,
     tasks_of,
 )
-from evaluation.table import Table
 from features.database import open_database
 from network.device import pick_device
 from search.duplicates import CollapsedEngine

@@ -23,7 +23,7 @@ from search.recall import recall_of
 from tests.conftest import ROOT, replace_features
 from tests.search.test_milvus import K, assert_same, opened, push, settings
 from tests.search.test_milvus_server import SERVER
-from tools.benchmark.data import make_database
+from tools.benchmark.inputs import make_database
 from utils import AwayError
 
 URI, TOKEN, COUNT = "http://127.0.0.1:19530", "root:Milvus", 3000

@@ -30,7 +30,7 @@ from search.milvus_client import Client
 from search.recall import recall_of
 from search.signals import Signal, signals_of
 from tests.conftest import ROOT, free_port, replace_features, run, stored_features
-from tools.benchmark.data import make_database
+from tools.benchmark.inputs import make_database
 from utils import AwayError, UserError, run_script
 
 grpc = pytest.importorskip("grpc")  # of pymilvus

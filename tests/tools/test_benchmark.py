@@ -17,10 +17,10 @@ from scipy.spatial.distance import cdist
 from search.signals import Signal
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import command, gpu, timing, web
-from tools.benchmark.data import DIM, QUERIES, make_database, random_features
+from tools.benchmark.inputs import DIM, QUERIES, make_database, random_features
 from tools.benchmark.network import photos
+from tools.benchmark.rows import Row, as_markdown, compare, compare_times, in_units
 from tools.benchmark.sizes import TINY as TINY_SIZES
-from tools.benchmark.table import Row, as_markdown, compare, compare_times, in_units
 from utils import UserError
 
 TINY = ("--tiny", "--rounds", "1")

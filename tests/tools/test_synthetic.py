@@ -10,7 +10,7 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from tools.synthetic.collection import (
+from tools.synthetic.draw import (
     ATTRIBUTE_SIZE,
     INSHOP_SIZE,
     main,

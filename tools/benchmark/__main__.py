@@ -17,9 +17,9 @@ from pathlib import Path
 from tools.benchmark.command import cpu_facts, make_parser, measure, positive, sizes_of
 from tools.benchmark.growth import measure_growth
 from tools.benchmark.network import cold_start, extraction, training
+from tools.benchmark.rows import Row
 from tools.benchmark.search import exact_queries, inshop_evaluation, kmeans_queries, loading
 from tools.benchmark.sizes import CPU, Sizes
-from tools.benchmark.table import Row
 from utils import run_script
 
 PARTS: dict[str, Callable[[Path, Sizes], Iterator[Row]]] = {

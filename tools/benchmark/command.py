@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from tools.benchmark.rows import Row, as_markdown, head, write_rows
 from tools.benchmark.sizes import TINY, Sizes
-from tools.benchmark.table import Row, as_markdown, head, write_rows
 from utils import one_line
 
 LIBRARIES = ("torch", "numpy", "scipy", "faiss-cpu", "openvino")

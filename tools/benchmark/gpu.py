@@ -29,11 +29,11 @@ from search.matrix import MatrixEngine
 from search.recall import recall_of
 from search.signals import Signal
 from tools.benchmark.command import gpu_facts, make_parser, measure, sizes_of
-from tools.benchmark.data import BLOCK, DIM, PALETTE, QUERIES, random_features
+from tools.benchmark.inputs import BLOCK, DIM, PALETTE, QUERIES, random_features
 from tools.benchmark.network import amp_name, photos, printed_rate, training
+from tools.benchmark.rows import Row, compare_rates, compare_times
 from tools.benchmark.search import TOP_N, rows_of, search_one
 from tools.benchmark.sizes import COMPILED, GPU, Sizes
-from tools.benchmark.table import Row, compare_rates, compare_times
 from tools.benchmark.timing import ROOT, Run, interleaved, run_child
 from tools.benchmark.timing import run_script as run_project_script
 from utils import UserError, run_script

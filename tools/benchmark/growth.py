@@ -11,6 +11,7 @@ from search.clusters import nprobe_of, open_clusters
 from search.engine import Engine, ExactEngine
 from search.engines import open_engine
 from search.recall import recall_of
+from tools.benchmark.rows import in_units
 from tools.benchmark.search import (
     RECALL,
     K,
@@ -20,7 +21,6 @@ from tools.benchmark.search import (
     search_one,
     signals_with,
 )
-from tools.benchmark.table import in_units
 from tools.benchmark.timing import interleaved, run_script
 from utils import atomic_write
 

@@ -15,9 +15,9 @@ import torch
 
 from features.database import INFO
 from network.device import amp_type, pick_device
-from tools.benchmark.data import make_photos
+from tools.benchmark.inputs import make_photos
+from tools.benchmark.rows import Row, compare, compare_rates
 from tools.benchmark.sizes import Sizes
-from tools.benchmark.table import Row, compare, compare_rates
 from tools.benchmark.timing import run_child, run_python, run_script
 
 MODEL = "model_best.pth.tar"

@@ -19,9 +19,9 @@ from search.exact import exact_engine
 from search.matrix import MatrixEngine
 from search.recall import recall_of
 from search.signals import Signal, signals_of
-from tools.benchmark.data import QUERIES, make_database, random_features
+from tools.benchmark.inputs import QUERIES, make_database, random_features
+from tools.benchmark.rows import Row, compare, compare_times, in_units
 from tools.benchmark.sizes import Sizes
-from tools.benchmark.table import Row, compare, compare_times, in_units
 from tools.benchmark.timing import Run, interleaved, run_script
 
 K = 10  # answers of a query whose recall is measured

@@ -1,6 +1,6 @@
 """Measure the server: its start, what the interface adds to a query, and many clients at once.
 
-    python -m tools.benchmark.web --dataset-base data/demo
+    python -m tools.benchmark.server --dataset-base data/demo
 
 Starts web.py on a collection and searches with the collection's own pictures.
 """

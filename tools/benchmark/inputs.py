@@ -13,7 +13,7 @@ from features.database import CATEGORY, CLASSIFIER, COLOR, DEEP, INFO, ITEM, LIS
 from features.metadata import FeatureSettings, Metadata, ModelRecord
 from net import Architecture
 from tools.benchmark.timing import run_script
-from tools.synthetic.collection import make_collection
+from tools.synthetic.draw import make_collection
 from utils import sha256_of
 
 DIM, COLORS, PALETTE = 512, 30, 512  # lengths of the embedding, colour feature and palette

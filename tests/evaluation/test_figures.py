@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.table import Table
+from evaluation.figures import Table
 
 ROWS = [["one view", 0.276, None], ["two views", 0.3125, (-0.004, 0.013)]]
 FORMATS = ["{}", "{:.1%}", "{:+.1%} to {:+.1%}"]
