@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 
 from search.signals import Signal
 from tools.benchmark import __main__ as benchmark
-from tools.benchmark import command, gpu, timing, web
+from tools.benchmark import command, gpu, server, timing
 from tools.benchmark.inputs import DIM, QUERIES, make_database, random_features
 from tools.benchmark.network import photos
 from tools.benchmark.rows import Row, as_markdown, compare, compare_times, in_units
@@ -170,7 +170,7 @@ def test_the_server(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if not (base / "all_feat.json").exists():
         timing.run_script("feature_extractor.py", base)
     flags = ("--clients=2", "--seconds=0.5", "--single=2", "--warm-up=2")
-    web.main([f"--dataset-base={base}", *flags])
+    server.main([f"--dataset-base={base}", *flags])
     output = capsys.readouterr().out
     assert re.search(r"2 clients, 0.5 s: \d+ x 200; [\d.]+ answers a second", output)
     assert re.search(r"memory: \d+ MB before, \d+ MB after", output)
