@@ -11,12 +11,19 @@ whose categories come from another folder:
 
     python data.py import photos --dataset-base data/mine
     python data.py import items --in-shop --item-level --dataset-base data/mine
+
+An image-text model finds the category of photos without one. Such categories are marked: they are
+searched and shown, but not trained on and not evaluated.
+
+    python data.py import photos --categories "dress,shirt,trousers" --backbone open_clip/NAME
 """
 # For other scripts: the pictures of a table as datasets and loaders.
 
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.sharedctypes import RawArray
@@ -30,20 +37,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision import transforms
 
+from config import Config
 from pictures.decode import PictureError, read_picture, refuse_sheet, reported_profiles
 from pictures.folder import picture_file
-from pictures.table import Pictures
-from utils import UserError, parse_args, run_script
+from pictures.table import Pictures, category_key, clean
+from utils import UserError, parse_args, progress_bar, run_script
 
 USES = (
     "DATASET_BASE", "CATEGORIES", "ALLOWED_ROOTS", "TRUNCATED", "CROP_TO_BBOX",
     "ENABLE_INSHOP_DATASET", "INSHOP_DATASET_PERCENT", "VAL_SHARE", "RECIPE", "TRAIN_BATCH_SIZE",
-    "PER_CLASS", "TRIPLET_WEIGHT", "NORMALIZE", "INTER_DIM", "NUM_WORKERS",
+    "PER_CLASS", "TRIPLET_WEIGHT", "NORMALIZE", "INTER_DIM", "NUM_WORKERS", "BACKBONE",
+    "PRETRAINED", "TEXT_PROMPT", "DEVICE",
 )  # fmt: skip
 Transform = Callable[[Image.Image], Tensor]
 PADDING = (124, 116, 104)  # the mean of ImageNet: 0 in the network's input
 TRANSFORM = 2  # changes with what decoding and `eval_transform` give; features are not mixed
 MAX_REPLACED = 100  # unreadable pictures in a row: then it is not the pictures
+ZERO_SHOT_BATCH = 32  # pictures
 DETAIL = 3  # pictures are decoded at this many times the size that they are scaled to, or more
 
 
@@ -278,12 +288,74 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, metavar="REGEX", help=f"import: {text}")
 
 
+def _category_names(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The names of `import --categories A,B` (a number is the setting), and the other arguments."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--categories", nargs="?", default="0", const="")
+    text, rest = parser.parse_known_args(argv)
+    if "import" not in argv or text.categories.isdecimal():
+        return [], argv
+    names = [clean(name) for name in text.categories.split(",") if clean(name)]
+    if len(set(map(category_key, names))) < 2 or len(names) > len(set(map(category_key, names))):
+        raise UserError(f"--categories {text.categories!r}: name two or more, as in dress,shirt")
+    return names, rest
+
+
+def assign_categories(
+    config: Config, names: Sequence[str], files: Sequence[Path]
+) -> tuple[list[str], list[float]]:
+    """Find the nearest category of photos by an image-text model, BACKBONE.
+
+    Parameters
+    ----------
+    config : the model, TEXT_PROMPT, DEVICE and NUM_WORKERS
+    names : of the categories
+    files : the photos
+
+    Returns
+    -------
+    Of each photo a name, "" where it cannot be read, and its probability among the names, 0 to 1.
+
+    Raises
+    ------
+    UserError : BACKBONE is no image-text model, or cannot be had
+    """
+    from network.architecture import new_architecture
+    from network.device import pick_device
+    from network.zero_shot import ZeroShot
+
+    network, device = new_architecture(config, list(names)), pick_device(config.DEVICE)
+    nearest = ZeroShot(network, config.PRETRAINED, config.TEXT_PROMPT, names, device)
+    transform = eval_transform(**network.transform)
+
+    def read(file: Path) -> Tensor | None:
+        with suppress(PictureError):
+            return transform(read_picture(file, None, DETAIL * network.img_size, str(file)))
+        return None
+
+    categories, probabilities = [""] * len(files), [0.0] * len(files)
+    bar = progress_bar(len(files), "assigning", "picture")
+    with bar, ThreadPoolExecutor(max(1, config.NUM_WORKERS)) as pool:
+        for start in range(0, len(files), ZERO_SHOT_BATCH):
+            images = list(pool.map(read, files[start : start + ZERO_SHOT_BATCH]))
+            rows = [i for i, image in enumerate(images) if image is not None]
+            if rows:
+                numbers, values = nearest(torch.stack([i for i in images if i is not None]))
+                for row, number, value in zip(rows, numbers, values, strict=True):
+                    categories[start + row] = names[int(number)]
+                    probabilities[start + row] = float(value)
+            bar.update(len(images))
+    return categories, probabilities
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: the other scripts that import data.py do not need them.
     from pictures.check import check_data_set
     from pictures.folder import allow_roots
     from pictures.import_folder import import_folder
 
+    names, argv = _category_names(argv)
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
     if args.command == "check":
         allow_roots(config.DATASET_BASE, config.ALLOWED_ROOTS)
@@ -302,6 +374,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if args.folder is None:
         raise UserError("import: name the folder of photos, or a list: data.py import FOLDER")
+    if names and args.in_shop:
+        raise UserError("--categories is about photos; with --in-shop the items' are known")
     import_folder(
         args.folder,
         config.DATASET_BASE,
@@ -313,6 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         inshop=args.in_shop,
         gallery=args.gallery,
         test=args.test,
+        assign=partial(assign_categories, config, names) if names else None,
     )
     return 0
 

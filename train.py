@@ -84,7 +84,11 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
     amp = amp_type(device, config.AMP)
 
     splits = read_splits(
-        config.DATASET_BASE, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE
+        config.DATASET_BASE,
+        config.CATEGORIES,
+        config.ENABLE_INSHOP_DATASET,
+        config.VAL_SHARE,
+        assigned=config.EPOCH == 0,  # nothing is learnt of them
     )
     torch.manual_seed(config.SEED)
     network = new_architecture(config, splits.validation.category_names)

@@ -170,13 +170,15 @@ def category_task(database: FeatureDatabase, val_share: float) -> Task | None:
     """Retrieval by category: every picture of a partition is a query for the others of it.
 
     The partition is test; of the in-shop part alone query and gallery; of a data set without a
-    test part val, see `collection.read_labelled` for `val_share`. None where fewer than two of its
-    pictures are in the database.
+    test part val, see `collection.read_labelled` for `val_share`. Categories that a model has
+    assigned are not measured. None where fewer than two of its pictures are in the database.
     """
-    labelled = read_labelled(database.base, len(database.category_names), val_share)
+    names = database.category_names
+    labelled = read_labelled(database.base, len(names), val_share, assigned=False)
     parts = set(labelled.partitions.tolist())
     measured = next((p for p in (("test",), ("query", "gallery")) if set(p) & parts), ("val",))
-    rows = align(labelled.in_partition(*measured).paths, database.paths)
+    part = labelled.in_partition(*measured)
+    rows = align(part.select(part.categories >= 0).paths, database.paths)
     labels = np.asarray(database.categories)
     rows = np.sort(rows[rows >= 0])
     rows = rows[labels[rows] >= 0]

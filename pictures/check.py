@@ -10,7 +10,13 @@ import numpy as np
 
 from pictures.collection import read_labelled, require_photos
 from pictures.decode import PictureError, read_picture, refuse_sheet
-from pictures.deepfashion import attribute_list, has_items, read_items
+from pictures.deepfashion import (
+    ASSIGNED_LIST,
+    attribute_list,
+    has_items,
+    read_assigned,
+    read_items,
+)
 from pictures.folder import leads_out, link_remedy, picture_file
 from pictures.samplers import TrainBatches
 from pictures.splits import read_splits
@@ -20,6 +26,7 @@ from utils import UserError, progress_bar, sha256_of, shown
 ITEM_PARTITIONS = ("train", "val", "query", "gallery")
 BLOCK = 4096  # pictures that wait for a reading thread
 DRAWN = 1000  # triplets or pictures that are drawn for the metric loss, to see if they can be
+DOUBTFUL = 0.5  # probability of an assigned category, below which it is shown
 MAX_NAMES = 10  # printed of each kind of fault
 
 
@@ -106,6 +113,7 @@ def _print_tables(base: Path, categories: int, val_share: float, inshop: bool) -
     kind = "lists in DeepFashion's form" if attribute_list(base) else "a plain folder of photos"
     print(f"{shown(base)}: {'lists of items alone' if alone else kind}\n")
     _print_table(labelled, ITEM_PARTITIONS if alone else PARTITIONS)
+    _print_assigned(base, labelled)
     others = len(read_labelled(base, MAX_CATEGORIES, val_share)) - len(labelled)
     if others:
         print(f"{others:,} pictures of other categories are left out: CATEGORIES is {categories}")
@@ -131,6 +139,24 @@ def _print_table(pictures: Pictures, partitions: Sequence[str]) -> None:
     for name, chosen in rows.items():
         count = Counter(pictures.partitions[chosen].tolist())
         print(f"{name:<{width}}" + "".join(f"{count[p]:>10,}" for p in partitions))
+
+
+def _print_assigned(base: Path, pictures: Pictures) -> None:
+    """The categories that a model has assigned, the most doubtful ones first."""
+    guessed = read_assigned(base)
+    if not guessed:
+        return
+    names = dict(zip(pictures.paths, pictures.categories.tolist(), strict=True))
+    print(
+        f"{len(guessed):,} categories are assigned by a model: not trained on, not evaluated, until"
+        f" {shown(base / 'Anno' / ASSIGNED_LIST)} is removed"
+    )
+    doubtful = [(p, path) for path, p in sorted(guessed.items()) if p < DOUBTFUL and path in names]
+    lines = [
+        f"{p:.3f}  {shown(pictures.category_names[names[path]])}  {shown(path)}"
+        for p, path in sorted(doubtful)
+    ]
+    _print_faults(f"of a probability below {DOUBTFUL}, doubtful", lines)
 
 
 def _print_items(pictures: Pictures) -> None:

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pictures.deepfashion import attribute_list, has_items, read_attribute, read_items
+from pictures.deepfashion import (
+    attribute_list,
+    has_items,
+    read_assigned,
+    read_attribute,
+    read_items,
+)
 from pictures.folder import read_folder
 from pictures.table import Pictures, choose_validation, merge
 from utils import UserError, shown
@@ -22,7 +28,7 @@ def require_photos(base: Path) -> None:
             )
 
 
-def read_labelled(base: Path, categories: int, val_share: float) -> Pictures:
+def read_labelled(base: Path, categories: int, val_share: float, assigned: bool = True) -> Pictures:
     """Read the pictures with categories: attribute lists, else lists of items, else a plain folder.
 
     Where there are lists of items alone, the folders are the categories, and the items of
@@ -33,13 +39,21 @@ def read_labelled(base: Path, categories: int, val_share: float) -> Pictures:
     base : DATASET_BASE
     categories : as for `read_attribute`
     val_share : as for `read_folder`
+    assigned : with the categories that a model has assigned; else they are unknown
 
     Raises
     ------
     UserError : there is no picture, or a list is malformed
     """
     if attribute_list(base) is not None:
-        return read_attribute(base, categories)
+        pictures = read_attribute(base, categories)
+        guessed = {} if assigned else read_assigned(base)
+        if guessed:
+            known = np.array([path not in guessed for path in pictures.paths], bool)
+            pictures = replace(
+                pictures, categories=np.where(known, pictures.categories, np.int16(-1))
+            )
+        return pictures
     if not has_items(base):
         return read_folder(base, val_share)
     items = read_items(base)

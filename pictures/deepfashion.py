@@ -27,6 +27,7 @@ from utils import UserError
 ANNO_FOLDERS = ("Anno", "Anno_coarse", "Anno_fine")
 CONSUMER, CONSUMER_BOXES = "consumer_to_shop", "list_bbox_consumer2shop.txt"
 COLOR_LIST = "list_color_inshop.txt"
+ASSIGNED_LIST = "list_category_assigned.txt"  # the categories that are a model's guess
 UNKNOWN_COLOR = "-"  # in it, where a cell cannot be empty
 OWN_TYPE = "0"  # as the type of every category: the lists are of somebody's own photos
 BOX_COLUMNS = ("image_name", "x_1", "y_1", "x_2", "y_2")
@@ -55,6 +56,20 @@ def has_items(base: Path) -> bool:
 def has_color_names(base: Path) -> bool:
     """Whether colours have names that mean the same for every item, not numbers of their own."""
     return (base / "in_shop" / COLOR_LIST).is_file()
+
+
+def read_assigned(base: Path) -> dict[str, float]:
+    """The pictures whose category was assigned by a model, not given, with its probability.
+
+    Raises
+    ------
+    UserError : the list is malformed
+    """
+    place = base / "Anno" / ASSIGNED_LIST
+    if not place.exists():
+        return {}
+    listed = read_list(place, ("image_name", "probability (0 to 1)"))
+    return dict(zip(listed.paths(), listed.shares(1).tolist(), strict=True))
 
 
 def _first_existing(base: Path, folders: Iterable[str], name: str) -> Path | None:

@@ -2,14 +2,13 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import ImageColor
 
 from pictures.csv_list import COLUMNS, SUFFIXES, read_picture_list
-from pictures.deepfashion import ANNO_FOLDERS, COLOR_LIST, OWN_TYPE, UNKNOWN_COLOR
 from pictures.folder import (
     SPLIT_FOLDERS,
     allow_roots,
@@ -19,7 +18,7 @@ from pictures.folder import (
     leads_out,
     link_remedy,
 )
-from pictures.lists import write_list
+from pictures.import_lists import IMG, Columns, select, write_both_parts, write_inshop_alone
 from pictures.table import (
     INSHOP_PARTITIONS,
     PARTITIONS,
@@ -28,10 +27,6 @@ from pictures.table import (
 )
 from utils import UserError, command, shown
 
-IMG = "img"  # the link to the photos
-OFFICIAL = (*ANNO_FOLDERS, "Eval", "Img")  # what a part of somebody else's data set consists of
-ITEM_LIST = "list_eval_partition.txt"
-CATEGORY_LISTS = ("list_category_cloth.txt", "list_category_img.txt")
 NOT_COLORS = frozenset((  # how file names begin that cameras, phones and shops give
     "img", "dsc", "dscn", "dscf", "dcim", "imgp", "mg", "pxl", "mvimg", "pano", "photo", "image",
     "picture", "pic", "foto", "bild", "vid", "scan", "screenshot", "whatsapp", "signal", "fb",
@@ -40,10 +35,8 @@ NOT_COLORS = frozenset((  # how file names begin that cameras, phones and shops 
 ))  # fmt: skip
 MAX_NAMES = 5  # of colours that are printed
 
-
-# The N pictures of a folder, N str by the name of a column: those of `csv_list.COLUMNS`, and status
-# (train, query or gallery; "" where the item is unknown).
-Columns = dict[str, np.ndarray]
+# Photos -> of each its category, "" where it cannot be read, and the probability, 0 to 1.
+Assign = Callable[[Sequence[Path]], tuple[list[str], list[float]]]
 
 
 def import_folder(
@@ -58,6 +51,7 @@ def import_folder(
     inshop: bool = False,
     gallery: str | None = None,
     test: bool = False,
+    assign: Assign | None = None,
 ) -> None:
     """Write the annotation files for a folder of photos and print what to run next.
 
@@ -74,6 +68,7 @@ def import_folder(
     columns : of a CSV list, see `csv_list.read_picture_list`
     roots : the ALLOWED_ROOTS setting, see `folder.allow_roots`
     item_level, item_pattern, inshop, gallery, test : see `python data.py --help`
+    assign : finds the categories of the photos that neither a folder nor the list gives one
 
     Raises
     ------
@@ -96,9 +91,12 @@ def import_folder(
         found = _from_folders(inner, inshop)
     else:
         found = _from_pattern(paths, inner, item_pattern)
+    given = photos["category"] != ""
     for name, guessed in zip(("category", "item", "color"), found, strict=True):
         if name != "category" or not photos[name].astype(bool).any():  # a missing one is missing
             photos[name] = np.where(photos[name] == "", guessed, photos[name])
+    flat = np.array([len(part) == 1 for part in inner]) & (photos["category"] == "all") & ~given
+    photos = _assigned(folder, photos, flat, None if inshop else assign)
     names, numbers = number_categories(folder, photos["category"].tolist())
     photos["category"] = np.array([*names, ""])[numbers]
     if test:
@@ -108,9 +106,9 @@ def import_folder(
     photos["status"] = _statuses(photos, gallery)
     photos["path"] = np.array([f"{IMG}/{path}" for path in paths])
     if inshop:
-        photos = _write_inshop_alone(base, folder, photos, not item_level)
+        photos = write_inshop_alone(base, folder, photos, not item_level)
     else:
-        _write_both_parts(base, folder, photos)
+        write_both_parts(base, folder, photos)
     allow_roots(base, roots)
     _report(base, folder, photos, inshop)
 
@@ -149,7 +147,29 @@ def _without_links_out(folder: Path, photos: Columns, roots: Sequence[str]) -> C
     if len(refused) == len(targets):
         raise UserError(fault)
     print(f"left out: {fault}")
-    return _select(photos, np.array([not target for target in targets]))
+    return select(photos, np.array([not target for target in targets]))
+
+
+def _assigned(folder: Path, photos: Columns, flat: np.ndarray, assign: Assign | None) -> Columns:
+    """The photos with the categories that `assign` finds, marked by their probabilities.
+
+    It is used where the category is unknown, and for the photos of no folder, `flat`.
+    """
+    photos["probability"] = np.full(len(flat), "", "<U5")
+    rows = np.flatnonzero(flat | (photos["category"] == ""))
+    if assign is None or not len(rows):
+        return photos
+    names, probabilities = assign([folder / path for path in photos["path"][rows].tolist()])
+    photos["category"] = photos["category"].astype(object)
+    photos["category"][rows] = names
+    photos["category"] = photos["category"].astype(str)
+    marks = [f"{p:.3f}" if name else "" for name, p in zip(names, probabilities, strict=True)]
+    photos["probability"][rows] = marks
+    print(
+        f"{sum(map(bool, marks)):,} categories were assigned by a model: evaluate.py does not count"
+        " them and train.py does not train on them; data.py check shows the doubtful ones"
+    )
+    return photos
 
 
 def _expression(option: str, text: str) -> re.Pattern[str]:
@@ -279,95 +299,6 @@ def _statuses(photos: Columns, gallery: str | None) -> np.ndarray:
         chosen = np.array([first[group] == i for i, group in enumerate(groups)], bool)
     status[tested] = np.where(chosen, "gallery", "query")
     return status
-
-
-def _link(base: Path, place: Path, folder: Path, others: tuple[str, ...]) -> None:
-    """Make `place`/img a link to the folder, if no data set with one of `others` is there."""
-    link, target = place / IMG, folder.resolve()
-    if target in (base.resolve(), place.resolve()):
-        raise UserError(f"{folder}: set DATASET_BASE to another folder, for the annotation files")
-    for part in {base / IMG, base / "in_shop" / IMG} - {link}:
-        if part.resolve() == target:
-            raise UserError(
-                f"{part}: is {folder} already; each picture would be listed twice; set DATASET_BASE"
-                " to another folder"
-            )
-    if link.is_symlink() and link.resolve() == target:
-        return
-    if link.is_symlink() and not link.exists():  # of photos that were moved
-        link.unlink()
-    elif link.exists() or link.is_symlink() or any((place / name).exists() for name in others):
-        raise UserError(f"{place}: holds another data set; set DATASET_BASE to a folder of its own")
-    place.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(target, target_is_directory=True)
-
-
-def _write_inshop_alone(
-    base: Path, folder: Path, photos: Columns, with_categories: bool
-) -> Columns:
-    """The in-shop lists alone, and its category lists where no path has them; what is in them."""
-    has_item = photos["item"] != ""
-    if not has_item.all():
-        print(f"{(~has_item).sum()} pictures without an item are left out")
-    photos = _select(photos, has_item)
-    _link(base, base / "in_shop", folder, (*OFFICIAL, ITEM_LIST))
-    _remove_old(base / "in_shop")
-    if with_categories:
-        _write_categories(base / "in_shop", photos)
-    _write_items(base / "in_shop", photos)
-    return photos
-
-
-def _write_both_parts(base: Path, folder: Path, photos: Columns) -> None:
-    """The attribute lists, and in-shop lists where there are items."""
-    inshop = base / "in_shop"
-    apart = any((inshop / name).exists() for name in (IMG, "Img"))  # with pictures of its own
-    has_item = photos["item"] != ""
-    if apart and has_item.any():
-        raise UserError(
-            f"{inshop}: holds another data set; import items with --in-shop, or set DATASET_BASE to"
-            " a folder of its own"
-        )
-    _link(base, base, folder, OFFICIAL if apart else (*OFFICIAL, "in_shop"))
-    _write_categories(base / "Anno", photos)
-    rows = zip(photos["path"], photos["partition"], strict=True)
-    write_list(base / "Eval" / ITEM_LIST, ("image_name", "evaluation_status"), rows)
-    if not apart:
-        _remove_old(inshop)
-    if has_item.any():
-        _write_items(inshop, _select(photos, has_item))
-
-
-def _select(photos: Columns, rows: np.ndarray) -> Columns:
-    return {name: column[rows] for name, column in photos.items()}
-
-
-def _remove_old(inshop: Path) -> None:
-    """Remove the lists of an earlier import: the next one may not write all of them."""
-    for name in (ITEM_LIST, COLOR_LIST, *CATEGORY_LISTS):
-        (inshop / name).unlink(missing_ok=True)
-
-
-def _write_categories(place: Path, photos: Columns) -> None:
-    names, label = number_categories(place, photos["category"].tolist())
-    # Types 1 to 3 (upper, lower, full body) are DeepFashion's; of one's own photos none is known.
-    cloth = [(name, OWN_TYPE) for name in names]
-    write_list(place / CATEGORY_LISTS[0], ("category_name", "category_type"), cloth)
-    rows = zip(photos["path"], label + 1, strict=True)
-    write_list(place / CATEGORY_LISTS[1], ("image_name", "category_label"), rows)
-
-
-def _write_items(inshop: Path, photos: Columns) -> None:
-    """Items and colours; ids are numbered, since a row is split at blanks."""
-    ids = [f"id_{i + 1:08d}" for i in np.unique(photos["item"], return_inverse=True)[1]]
-    columns = ("image_name", "item_id", "evaluation_status")
-    write_list(inshop / ITEM_LIST, columns, zip(photos["path"], ids, photos["status"], strict=True))
-    color = np.where(photos["color"] == "", UNKNOWN_COLOR, photos["color"])
-    write_list(
-        inshop / COLOR_LIST, ("image_name", "color"), zip(photos["path"], color, strict=True)
-    )
-    if "query" not in photos["status"]:
-        print("no item outside train has two pictures of a colour: items cannot be evaluated")
 
 
 def _report(base: Path, folder: Path, photos: Columns, inshop: bool) -> None:

@@ -5,6 +5,7 @@ with blanks. The first column (a path or a name) may contain blanks, so rows are
 right.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,14 @@ class AnnotationList:
         """A column in which each cell is one of the `allowed` names, N, str."""
         self._require(np.array([cell in allowed for cell in self.cells[column]], bool))
         return np.array(self.cells[column], "<U7")
+
+    def shares(self, column: int) -> np.ndarray:
+        """A column of numbers from 0 to 1, N, float64."""
+        cells = self.cells[column]
+        self._require(np.array([re.fullmatch(r"[01](\.\d+)?", cell) for cell in cells], bool))
+        values = np.array(cells, np.float64)
+        self._require(values <= 1)
+        return values
 
     def boxes(self) -> np.ndarray:
         """The last four columns, N x 4, int32."""

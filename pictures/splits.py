@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pictures.collection import choose_items, read_labelled, require_photos
-from pictures.deepfashion import attribute_list, has_items, read_items
+from pictures.deepfashion import attribute_list, has_items, read_assigned, read_items
 from pictures.table import Pictures, align, choose_validation_by_category, merge
 from utils import UserError, command
 
@@ -43,7 +43,9 @@ class Splits:
         return digest.hexdigest()[:16]
 
 
-def read_splits(base: Path, categories: int, inshop: bool, val_share: float) -> Splits:
+def read_splits(
+    base: Path, categories: int, inshop: bool, val_share: float, assigned: bool = False
+) -> Splits:
     """Split the training part of a data set.
 
     `val_share` of the training items are for validation, with all their pictures, or those of
@@ -57,12 +59,13 @@ def read_splits(base: Path, categories: int, inshop: bool, val_share: float) -> 
     ----------
     base, categories, val_share : as for `collection.read_labelled`
     inshop : use the in-shop part
+    assigned : use the categories that a model has assigned, too; else they are unknown
 
     Raises
     ------
     UserError : a split is empty, or a list is missing or malformed
     """
-    labelled = read_labelled(base, categories, val_share)
+    labelled = read_labelled(base, categories, val_share, assigned)
     require_photos(base)
     labelled = labelled.select(labelled.categories >= 0)
     inshop_alone = attribute_list(base) is None and has_items(base)
@@ -86,8 +89,10 @@ def read_splits(base: Path, categories: int, inshop: bool, val_share: float) -> 
     train = train.select(~chosen)
     for name, split in (("train", train), ("validation", validation)):
         if not len(split):
+            guessed = "" if assigned or not read_assigned(base) else " without an assigned category"
             raise UserError(
-                f"{base}: no picture in its {name} part; see {command('data.py check', base)}"
+                f"{base}: no picture{guessed} in its {name} part; see"
+                f" {command('data.py check', base)}"
             )
     pictures = merge(train, items.select(~item_chosen)) if inshop else train
     return Splits(pictures, len(train), validation, items.select(item_chosen))

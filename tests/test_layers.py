@@ -10,7 +10,7 @@ FOLDERS = ("pictures", "network", "features", "search", "evaluation", "training"
 ALLOWED = {
     "utils": {"config"},
     "config": set(),
-    "data": {"utils", "config", "pictures"},
+    "data": {"utils", "config", "pictures", "network"},
     "net": {"utils", "config", "pictures", "network"},
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - set(ALLOWED)
