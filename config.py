@@ -66,6 +66,7 @@ ORIGINAL: dict[str, Any] = {
 
 # Settings that are used together: a script that uses one uses all of them.
 DISTANCE = ("DISTANCE_METRIC", "MODEL_WEIGHTS", "COLOR_WEIGHT", "PALETTE_WEIGHT")
+WORDS = ("TEXT_PROMPT", "TEXT_WEIGHT")
 MILVUS = ("MILVUS_URI", "MILVUS_TOKEN", "MILVUS_COLLECTION", "MILVUS_TIMEOUT")
 SERVER = ("HOST", "PORT", "PUBLIC_URL", "TOKEN", "USER", "PASSWORD", "MAX_UPLOAD")
 
@@ -258,6 +259,14 @@ class Config(BaseSettings):
     )
     COLOR_WEIGHT: float = _ranking("weight of the colour distance", 0.1, ge=0)
     PALETTE_WEIGHT: float = _ranking("weight of the palette's distance", 5.0, ge=0)
+    TEXT_PROMPT: str = _ranking(
+        "what the words of a query become, in place of {}; CLIP's are often 'a photo of a {}'",
+        "{}",
+        pattern=r"\{\}",
+    )
+    TEXT_WEIGHT: float = _ranking(
+        "share of the words in a query of pictures and words, 0 to 1", 0.5, ge=0, le=1
+    )
     N_CLUSTERS: int = _ranking(
         "clusters that kmeans.py makes; 0: the square root of the number of pictures", 0, ge=0
     )

@@ -2,6 +2,8 @@
 
     python retrieval.py photo.jpg
     python retrieval.py img/Striped_Tee/img_00000001.jpg --top-n 10 --output results.jpg
+    python retrieval.py --text "red floral dress"                 by an image-text model
+    python retrieval.py photo.jpg --text "in blue"                both together
 
 Prints the answers of the exact and the k-means engine (or of --engine) and the time of every step.
 """
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageShow
 
-from config import DISTANCE, MILVUS
+from config import DISTANCE, MILVUS, WORDS
 from pictures.decode import sheet_mark
 from search import Searcher
 from search.certainty import as_percent
@@ -30,7 +32,7 @@ from utils import UserError, atomic_write, one_line, parse_args, run_script
 
 USES = (
     *("DATASET_BASE", "TRUNCATED", "DUMPED_MODEL", "MODELS", "EXTRACT_BATCH_SIZE", *DISTANCE),
-    *("NPROBE", "TARGET_RECALL", *MILVUS, "DEVICE"),
+    *("NPROBE", "TARGET_RECALL", *WORDS, *MILVUS, "DEVICE"),
 )
 
 
@@ -126,9 +128,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "img_path",
-        nargs="+",
+        nargs="*",
         help="query picture: a path, or one relative to DATASET_BASE or its in_shop/",
     )
+    words = "words, alone or added to each query picture"
+    add("--text", type=str.strip, default="", metavar="WORDS", help=words)
     add("--top-n", type=_positive, default=5, metavar="N", help="answers a query (default: 5)")
     add("--engine", choices=tuple(ENGINES), help="only this engine (default: exact, kmeans)")
     add(
@@ -149,8 +153,15 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--show", action="store_true", help="show them in the system's viewer")
 
 
-def _open_engines(searcher: Searcher, name: str | None) -> list[NamedEngine]:
-    """The engine of that name; None: the exact one and, where there are clusters, k-means."""
+def _open_engines(searcher: Searcher, name: str | None, text: str) -> list[NamedEngine]:
+    """The engine of that name; None: the exact one and, where there are clusters, k-means.
+
+    Words are searched exactly: they lie apart from the pictures that other engines are made for.
+    """
+    if text:
+        if name not in (None, "exact"):
+            print(f"--engine {name}: words are searched exactly", file=sys.stderr)
+        return [searcher.words.engine]
     if name:
         return [searcher.engine(name)]
     engines = [searcher.engine("exact")]
@@ -181,23 +192,28 @@ def _read_queries(
     box = tuple(args.bbox) if args.bbox else None
     with watch.step("extracting"):
         queries = [searcher.read(name, box) for name in args.img_path]
-        features = searcher.extract(queries)
-    if args.together:
-        queries, features = [joined(queries)], join_queries(features)
+        features = searcher.extract(queries) if queries else []
+        if args.together and queries:
+            queries, features = [joined(queries)], join_queries(features)
+        if args.text:
+            queries, features = searcher.add_words(queries, features, args.text)
     return queries, features
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
     watch = Stopwatch()
+    if not (args.img_path or args.text):
+        raise UserError('name a query picture, or words: --text "red dress"')
     for name in args.img_path:
         find_query(config.DATASET_BASE, name)  # before anything slow
     searcher = Searcher(config.DATASET_BASE, config, watch)
-    names = [signal.name for signal in searcher.signals]
     if args.category:
         searcher.database.rows_of(args.category)
     with watch.step("loading features"):
-        engines = _open_engines(searcher, args.engine)
+        engines = _open_engines(searcher, args.engine, args.text)
+        signals = searcher.words.signals if args.text else searcher.signals
+    names = [signal.name for signal in signals]
     queries, features = _read_queries(searcher, args, watch)
 
     options: dict[str, Any] = {
@@ -207,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "with_own": args.with_own,
         "min_probability": args.min_probability,
     }
-    same = searcher.calibration.same if searcher.calibration else None
+    same = searcher.calibration.same if searcher.calibration and not args.text else None
     output: list[dict[str, Any]] = []
     sheet: list[SheetRow] = []
     for i, query in enumerate(queries):

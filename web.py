@@ -13,14 +13,14 @@ import sys
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from config import DISTANCE, MILVUS, SERVER, Config
+from config import DISTANCE, MILVUS, SERVER, WORDS, Config
 from utils import UserError, parse_args, run_script
 
 GRACE_SECONDS = 2  # for running requests when the server ends
 
 USES = (
     *("DATASET_BASE", "TRUNCATED", "DUMPED_MODEL", "MODELS", *DISTANCE, "NPROBE", "TARGET_RECALL"),
-    *(*MILVUS, "DEVICE", *SERVER),
+    *(*WORDS, *MILVUS, "DEVICE", *SERVER),
 )
 
 

@@ -59,6 +59,11 @@ class Architecture:
         return len(self.categories) if self.normalised and self.inter_dim else 0
 
     @property
+    def has_words(self) -> bool:
+        """Whether embeddings lie in one space with those of words."""
+        return bool(self.open_clip) and self.pooling == "model" and not self.inter_dim
+
+    @property
     def transform(self) -> dict[str, Any]:
         """The arguments of `data.eval_transform`."""
         names = ("img_size", "crop_size", "interpolation", "resize", "fill")

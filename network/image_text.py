@@ -3,12 +3,14 @@
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from utils import UserError, needs_package
 
@@ -104,6 +106,43 @@ def build_image_text(
             pretrained_text=False,  # of a text tower of its own it would be a download
             force_image_size=size,
         )
+
+
+class TextTower:
+    """Words -> their places in the space of a model's pictures.
+
+    Parameters
+    ----------
+    model : as `build_image_text` gives it
+    name, config : of it; only a tokenizer of another library needs the model's own folder, or the
+        hub
+    prompt : what a text becomes, in place of {}
+    device : of the model
+
+    Raises
+    ------
+    UserError : its tokenizer cannot be had
+    """
+
+    def __init__(
+        self, model: Any, name: str, config: dict[str, Any], prompt: str, device: torch.device
+    ) -> None:
+        self.model, self.prompt, self.device = model, prompt, device
+        own = name.removeprefix(PREFIX)
+        with _explained(name) as open_clip, tempfile.TemporaryDirectory() as folder:
+            other = config["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name")
+            if own.startswith((HUB, FOLDER)) and not other:
+                Path(folder, CONFIG).write_text(json.dumps(config))
+                own = f"{FOLDER}{folder}"
+            self.tokenizer = open_clip.get_tokenizer(own)
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """N texts -> N x D, float32, of length 1, on the device."""
+        # What a terminal gives need not be UTF-8.
+        readable = [text.encode("utf-8", "replace").decode() for text in texts]
+        tokens = self.tokenizer([self.prompt.replace("{}", text) for text in readable])
+        return F.normalize(self.model.encode_text(tokens.to(self.device)).float(), dim=1)
 
 
 def _file(open_clip: Any, own: str, file: str) -> Path:

@@ -42,7 +42,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Query:
-    """One query picture.
+    """One query: a picture, words or both.
 
     Attributes
     ----------
@@ -50,12 +50,14 @@ class Query:
     images : of each model its picture, crop_size x crop_size x 3, uint8
     thumbnail : RGB, cropped to the garment where its box is known
     files : size in bytes and SHA-256 of each of its files
+    text : words that are searched by, too
     """
 
     name: str
     images: list[torch.Tensor]
     thumbnail: Image.Image
     files: tuple[tuple[int, str], ...] = ()
+    text: str = ""
 
 
 def joined(queries: Sequence[Query]) -> Query:

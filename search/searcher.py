@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,7 +40,9 @@ from search.query import (
     joined,
     load_query_nets,
 )
+from search.sheet import words_tile
 from search.signals import describe_distance, signals_of
+from search.words import Words
 from utils import UserError, command
 
 MAX_ENGINES = 16  # kept open: one for each name and weights
@@ -161,13 +164,21 @@ class Searcher:
         with self._opening:
             self._engines.clear()
         self._copies.clear()
+        vars(self).pop("words", None)
         self.nets = []
+
+    @cached_property
+    def words(self) -> Words:
+        """What words are searched by; a `UserError` where no model of the collection knows them."""
+        config = self.config
+        return Words(self.database, self.nets, config.TEXT_PROMPT, config.TEXT_WEIGHT, self.device)
 
     def search(
         self,
-        picture: Picture | list[Picture] | tuple[Picture, ...],
+        picture: Picture | list[Picture] | tuple[Picture, ...] = (),
         count: int = 5,
         *,
+        text: str = "",
         engine: str = "exact",
         category: str | None = None,
         box: Box | None = None,
@@ -182,6 +193,7 @@ class Searcher:
         ----------
         picture : a path (also relative to DATASET_BASE), a PIL picture or an open file; or several
             of these that show one item, which are one query: the mean of their features
+        text : words, alone or with pictures: they are searched exactly, by their model alone
         count : number of answers; fewer where fewer pictures are searched
         engine : "exact", "kmeans" or "milvus"
         category : search the pictures of this category only
@@ -198,15 +210,20 @@ class Searcher:
         Raises
         ------
         UserError : a picture cannot be read, no such category, an engine that is not set up, or a
-            metric that has no value for these features; or `min_probability`, but no calibration
+            metric that has no value for these features; `min_probability`, but no calibration; or
+            words, but no model that knows them
         """
         pictures = list(picture) if isinstance(picture, list | tuple) else [picture]
+        if not (pictures or text):
+            raise ValueError("name a picture, or words: text=")
         queries = [self.read(one, box) for one in pictures]
-        features = self.extract(queries)
+        features = self.extract(queries) if queries else []
         if len(queries) > 1:
-            features = join_queries(features)
+            queries, features = [joined(queries)], join_queries(features)
+        if text:
+            queries, features = self.add_words(queries, features, text)
         return self.rank(
-            joined(queries),
+            queries[0],
             features,
             count,
             engine=engine,
@@ -247,6 +264,15 @@ class Searcher:
         amp = self.database.metadata.settings.AMP
         return extract_queries(self.nets, queries, self.device, amp, self.config.EXTRACT_BATCH_SIZE)
 
+    def add_words(
+        self, queries: Sequence[Query], features: Sequence[np.ndarray], text: str
+    ) -> tuple[list[Query], list[np.ndarray]]:
+        """Queries with words: pictures and words together, or without pictures the words alone."""
+        if not queries:
+            return [Query(f'"{text}"', [], words_tile(text), text=text)], self.words.query(text)
+        queries = [replace(one, name=f'{one.name} + "{text}"', text=text) for one in queries]
+        return queries, self.words.query(text, features)
+
     def rank(
         self,
         query: Query,
@@ -265,7 +291,7 @@ class Searcher:
         Parameters
         ----------
         query : what the features are of
-        features : for each signal 1 x D, float32
+        features : for each signal 1 x D, float32; with words those of `add_words`
 
         The others are those of `search`.
 
@@ -277,12 +303,13 @@ class Searcher:
         ------
         UserError : a distance is not finite, or `min_probability`, but no calibration
         """
-        calibration = self.calibration
+        calibration = None if query.text else self.calibration  # it is of pictures
         if min_probability and not calibration:
-            advice = f"run: {command('evaluate.py --calibrate', self.base)}"
+            advice = f"search by a picture, after: {command('evaluate.py --calibrate', self.base)}"
             raise UserError(f"there is no probability without a calibration; {advice}")
         database, own = self.database, OwnPicture(self.database, query.files)
-        ranking: Engine = self.engine(engine).engine
+        signals = self.words.signals if query.text else self.signals
+        ranking: Engine = (self.words.engine if query.text else self.engine(engine)).engine
         keys = [contents(database)] if collapse else []
         keys += [database.items] if per_item else []
         ranking = CollapsedEngine(
@@ -299,11 +326,14 @@ class Searcher:
                 f" {query.name}: a metric that does not suit these features"
             )
         copies = count_copies(database, answer.rows) if collapse else [1] * len(answer.rows)
-        near = near_duplicates(self.signals, features, answer.rows)
+        near = near_duplicates(signals, features, answer.rows)
         sure = None
         if calibration:
             sure = certainty_of(calibration, ranking.near[0], calibration.labels(database))
-        found = [self._match(answer, i, copies[i], near[i], sure) for i in range(len(answer.rows))]
+        names = [signal.name for signal in signals]
+        found = [
+            self._match(answer, names, i, copies[i], near[i], sure) for i in range(len(answer.rows))
+        ]
         matches = Matches(m for m in found if (m.probability or 0.0) >= min_probability)
         matches.present = sure.present if sure else None
         return matches, [database.paths[row] for row in own.rows]
@@ -311,6 +341,7 @@ class Searcher:
     def _match(
         self,
         answer: Answer,
+        names: Sequence[str],
         i: int,
         copies: int,
         duplicate_of: int | None,
@@ -323,7 +354,7 @@ class Searcher:
             distance=float(answer.distances[i]),
             category=self.database.category(row),
             item=str(self.database.items[row]),
-            parts={s.name: float(answer.parts[i, j]) for j, s in enumerate(self.signals)},
+            parts=dict(zip(names, answer.parts[i].tolist(), strict=True)),
             copies=copies,
             duplicate_of=duplicate_of,
             probability=sure.of_rows[row] if sure else None,

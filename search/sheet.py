@@ -1,5 +1,6 @@
 """Queries and their answers side by side, as one picture."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,14 @@ def draw_sheet(base: Path, rows: Sequence[SheetRow]) -> Image.Image:
             _tile(sheet, corner, picture, caption, below, LINE)
         top += step[1] * count
     return sheet
+
+
+def words_tile(text: str) -> Image.Image:
+    """Words as the picture of a query."""
+    tile = Image.new("RGB", TILE, PAPER)
+    for i, line in enumerate(textwrap.wrap(text, 16)[:8]):
+        write(ImageDraw.Draw(tile), (GAP, GAP + 24 * i), shown(line), INK, 18, TILE[0] - 2 * GAP)
+    return tile
 
 
 def _tile(

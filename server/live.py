@@ -17,6 +17,7 @@ from features.database import INFO, Keys
 from search import Searcher
 from search.engines import ENGINES
 from search.milvus import RECORD
+from search.words import image_text_model
 from server.schemas import CollectionState, EngineState, Picture
 from utils import FileStamp, UserError, command, file_stamp
 
@@ -71,6 +72,7 @@ class Collection(Searcher):
             pictures=len(self),
             items=items,
             categories=categories,
+            words=image_text_model(self.database) >= 0,
             engines=[self._engine_state(name) for name in ENGINES],
         )
 

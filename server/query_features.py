@@ -84,7 +84,8 @@ def query_features(
 ) -> Features | None:
     """The features of everything that is searched by, as one query; None: there is nothing.
 
-    `memory` has the uploaded pictures that `options.query` names.
+    `memory` has the uploaded pictures that `options.query` names. With words they are of the one
+    signal of `Collection.words`.
     """
     signals = collection.signals
     uploaded = memory.get(collection, options.query).features if options.query else []
@@ -92,12 +93,13 @@ def query_features(
     liked = features_of(collection, options.like)
     if not queries:
         queries, liked = liked, []
+    query = combine(queries, liked, features_of(collection, options.unlike)) if queries else None
+    if options.text:
+        return collection.words.query(options.text, query)
     colors = color_features(signals, options.color) if options.color else {}
-    if queries:
-        query = combine(queries, liked, features_of(collection, options.unlike))
-    elif colors:
+    if query is None and colors:
         query = [np.zeros((1, signal.features.shape[1]), np.float32) for signal in signals]
-    else:
+    if query is None:
         return None
     return [colors.get(s.name, features) for s, features in zip(signals, query, strict=True)]
 

@@ -44,12 +44,14 @@ def balanced(signals: Sequence[Signal], balance: float) -> list[Signal]:
 
 
 def signals_for(collection: Collection, options: SearchOptions, query: Features) -> list[Signal]:
-    """The signals with the weights of a search.
+    """The signals with the weights of a search, or the one that words are searched by.
 
     Raises
     ------
     UserError : no signal has a weight
     """
+    if options.text:
+        return collection.words.signals
     signals = collection.signals
     if any(features.any() for s, features in zip(signals, query, strict=True) if _is_deep(s)):
         signals = balanced(signals, options.balance)
@@ -99,6 +101,8 @@ def search(
     ------
     UserError : the engine is not set up
     """
+    if options.text:
+        options = options.model_copy(update={"engine": "exact", "other_color": False})
     with watch.step("ranking"):
         query = query_features(collection, memory, options)
         files = memory.get(collection, options.query).files if options.query else ()
@@ -150,8 +154,9 @@ def _rank(
     if options.other_color:
         named, count = _cut_engine(collection), max(CUT_NEIGHBOURS, 2 * options.count)
     else:
-        weights = [signal.weight for signal in signals]
-        named, count = collection.engine(options.engine, weights), options.count
+        weights, count = [signal.weight for signal in signals], options.count
+        words = bool(options.text)
+        named = collection.words.engine if words else collection.engine(options.engine, weights)
     collapses, database = _collapses(collection, options), collection.database
     content = contents(database) if collapses else np.array([], "S32")
     pictures = [*options.pictures, *options.like, *options.unlike]
@@ -190,7 +195,8 @@ def _calibration_for(
     UserError : the least probability is more than 0, but this search has no probabilities
     """
     weights = [[signal.weight for signal in one] for one in (signals, collection.signals)]
-    changed = options.like or options.unlike or options.color or options.other_color
+    colors = options.color or options.other_color
+    changed = options.like or options.unlike or options.text or colors
     if collection.calibration and not changed and weights[0] == weights[1]:
         return collection.calibration
     if options.min_probability:
@@ -217,7 +223,7 @@ def _found(
     """An answer for the page."""
     rows, found = answer.rows, []
     copies = count_copies(collection.database, rows) if collapses else [1] * len(rows)
-    near = [None] * len(rows) if query is None else near_duplicates(collection.signals, query, rows)
+    near = [None] * len(rows) if query is None else near_duplicates(signals, query, rows)
     for i, row in enumerate(rows.tolist()):
         values = zip(signals, answer.parts[i].tolist(), strict=True)
         found.append(

@@ -3,7 +3,15 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Json, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Json,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 MAX_PICTURES = 16  # of one query
 
@@ -18,6 +26,7 @@ Id = Annotated[str, Field(pattern="^[0-9a-f]{16}$", description="of a picture, f
 Likes = Annotated[list[Id], Field(max_length=100)]
 Box = Annotated[list[Integer], Field(min_length=4, max_length=4)]
 Name = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)]
 Color = Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]
 
 
@@ -30,6 +39,11 @@ class SearchOptions(BaseModel):
     pictures: Annotated[list[Id], Field(max_length=MAX_PICTURES, description="to search by")] = []
     like: Likes = Field(default=[], description="find more like these pictures")
     unlike: Likes = Field(default=[], description="find less like these pictures")
+    text: Text = Field(
+        default="",
+        description="words, alone or with the pictures; they are searched exactly, by their model"
+        " alone: balance, colours and engine do not count",
+    )
     color: Color | None = Field(default=None, description="instead of the pictures' own")
     box: Box | None = Field(default=None, description="cut the uploads to x1 y1 x2 y2, in px")
     balance: float = Field(
@@ -114,6 +128,7 @@ class CollectionState(BaseModel):
     pictures: int
     items: int = Field(description="number of garments with an id")
     categories: dict[str, int] = Field(description="number of pictures of each")
+    words: bool = Field(description="whether a model knows words, to search by `text`")
     engines: list[EngineState]
 
 

@@ -22,7 +22,10 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
+import feature_extractor
+import kmeans
 import train
 from pictures.collection import read_collection
 from pictures.deepfashion import has_items
@@ -37,7 +40,8 @@ pytest.register_assert_rewrite("tests.server.web_base", "tests.server.web_browse
 
 
 # Files that take long come first, so that two processes end at about the same time.
-SLOW = ("faults", "train", "soak", "benchmark", "milvus", "pipeline", "distributed", "ablation")
+SLOW = ("words", "faults", "train", "soak", "benchmark", "milvus", "pipeline", "distributed",
+        "ablation")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -165,6 +169,46 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("drawn")
     make_collection(base, items=60, views=2, inshop_items=20, seed=0)
     return base
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder of this run of the tests, which `make` fills, once for all of its processes."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with FileLock(folder / f"{name}.lock"):
+        if not (folder / name).exists():
+            make(folder / f"{name}.part")
+            (folder / f"{name}.part").rename(folder / name)
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image-text model that knows the words of drawn garments, in the layout of the hub."""
+    image_text = pytest.importorskip("tools.synthetic.image_text")
+    pytest.importorskip("open_clip")
+    return made_once(tmp_path_factory, "tiny_clip", lambda folder: image_text.main([str(folder)]))
+
+
+@pytest.fixture(scope="session")
+def worded(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 drawn garments that the image-text model has not seen, with its features.
+
+    Their folders are named by pattern, colour, category and number.
+    """
+
+    def make(base: Path) -> None:
+        make_collection(base, items=400, views=1, inshop_items=0, seed=0)
+        data = ("--dataset-base", str(base), "--device", "cpu", "--num-workers", "0")
+        model = ("--backbone", f"open_clip/local-dir:{tiny_clip}", "--inter-dim", "0")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tiny_clip)  # no .env of the developer
+            train.main([*data, *model, "--epoch", "0"])
+            assert feature_extractor.main([*data, "--amp", "off", "--color-top-n", "3"]) == 0
+            kmeans.main([*data[:2], "--n-clusters", "6"])
+
+    return made_once(tmp_path_factory, "worded", make)
 
 
 @pytest.fixture(scope="session")

@@ -129,13 +129,14 @@ function record() {
   history.pushState(step(), "", address);
 }
 
-const step = () => ({ ids: [...query.ids], color: query.color });
+const step = () => ({ ids: [...query.ids], color: query.color, text: query.text });
 
 window.addEventListener("popstate", (event) => {
   if (!event.state) return; // a link within the page, such as "Skip to the answers"
   query.drop();
   query.ids = event.state.ids;
   query.color = event.state.color;
+  query.text = event.state.text ?? "";
   query.show();
   search();
 });
@@ -164,6 +165,7 @@ async function describe() {
       : `, recall ${(100 * one.recall).toFixed(1)}%`))));
   find("engine").value = engine;
   find("peritem").closest("label").hidden = !collection.items;
+  find("words").hidden = !collection.words;
 }
 
 function showView(name) {

@@ -1,4 +1,4 @@
-// The query: uploaded pictures, pictures of the collection, a box, a colour.
+// The query: uploaded pictures, pictures of the collection, a box, words, a colour.
 import { image } from "./api.js";
 import { Camera } from "./camera.js";
 import { Crop } from "./crop.js";
@@ -20,6 +20,7 @@ export class Query {
     this.ids = []; // of the collection
     this.handle = null; // the server's name for the uploaded pictures
     this.color = null;
+    this.text = "";
     this.like = [];
     this.unlike = [];
     this.version = "";
@@ -30,7 +31,7 @@ export class Query {
   }
 
   get empty() {
-    return !this.files.length && !this.ids.length && !this.color;
+    return !this.files.length && !this.ids.length && !this.color && !this.text;
   }
 
   listen() {
@@ -38,6 +39,13 @@ export class Query {
     find("choose").onclick = () => file.click();
     find("add").onclick = () => file.click();
     find("clear").onclick = () => this.clear();
+    find("text").onchange = find("text").onsearch = () => {
+      const text = find("text").value.trim();
+      if (text === this.text) return; // Enter fires both events
+      this.text = text;
+      this.show();
+      this.onChange();
+    };
     find("whole").onclick = () => { this.crop.set(null); this.uploadAgain(); };
     for (const input of [file, capture]) {
       input.onchange = () => { this.add([...input.files]); input.value = ""; };
@@ -111,6 +119,7 @@ export class Query {
     this.files = [];
     this.ids = [];
     this.handle = null;
+    this.text = "";
     this.crop.set(null);
     this.clearFeedback();
   }
@@ -136,6 +145,7 @@ export class Query {
     const send = this.files.length && !this.handle;
     const options = { pictures: this.ids, like: this.like, unlike: this.unlike };
     if (this.color) options.color = this.color;
+    if (this.text) options.text = this.text;
     if (this.handle) options.query = this.handle;
     if (send && box) options.box = box;
     return { files: send ? this.files.map((one) => one.file) : [], options };
@@ -166,6 +176,8 @@ export class Query {
       make("img", { src: one.address, alt: `picture ${i + 1}` }),
       make("button", { type: "button", ariaLabel: `remove picture ${i + 1}`, onclick: () => this.remove(i) }, "✕"),
     )) : []));
+    find("text").value = this.text;
+    find("wordshint").hidden = !this.text;
     for (const button of find("swatches").querySelectorAll("button")) {
       button.setAttribute("aria-pressed", String(button.dataset.color === this.color));
     }

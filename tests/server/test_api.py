@@ -65,6 +65,7 @@ def test_the_page_of_the_description_names_no_other_host(client: httpx.Client) -
         (422, lambda client: client.get(f"/api/image/{NOBODY}?size=15")),
         (422, lambda client: client.get(f"/api/image/{NOBODY}?size=4096")),
         (409, lambda client: post(client, b"no picture")),
+        (409, lambda client: post(client, text="a red dress")),  # no model knows words
         (422, lambda client: client.post("/api/search", files={"options": (None, "{")})),
         (422, lambda client: client.post("/api/search", files={"options": (None, b"\xff")})),
         (422, lambda client: client.post("/api/search", files={"other": (None, "1")})),

@@ -14,6 +14,7 @@ pytest_plugins = ("tests.server.web_base", "tests.server.web_browser")
 def test_an_upload_shows_answers_with_distance_category_and_path(at: Watched, photo: Path) -> None:
     at.open()
     expect(at.page.locator("#grid .card")).to_have_count(24)  # to start from
+    expect(at.page.locator("#text")).to_be_hidden()  # no model knows words
     at.upload(photo)
     card = at.page.locator("#grid .card").first
     expect(card.locator(".rank")).to_have_text("1")
