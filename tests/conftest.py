@@ -32,6 +32,7 @@ from pictures.deepfashion import has_items
 from tests.fake_cuda import fake_cuda_device
 from tools.soak import processes_below
 from tools.synthetic.draw import make_collection
+from tools.synthetic.tiny_clip import main as tiny_clip_of
 from utils import sha256_of
 
 ROOT = Path(__file__).parent.parent
@@ -40,8 +41,8 @@ pytest.register_assert_rewrite("tests.server.web_base", "tests.server.web_browse
 
 
 # Files that take long come first, so that two processes end at about the same time.
-SLOW = ("words", "faults", "train", "soak", "benchmark", "milvus", "pipeline", "distributed",
-        "ablation")  # fmt: skip
+SLOW = ("words", "page_words", "faults", "train", "soak", "benchmark", "milvus", "pipeline",
+        "distributed", "ablation")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -186,9 +187,8 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image-text model that knows the words of drawn garments, in the layout of the hub."""
-    image_text = pytest.importorskip("tools.synthetic.image_text")
     pytest.importorskip("open_clip")
-    return made_once(tmp_path_factory, "tiny_clip", lambda folder: image_text.main([str(folder)]))
+    return made_once(tmp_path_factory, "tiny_clip", lambda folder: tiny_clip_of([str(folder)]))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from pictures.collection import read_collection
 from pictures.deepfashion import read_assigned
 from pictures.splits import read_splits
 from tests.conftest import stored_features
-from tools.synthetic.collection import make_collection
+from tools.synthetic.draw import make_collection
 from utils import UserError
 
 NAMES = ("Hoodie", "Poncho", "Tank", "Blazer")

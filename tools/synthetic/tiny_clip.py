@@ -1,6 +1,6 @@
 """Train a tiny image-text model of open_clip on drawn garments; nothing is downloaded.
 
-    python -m tools.synthetic.image_text data/tiny_clip
+    python -m tools.synthetic.tiny_clip data/tiny_clip
 
 Its captions name the colour, the pattern and the category that a garment was drawn with. The folder
 is laid out as on the hub: `BACKBONE=open_clip/local-dir:data/tiny_clip` takes it. A minute on one
