@@ -98,6 +98,13 @@ def test_a_click_searches_from_an_answer_and_back_returns(at: Watched, ids: list
     assert at.paths() == second
 
 
+def test_a_link_to_a_picture_that_is_gone_says_so(at: Watched) -> None:
+    at.refusals = 2  # the search, and the picture
+    at.open(f"/?picture={'0' * 16}")
+    expect(at.page.locator("#preview")).to_be_hidden()
+    expect(at.page.locator("#boxhint")).to_have_text("This picture cannot be shown.")
+
+
 def test_filters_narrow_the_answers(at: Watched, ids: list[str]) -> None:
     at.open(f"/?picture={ids[200]}")
     at.answered()
