@@ -165,7 +165,7 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
 
     def __post_init__(self) -> None:
         self.items = numbered(self.pictures.items)
-        self.unreadable = RawArray("B", len(self) if self.replace else 0)
+        self.unreadable: Any = RawArray("B", len(self)) if self.replace else b""
 
     def __len__(self) -> int:
         return len(self.pictures)

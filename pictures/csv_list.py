@@ -9,6 +9,7 @@ import csv
 import io
 import os
 import re
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -168,18 +169,16 @@ def _decoded(file: Path) -> str:
         encoding = "utf-16"
     elif b"\0" in start:  # of a letter
         encoding = "utf-16-be" if start[0] == 0 else "utf-16-le"
-    try:
+    with suppress(UnicodeDecodeError):
         return content.decode(encoding)
-    except UnicodeDecodeError:
-        pass
-    try:
+    with suppress(UnicodeDecodeError):
         text = content.decode("cp1252")
-    except UnicodeDecodeError:
-        raise UserError(
-            f"{shown(file)}: is not UTF-8 text, nor UTF-16 or Windows-1252; save it as UTF-8"
-        ) from None
-    print(f"{shown(file)}: not UTF-8, read as Windows-1252; if names look wrong, save it as UTF-8")
-    return text
+        fault = "not UTF-8, read as Windows-1252; if names look wrong, save it as UTF-8"
+        print(f"{shown(file)}: {fault}")
+        return text
+    raise UserError(
+        f"{shown(file)}: is not UTF-8 text, nor UTF-16 or Windows-1252; save it as UTF-8"
+    )
 
 
 def _places(file: Path, cells: list[str], columns: str | None) -> dict[str, int]:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from io import BytesIO
-from multiprocessing.sharedctypes import RawArray
+from mmap import mmap
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from zlib import crc32
 
 import numpy as np
@@ -295,9 +295,9 @@ def _transform(
 
 
 @cache
-def reported_profiles() -> Any:
+def reported_profiles() -> mmap:
     """Flags of the faults of colour profiles that were printed; processes forked later share it."""
-    return RawArray("B", REPORTS)
+    return mmap(-1, REPORTS)
 
 
 @lru_cache(maxsize=16)
