@@ -304,7 +304,7 @@ def _category_names(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
 
 def assign_categories(
     config: Config, names: Sequence[str], files: Sequence[Path]
-) -> tuple[list[str], list[float]]:
+) -> list[tuple[str, float]]:
     """Find the nearest category of photos by an image-text model, BACKBONE.
 
     Parameters
@@ -334,19 +334,19 @@ def assign_categories(
             return transform(read_picture(file, None, DETAIL * network.img_size, str(file)))
         return None
 
-    categories, probabilities = [""] * len(files), [0.0] * len(files)
+    found = [("", 0.0)] * len(files)
     bar = progress_bar(len(files), "assigning", "picture")
     with bar, ThreadPoolExecutor(max(1, config.NUM_WORKERS)) as pool:
         for start in range(0, len(files), ZERO_SHOT_BATCH):
-            images = list(pool.map(read, files[start : start + ZERO_SHOT_BATCH]))
-            rows = [i for i, image in enumerate(images) if image is not None]
-            if rows:
-                numbers, values = nearest(torch.stack([i for i in images if i is not None]))
-                for row, number, value in zip(rows, numbers, values, strict=True):
-                    categories[start + row] = names[int(number)]
-                    probabilities[start + row] = float(value)
-            bar.update(len(images))
-    return categories, probabilities
+            read_all = enumerate(pool.map(read, files[start : start + ZERO_SHOT_BATCH]), start)
+            images = {row: image for row, image in read_all if image is not None}
+            if images:
+                numbers, values = nearest(torch.stack([*images.values()]))
+                pairs = zip(numbers.tolist(), values.tolist(), strict=True)
+                for row, (number, value) in zip(images, pairs, strict=True):
+                    found[row] = names[number], value
+            bar.update(min(ZERO_SHOT_BATCH, len(files) - start))
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

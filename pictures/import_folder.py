@@ -36,7 +36,7 @@ NOT_COLORS = frozenset((  # how file names begin that cameras, phones and shops 
 MAX_NAMES = 5  # of colours that are printed
 
 # Photos -> of each its category, "" where it cannot be read, and the probability, 0 to 1.
-Assign = Callable[[Sequence[Path]], tuple[list[str], list[float]]]
+Assign = Callable[[Sequence[Path]], list[tuple[str, float]]]
 
 
 def import_folder(
@@ -159,12 +159,11 @@ def _assigned(folder: Path, photos: Columns, flat: np.ndarray, assign: Assign | 
     rows = np.flatnonzero(flat | (photos["category"] == ""))
     if assign is None or not len(rows):
         return photos
-    names, probabilities = assign([folder / path for path in photos["path"][rows].tolist()])
-    photos["category"] = photos["category"].astype(object)
-    photos["category"][rows] = names
-    photos["category"] = photos["category"].astype(str)
-    marks = [f"{p:.3f}" if name else "" for name, p in zip(names, probabilities, strict=True)]
-    photos["probability"][rows] = marks
+    found = assign([folder / path for path in photos["path"][rows].tolist()])
+    category = photos["category"].astype(object)
+    category[rows] = [name for name, _ in found]
+    photos["category"] = category.astype(str)
+    photos["probability"][rows] = marks = [f"{p:.3f}" if name else "" for name, p in found]
     print(
         f"{sum(map(bool, marks)):,} categories were assigned by a model: evaluate.py does not count"
         " them and train.py does not train on them; data.py check shows the doubtful ones"
