@@ -178,7 +178,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for table in tables(certainty) if certainty else ():
             print(f"\n{table}")
     if args.report:
-        write_report(args.report, f"Evaluation of {database.base}", facts, outcomes, database)
+        title = f"Evaluation of {database.base}"
+        write_report(args.report, title, facts, outcomes, database, certainty)
         print(args.report, file=sys.stderr if args.json else sys.stdout)
 
 

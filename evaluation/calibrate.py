@@ -14,6 +14,7 @@ from evaluation.tune_weights import spaced, validation_rows
 from features.database import FeatureDatabase
 from search.certainty import (
     CALIBRATION,
+    KINDS,
     NEIGHBOURS,
     Calibration,
     Competition,
@@ -30,7 +31,6 @@ MAX_QUERIES, MIN_GROUPS, FOLDS = 1000, 3, 5
 FORMS: list[tuple[Literal[1, 2], bool]] = [(1, False), (1, True), (2, False), (2, True)]
 # Logarithm of the slope, and how far "none" is above an item at the median distance.
 START, BOUNDS = (1.5, -2.0), ((-5.0, 7.0), (-40.0, 40.0))
-KINDS = {"item": "items", "category": "categories"}
 FOUND = 0.95  # share of the queries that a threshold keeps
 
 
@@ -197,7 +197,6 @@ def calibrate(database: FeatureDatabase, signals: Sequence[Signal], val_share: f
 
 def _report(calibration: Calibration, losses: dict[str, list[float]]) -> None:
     """Print the cross-validated log loss of each form."""
-    title = f"calibrated on {calibration.queries:,} validation queries of {calibration.groups:,}"
     rows = [
         (f"{'squared ' if power == 2 else ''}distance{' / density' if relative else ''}", *values)
         for (power, relative), *values in zip(FORMS, *losses.values(), strict=True)
@@ -206,4 +205,4 @@ def _report(calibration: Calibration, losses: dict[str, list[float]]) -> None:
     header = ["log loss", *(heads[name] for name in losses)]
     note = "cross-validated; the smallest of each column is used"
     formats = ["{}", *["{:.3f}"] * len(losses)]
-    print(Table(f"{title} {KINDS[calibration.same]}", note, header, rows, formats))
+    print(Table(calibration.described, note, header, rows, formats))

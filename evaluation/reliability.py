@@ -50,7 +50,7 @@ def measure(
     scores = {"probability": probabilities, "distance": -distances}
     found = {
         "same": calibration.same,
-        "calibrated": f"{calibration.queries:,} queries of {calibration.groups:,} labels",
+        "calibrated": calibration.described,
         "ece@1": asdict(first),
         f"ece@{FIRST}": asdict(ten),
         f"auroc@{FIRST}": {name: auroc(score, correct) for name, score in scores.items()},
@@ -112,20 +112,18 @@ def tables(found: dict[str, Any]) -> list[Table]:
     ]
     rows += [(f"AUROC of the {name}", v, None) for name, v in found[f"auroc@{FIRST}"].items()]
     formats = ("{}", "{:.3f}", "{:.3f} to {:.3f}")
-    title = f"probability of the same {same}, calibrated on {found['calibrated']}"
+    title = f"probability of the same {same}, {found['calibrated']}"
     shown = [Table(title, "", header, rows, formats)]
     if "open_set" in found:
         sets = found["open_set"]
         rows = [(name, *sets[name].values()) for name in ("probability", "distance")]
-        heads = ("", "AUROC", "false alarms", "found", "false alarms of it")
+        alarms = "false alarms at"
+        heads = ("", "AUROC", f"{alarms} 95% found", "found at fixed", f"{alarms} fixed")
+        formats = ("{}", "{:.3f}", *["{:.1%}"] * 3)
+        out = f"half of the {same}s taken out: of {sets['out']:,} of {sets['queries']:,} queries"
         ece_text = "calibration error {value:.3f} ({ci95[0]:.3f} to {ci95[1]:.3f})".format(
             **sets["ece"]
         )
-        title = (
-            f"is the {same} there? of {sets['queries']:,} queries {sets['out']:,} have it taken out"
-        )
-        note = (
-            f"{ece_text}; false alarms where 95% are found; found with the threshold of validation"
-        )
-        shown.append(Table(title, note, heads, rows, ("{}", "{:.3f}", *["{:.1%}"] * 3)))
+        note = f"fixed: the threshold that finds 95% of the validation queries; {ece_text}"
+        shown.append(Table(f"is the {same} there? {out}", note, heads, rows, formats))
     return shown

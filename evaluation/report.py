@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from evaluation.figures import Table
 from evaluation.metrics import bootstrap_means
 from evaluation.protocols import Outcome
+from evaluation.reliability import tables
 from features.database import FeatureDatabase
 from pictures.decode import PictureError, read_picture
 from pictures.folder import picture_file
@@ -35,6 +36,7 @@ def write_report(
     facts: dict[str, Any],
     outcomes: Sequence[Outcome],
     database: FeatureDatabase,
+    certainty: dict[str, Any] | None = None,
 ) -> None:
     """Write an evaluation as one HTML file.
 
@@ -45,6 +47,7 @@ def write_report(
     facts : what was measured and how: names and plain values, shown at the top
     outcomes : one for each task
     database : of the outcomes' rows; its photos may be missing
+    certainty : what `reliability.measure` has found
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
@@ -53,6 +56,7 @@ def write_report(
         title=title,
         facts={name: _fact(value) for name, value in facts.items()},
         tasks=[_section(outcome, database) for outcome in outcomes],
+        sure=certainty and {"tables": tables(certainty), "curve": certainty["curve"]},
     )
     with atomic_write(path) as part:
         part.write_text(page, encoding="utf-8", errors="replace")

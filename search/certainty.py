@@ -23,6 +23,7 @@ from search.signals import Signal
 from utils import command, print_once
 
 CALIBRATION = "all_feat.calibration.json"
+KINDS = {"item": "items", "category": "categories"}
 NEIGHBOURS = 64  # pictures that compete
 DENSE = slice(9, 50)  # of these, whose median distance says how dense the collection is there
 
@@ -84,6 +85,12 @@ class Calibration(_Record):
     answers: Competition
     present: Competition | None
     thresholds: dict[Literal["probability", "distance"], _Number]
+
+    @property
+    def described(self) -> str:
+        """What it was found on, as text."""
+        of = f"{self.queries:,} validation queries of {self.groups:,} {KINDS[self.same]}"
+        return f"calibrated on {of}"
 
     def labels(self, database: FeatureDatabase) -> np.ndarray:
         """The label of each picture of a database: its item, or the number of its category."""

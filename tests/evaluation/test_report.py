@@ -309,3 +309,34 @@ def test_the_page_needs_no_other_file_and_can_be_read_aloud(tmp_path: Path) -> N
     for drawing in page.iter("svg"):
         assert drawing.get("role") == "img"
         assert drawing[0].tag == "title"
+
+
+def test_certainty_has_its_tables_and_a_reliability_curve(tmp_path: Path) -> None:
+    database, outcome = small(tmp_path)
+    ci95 = (0.01, 0.09)
+    scores = {
+        "auroc": 0.8, "false_alarms": 0.25, "threshold_found": 0.9, "threshold_false_alarms": 0.5,
+    }  # fmt: skip
+    certainty = {
+        "same": "item",
+        "calibrated": "calibrated on 40 validation queries of 9 items",
+        "ece@1": {"value": 0.043, "ci95": ci95},
+        "ece@10": {"value": 0.021, "ci95": ci95},
+        "auroc@10": {"probability": 0.97, "distance": 0.76},
+        "curve": [(0.05, 0.1, 60), (0.9, 0.75, 8)],
+        "open_set": {
+            "queries": 6, "out": 3, "ece": {"value": 0.05, "ci95": ci95},
+            "probability": scores, "distance": {**scores, "auroc": 0.7},
+        },
+    }  # fmt: skip
+    path = tmp_path / "report.html"
+    write_report(path, "T", {}, [outcome], database, certainty)
+    page = parse(path).getroot()  # noqa: S314
+    assert {"How sure", "Reliability"} <= {*texts(page, "h2"), *texts(page, "h3")}
+    assert "5% said, 10% correct, 90% said, 75% correct" in " ".join(texts(page, "title"))
+    table = table_of(page, "is the item there? half of the items taken out: of 3 of 6 queries")
+    assert [row[0] for row in table[1:]] == ["probability", "distance"]
+    assert table[1][1:] == ["0.800", "25.0%", "90.0%", "50.0%"]
+    assert any(
+        one.get("points", "").startswith("5.0,10.0 90.0,75.0") for one in page.iter("polyline")
+    )
