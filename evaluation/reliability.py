@@ -119,11 +119,11 @@ def tables(found: dict[str, Any]) -> list[Table]:
         rows = [(name, *sets[name].values()) for name in ("probability", "distance")]
         alarms = "false alarms at"
         heads = ("", "AUROC", f"{alarms} 95% found", "found at fixed", f"{alarms} fixed")
-        formats = ("{}", "{:.3f}", *["{:.1%}"] * 3)
+        form = ("{}", "{:.3f}", *["{:.1%}"] * 3)
         out = f"half of the {same}s taken out: of {sets['out']:,} of {sets['queries']:,} queries"
         ece_text = "calibration error {value:.3f} ({ci95[0]:.3f} to {ci95[1]:.3f})".format(
             **sets["ece"]
         )
         note = f"fixed: the threshold that finds 95% of the validation queries; {ece_text}"
-        shown.append(Table(f"is the {same} there? {out}", note, heads, rows, formats))
+        shown.append(Table(f"is the {same} there? {out}", note, heads, rows, form))
     return shown
