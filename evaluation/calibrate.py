@@ -28,7 +28,9 @@ from search.signals import Signal
 from utils import UserError, atomic_write
 
 MAX_QUERIES, MIN_GROUPS, FOLDS = 1000, 3, 5
-FORMS: list[tuple[Literal[1, 2], bool]] = [(1, False), (1, True), (2, False), (2, True)]
+POWERS: tuple[Literal[1, 2], ...] = (1, 2)
+# By the log loss on several collections, see docs/results.md.
+SCALES = {"answers": 0.5, "present": 1.0}
 # Logarithm of the slope, and how far "none" is above an item at the median distance.
 START, BOUNDS = (1.5, -2.0), ((-5.0, 7.0), (-40.0, 40.0))
 FOUND = 0.95  # share of the queries that a threshold keeps
@@ -108,19 +110,19 @@ def nearest_others(
     return answers
 
 
-def fit(queries: Competitors, power: Literal[1, 2], relative: bool) -> Competition:
+def fit(queries: Competitors, power: Literal[1, 2], scale: float) -> Competition:
     """The competition of a form with the highest likelihood.
 
     As in Platt scaling (1999) the targets are (n + 1) / (n + 2), of n labels: few labels do not
     give certainty.
     """
-    scaled = queries.nearest[:, 0] / (queries.density if relative else 1)
+    scaled = queries.nearest[:, 0] / queries.density**scale
     unit = max(float(np.median(scaled)), 1e-12) ** power
     target = 1 - 1 / (len(np.unique(queries.groups)) + 2)
 
     def competition(x: np.ndarray) -> Competition:
         slope, none = float(np.exp(x[0])) / unit, float(x[1] - np.exp(x[0]))
-        return Competition(power=power, relative=relative, slope=slope, none=none)
+        return Competition(power=power, scale=scale, slope=slope, none=none)
 
     def loss(x: np.ndarray) -> float:
         share = np.clip(_correct_shares(competition(x), queries), 1e-12, 1 - 1e-12)
@@ -135,13 +137,13 @@ def _correct_shares(competition: Competition, queries: Competitors) -> np.ndarra
     return np.exp(shares[np.arange(len(shares)), queries.correct])
 
 
-def log_loss(queries: Competitors, power: Literal[1, 2], relative: bool) -> float:
+def log_loss(queries: Competitors, power: Literal[1, 2], scale: float) -> float:
     """Mean -log of the probability of what is correct, cross-validated: whole labels left out."""
     labels, group = np.unique(queries.groups, return_inverse=True)
     fold = np.random.default_rng(0).permutation(len(labels))[group] % min(FOLDS, len(labels))
     shares = np.empty(len(group))
     for number in range(fold.max() + 1):
-        competition = fit(queries.select(fold != number), power, relative)
+        competition = fit(queries.select(fold != number), power, scale)
         shares[fold == number] = _correct_shares(competition, queries.select(fold == number))
     return float(-np.log(np.maximum(shares, 1e-12)).mean())
 
@@ -171,8 +173,13 @@ def calibrate(database: FeatureDatabase, signals: Sequence[Signal], val_share: f
     columns = zip(vars(there).values(), vars(away).values(), strict=True)
     both = Competitors(*map(np.concatenate, columns))
     tasks = {"answers": there} | ({"present": both} if same == "item" else {})
-    losses = {name: [log_loss(task, *form) for form in FORMS] for name, task in tasks.items()}
-    best = {name: fit(task, *FORMS[int(np.argmin(losses[name]))]) for name, task in tasks.items()}
+    losses = {
+        n: [log_loss(task, power, SCALES[n]) for power in POWERS] for n, task in tasks.items()
+    }
+    best = {
+        name: fit(task, POWERS[int(np.argmin(losses[name]))], SCALES[name])
+        for name, task in tasks.items()
+    }
     present = best.get("present")
     thresholds: dict[Literal["probability", "distance"], float] = {}
     thresholds["distance"] = float(np.quantile(there.nearest[:, 0], FOUND))
@@ -197,10 +204,8 @@ def calibrate(database: FeatureDatabase, signals: Sequence[Signal], val_share: f
 
 def _report(calibration: Calibration, losses: dict[str, list[float]]) -> None:
     """Print the cross-validated log loss of each form."""
-    rows = [
-        (f"{'squared ' if power == 2 else ''}distance{' / density' if relative else ''}", *values)
-        for (power, relative), *values in zip(FORMS, *losses.values(), strict=True)
-    ]
+    powers = ("distance", "squared distance")
+    rows = list(zip(powers, *losses.values(), strict=True))
     heads = {"answers": f"same {calibration.same}", "present": f"{calibration.same} is there"}
     header = ["log loss", *(heads[name] for name in losses)]
     note = "cross-validated; the smallest of each column is used"

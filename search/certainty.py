@@ -1,9 +1,9 @@
 """How sure an answer is: its distance and those of the others -> a probability.
 
 The items near a query compete. An item whose nearest picture is at distance d has the weight
-exp(-slope * (d / scale) ^ power), "none of them" has exp(none), and a probability is a share of the
-sum: near alone is not sure, near with nothing else near is. `evaluate.py --calibrate` finds the
-numbers on validation items and stores them beside the feature database.
+exp(-slope * (d / density ^ scale) ^ power), "none of them" has exp(none), and a probability is a
+share of the sum: near alone is not sure, near with nothing else near is. `evaluate.py --calibrate`
+finds the numbers on validation items and stores them beside the feature database.
 """
 
 import hashlib
@@ -39,13 +39,12 @@ class Competition(_Record):
 
     Attributes
     ----------
-    power : of the distance
-    relative : the scale is the median distance of the 10th to 50th neighbour, else 1
-    slope, none : see the module
+    power, scale, slope, none : see the module; the density is the median distance of the 10th to
+        50th neighbour
     """
 
     power: Literal[1, 2]
-    relative: bool
+    scale: Annotated[_Number, Field(ge=0, le=1)]
     slope: Annotated[_Number, Field(gt=0)]
     none: _Number
 
@@ -57,8 +56,7 @@ class Competition(_Record):
         `nearest` are distances of the items' nearest pictures, infinite where there are fewer; the
         first `competing` make the sum.
         """
-        scaled = nearest / density[:, None] if self.relative else nearest
-        weights = -self.slope * scaled**self.power
+        weights = -self.slope * (nearest / density[:, None] ** self.scale) ** self.power
         shares = [np.insert(w, w.shape[1], self.none, 1) for w in (weights, weights[:, :competing])]
         return shares[0] - logsumexp(shares[1], axis=1, keepdims=True)
 

@@ -41,7 +41,7 @@ def gaussian(rng: np.random.Generator, items: int, queries: int) -> tuple[Compet
 
 def test_the_fit_finds_the_posterior_of_gaussian_noise(rng: np.random.Generator) -> None:
     """By Bayes' theorem the items' probabilities are shares of exp(-d ** 2 / (2 sigma ** 2))."""
-    found = fit(gaussian(rng, 60, 2000)[0], 2, False)
+    found = fit(gaussian(rng, 60, 2000)[0], 2, 0.0)
     assert found.slope == pytest.approx(1 / (2 * SIGMA**2), rel=0.15)
     other, (answers, labels, rows) = gaussian(np.random.default_rng(5), 60, 2000)
     shares = np.exp(found.log_shares(other.nearest, other.density))
@@ -53,7 +53,7 @@ def test_the_fit_finds_the_posterior_of_gaussian_noise(rng: np.random.Generator)
 def test_few_items_that_are_all_found_do_not_give_certainty(rng: np.random.Generator) -> None:
     nearest = np.tile(np.concatenate([[1.0], np.full(63, 9.0)]), (12, 1))
     few = Competitors(nearest, np.full(12, 9.0), np.zeros(12, int), np.repeat(np.arange(4), 3))
-    share = np.exp(fit(few, 1, True).log_shares(nearest, few.density))[0, 0]
+    share = np.exp(fit(few, 1, 1.0).log_shares(nearest, few.density))[0, 0]
     assert share == pytest.approx(5 / 6, abs=0.01)  # (n + 1) / (n + 2), of 4 items
 
 
@@ -68,7 +68,7 @@ def test_an_items_pictures_compete_as_one_and_the_nearer_is_surer(measured: Path
     of_rows = certainty_of(calibration, near, labels).of_rows
     assert of_rows[0] == of_rows[2] > of_rows[1] > of_rows[3] == of_rows[4] > of_rows[5]
     form = calibration.answers
-    scale = distances[-1] if form.relative else 1
+    scale = distances[-1] ** form.scale
     weight = np.exp(-form.slope * (distances[[0, 1, 3, 4, 5]] / scale) ** form.power)
     share = weight[0] / (weight.sum() + np.exp(form.none))
     assert of_rows[0] == pytest.approx(share)

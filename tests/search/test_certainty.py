@@ -45,7 +45,7 @@ def expected(collection: Collection, row: int, searched: np.ndarray) -> dict[int
         for s in collection.signals
     )
     order = [i for i in np.argsort(distances, kind="stable") if searched[i] != row][:64]
-    scale = np.median(distances[order][9:50]) if form.relative else 1
+    scale = np.median(distances[order][9:50]) ** form.scale
     nearest: dict[object, float] = {}
     for i in order:
         item = collection.database.items[searched[i]] or int(searched[i])
