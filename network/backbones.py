@@ -312,6 +312,8 @@ def _timm_model(name: str, imagenet: bool) -> nn.Module:
         except TypeError:
             return create()
     except Exception as error:  # the hub's client raises many types when it is out of reach
+        if not imagenet:
+            raise
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"PRETRAINED imagenet: model.safetensors of {name} cannot be downloaded ({reason}); get"
