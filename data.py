@@ -45,8 +45,8 @@ from utils import UserError, parse_args, progress_bar, run_script
 
 USES = (
     "DATASET_BASE", "CATEGORIES", "ALLOWED_ROOTS", "TRUNCATED", "CROP_TO_BBOX",
-    "ENABLE_INSHOP_DATASET", "INSHOP_DATASET_PERCENT", "VAL_SHARE", "RECIPE", "TRAIN_BATCH_SIZE",
-    "PER_CLASS", "TRIPLET_WEIGHT", "NORMALIZE", "INTER_DIM", "NUM_WORKERS", "BACKBONE",
+    "ENABLE_INSHOP_DATASET", "INSHOP_DATASET_PERCENT", "VAL_SHARE", "RECIPE", "PER_CLASS",
+    "TRIPLET_WEIGHT", "NORMALIZE", "INTER_DIM", "NUM_WORKERS", "BACKBONE",
     "PRETRAINED", "TEXT_PROMPT", "DEVICE",
 )  # fmt: skip
 Transform = Callable[[Image.Image], Tensor]
@@ -366,7 +366,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.CROP_TO_BBOX,
             config.NUM_WORKERS,
             truncated=config.TRUNCATED == "accept",
-            batch_size=config.TRAIN_BATCH_SIZE,
             inshop=config.ENABLE_INSHOP_DATASET,
             inshop_share=config.INSHOP_DATASET_PERCENT,
             metric=config.metric_weight > 0,

@@ -38,7 +38,6 @@ def check_data_set(
     jobs: int,
     *,
     truncated: bool,
-    batch_size: int,
     inshop: bool,
     inshop_share: float,
     metric: bool,
@@ -54,7 +53,6 @@ def check_data_set(
     crop : training will cut pictures to their boxes
     jobs : threads that read pictures
     truncated : as for `read_picture`
-    batch_size : pictures a step of training, for cross entropy
     inshop : training will use the items; the part is reported whenever it is there
     inshop_share, per_class : as for `samplers.TrainBatches`
     metric : training will use a metric loss
@@ -70,14 +68,12 @@ def check_data_set(
     tables = _print_tables(base, categories, val_share, inshop)
     faults: list[str] = []
     used: dict[str, list[str]] = {}
-    single = False
     try:
         splits = read_splits(base, categories, inshop, val_share)
         used = {"train": splits.train.paths, "validation": splits.validation.paths}
         used["validation of items"] = splits.validation_items.paths
         sizes = (splits.labelled, DRAWN if metric else 0, inshop_share if inshop else 0.0)
         list(TrainBatches(splits.train, splits.labelled, *sizes, per_class, seed=0))
-        single = not metric and 1 in (batch_size, splits.labelled % batch_size)
     except UserError as error:  # names the folder and this command, too
         faults.append(str(error).removeprefix(f"{base}: ").split(";")[0])
 
@@ -91,11 +87,6 @@ def check_data_set(
     left_out = unusable.intersection(set().union(*used.values()))
     if left_out:
         print(f"training leaves out {len(left_out):,} pictures that cannot be read or cropped")
-    if single:
-        print(
-            "the last batch of an epoch has one picture, too few for some backbones' batch norms;"
-            " if training says so, set TRAIN_BATCH_SIZE higher or lower"
-        )
     for fault in faults:
         print(f"training would fail: {fault}")
     print("no training as things are" if faults else "ready for training")

@@ -144,13 +144,16 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         self.epoch, self.start = epoch, start
 
     def steps(self) -> int:
-        """Steps of a whole epoch."""
-        return -(-len(self.categories) // self.batch_size)
+        """Steps of a whole epoch; a last picture alone, of which batch norms fail, joins others."""
+        whole, rest = divmod(len(self.categories), self.batch_size)
+        joins = whole and rest == 1 and not self.metric_pictures
+        return whole + (rest > 0 and not joins)
 
     def size(self, step: int) -> int:
         """Pictures of a step's batch, including those for the metric loss."""
+        is_last = step == self.steps() - 1
         rest = len(self.categories) - step * self.batch_size
-        return min(self.batch_size, rest) + self.metric_pictures
+        return (rest if is_last else self.batch_size) + self.metric_pictures
 
     def __len__(self) -> int:
         return self.steps() - self.start
@@ -160,10 +163,11 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         order = rng.permutation(len(self.categories))
         steps = self.steps()
         metric = self._metric_rows(steps, rng)
-        seeds = rng.integers(2**62, size=(steps, self.batch_size + metric.shape[1]))
+        width = max(self.batch_size + metric.shape[1], self.size(steps - 1))
+        seeds = rng.integers(2**62, size=(steps, width))
         for step in range(self.start, steps):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            rows = np.concatenate([batch, metric[step]])
+            end = step * self.batch_size + self.size(step) - self.metric_pictures
+            rows = np.concatenate([order[step * self.batch_size : end], metric[step]])
             yield list(zip(rows.tolist(), seeds[step].tolist(), strict=False))
 
     def _metric_rows(self, steps: int, rng: np.random.Generator) -> np.ndarray:

@@ -128,8 +128,12 @@ def test_labelled_pictures_with_items_are_items_too() -> None:
         for anchor, positive, negative in zip(rows[:3], rows[3:6], rows[6:], strict=True):
             assert abs(anchor - positive) == 2, "the other picture of the item"
             assert abs(anchor - negative) in {1, 3}
-    bare = epoch(TrainBatches(both, 4, 3, 0, 0.8, per_class=0, seed=0), 0)
-    assert [len(batch) for batch in bare] == [3, 1]
+    for size, lengths in ((3, [4]), (2, [2, 2]), (4, [4]), (1, [1] * 4)):
+        batches = TrainBatches(both, 4, size, 0, 0.8, per_class=0, seed=0)
+        bare = epoch(batches, 0)
+        assert [len(batch) for batch in bare] == lengths, "a last picture alone joins the others"
+        assert [batches.size(step) for step in range(batches.steps())] == lengths
+        assert sorted(row for batch in bare for row, _ in batch) == [0, 1, 2, 3]
     with pytest.raises(UserError, match="no triplets can be drawn"):
         epoch(TrainBatches(table(["a", "b"], [0, 1]), 2, 2, 3, 1.0, per_class=0, seed=0), 0)
 
