@@ -51,7 +51,7 @@ USES = (
 )  # fmt: skip
 Transform = Callable[[Image.Image], Tensor]
 PADDING = (124, 116, 104)  # the mean of ImageNet: 0 in the network's input
-TRANSFORM = 2  # changes with what decoding and `eval_transform` give; features are not mixed
+TRANSFORM = 3  # changes with what decoding, `eval_transform` or a colour feature gives
 MAX_REPLACED = 100  # unreadable pictures in a row: then it is not the pictures
 ZERO_SHOT_BATCH = 32  # pictures
 DETAIL = 3  # pictures are decoded at this many times the size that they are scaled to, or more

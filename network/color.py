@@ -12,7 +12,9 @@ from network.layers import MEAN, STD, channel_values
 from utils import UserError
 
 PALETTE_BINS = 8  # along each of L, a and b
-CHROMA = 60.0  # a and b are cut to -CHROMA to CHROMA; few garments lie beyond
+# Where the bins of L meet, and those of a and of b: narrow at grey, near which most garments lie.
+LIGHTNESS_BORDERS = (12.5, 25.0, 37.5, 50.0, 62.5, 75.0, 87.5)
+CHROMA_BORDERS = (-33.75, -15.0, -3.75, 0.0, 3.75, 15.0, 33.75)
 SHADES = 64  # of 256 along each of R, G and B that the palette tells apart
 
 # sRGB with white point D65, IEC 61966-2-1.
@@ -71,9 +73,9 @@ def lab_of_rgb(rgb: Tensor) -> Tensor:
 
 def palette_bins() -> Tensor:
     """The palette's bin of each shade: SHADES^3, int64; R varies slowest, B fastest."""
-    lightness, a, b = lab_of_rgb(_shades()[None])[0]
-    scaled = torch.stack([lightness / 100, *((c + CHROMA) / (2 * CHROMA) for c in (a, b))])
-    lightness, a, b = (scaled * PALETTE_BINS).long().clamp(0, PALETTE_BINS - 1)
+    lightness, *ab = lab_of_rgb(_shades()[None])[0]
+    lightness = torch.bucketize(lightness, lightness.new_tensor(LIGHTNESS_BORDERS), right=True)
+    a, b = (torch.bucketize(c, c.new_tensor(CHROMA_BORDERS), right=True) for c in ab)
     return (lightness * PALETTE_BINS + a) * PALETTE_BINS + b
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from data import TRANSFORM
 from features.database import FeatureDatabase, unit_rows
 from features.metadata import ModelRecord
 from net import Architecture, FeatureNet, extract_features, load_net, model_places
@@ -181,6 +182,11 @@ def load_query_nets(
 ) -> tuple[list[FeatureNet], list[Architecture]]:
     """Load the models that made the feature database; `named` as for `find_models`."""
     settings = database.metadata.settings
+    if settings.TRANSFORM != TRANSFORM:
+        raise UserError(
+            f"{database.base}: the features were made by an earlier version, queries would not fit;"
+            f" run: {command('feature_extractor.py', database.base)} --update"
+        )
     nets, architectures = [], []
     for number, path in enumerate(find_models(database, named)):
         net, architecture = load_net(path, database.metadata.models[number].network)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from cachetools import TTLCache
 from fastapi import HTTPException
+from scipy.special import ndtr
 
-from network.color import CHROMA, MEAN, PALETTE_BINS, STD, lab_of_rgb
+from network.color import CHROMA_BORDERS, LIGHTNESS_BORDERS, MEAN, STD, lab_of_rgb
 from search.query import Query, join_queries
 from search.signals import Signal
 from server.live import Collection
@@ -121,17 +122,15 @@ def color_features(signals: Sequence[Signal], color: str) -> dict[str, np.ndarra
     around it in CIELAB.
     """
     rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)], np.float64) / 255
-    lab, centres = lab_of_rgb(torch.tensor(rgb)[None])[0].numpy(), palette_colors()
-    lab = lab.clip(centres.min(axis=0), centres.max(axis=0))
-    shares = np.exp(-0.5 * (((centres - lab) / LAB_SPREAD) ** 2).sum(axis=1))
-    palette = np.sqrt(shares / shares.sum()).astype(np.float32)
+    lab = lab_of_rgb(torch.tensor(rgb)[None])[0].numpy()
+    borders = LIGHTNESS_BORDERS, CHROMA_BORDERS, CHROMA_BORDERS
+    below = [
+        ndtr((np.array([-np.inf, *border, np.inf]) - middle) / spread)
+        for border, middle, spread in zip(borders, lab, LAB_SPREAD, strict=True)
+    ]
+    shares = np.einsum("i,j,k->ijk", *map(np.diff, below)).ravel()
+    palette = np.sqrt(shares).astype(np.float32)
     cells = next(s.features.shape[1] for s in signals if s.name == "color") // 3
     normalised = ((rgb - MEAN) / STD).astype(np.float32)
     features = {"palette": palette[None], "color": np.repeat(normalised, cells)[None]}
     return {signal.name: features[signal.name] for signal in signals if signal.name in features}
-
-
-def palette_colors() -> np.ndarray:
-    """The CIELAB colour in the middle of each bin of the palette: 512 x 3."""
-    bins = np.indices([PALETTE_BINS] * 3).reshape(3, -1).T + 0.5
-    return bins / PALETTE_BINS * [100, 2 * CHROMA, 2 * CHROMA] - [0, CHROMA, CHROMA]

@@ -270,6 +270,19 @@ def test_a_model_that_was_moved_is_taken_where_the_settings_say(
     assert json.loads(out)[0]["results"] == answers(*query)[0]["results"]
 
 
+def test_features_of_an_earlier_version_are_refused(base: Path, tmp_path: Path, run) -> None:
+    """A query's palette of today against theirs would give wrong answers without a word."""
+    shutil.copytree(base, tmp_path / "old")
+    record = json.loads((tmp_path / "old/all_feat.json").read_text())
+    record["settings"]["TRANSFORM"] -= 1
+    (tmp_path / "old/all_feat.json").write_text(json.dumps(record))
+    code, out, err = run("img/Some_Hat/img_00000004.jpg", at=tmp_path / "old")
+    assert (code, out) == (2, "")
+    assert "feature_extractor.py" in err
+    assert "--update" in err
+    assert len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("flags", [(), ("--dumped-model", "gone.pth")])
 def test_the_models_that_all_feat_json_names_are_taken_and_named(
     run, unclustered: Path, flags

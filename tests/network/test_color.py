@@ -67,14 +67,19 @@ def test_lab_is_that_of_opencv(shared) -> None:
     np.testing.assert_allclose(lab_of_rgb(colors), list(known.values()), atol=0.05)
 
 
+LIGHTNESS = [12.5 * i for i in range(1, 8)]
+CHROMA = [60 * abs(i / 4) * i / 4 for i in range(-3, 4)]  # squares of evenly spaced numbers
+
+
 def palette_by_loops(rgb: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """512 values of a picture, H x W x 3 bytes, by OpenCV and a loop over its pixels."""
     histogram = np.zeros((8, 8, 8))
     rgb = ((rgb // 4 * 4 + 1.5) / 255).astype(np.float32)  # the middle of its shade
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)
     for (lightness, a, b), w in zip(lab.reshape(-1, 3), weight.ravel(), strict=True):
-        place = [int(lightness / 12.5), int((a + 60) // 15), int((b + 60) // 15)]
-        histogram[tuple(min(max(i, 0), 7) for i in place)] += w
+        place = [sum(lightness >= border for border in LIGHTNESS)]
+        place += [sum(c >= border for border in CHROMA) for c in (a, b)]
+        histogram[tuple(place)] += w
     return np.sqrt(histogram / histogram.sum()).ravel()
 
 
@@ -84,8 +89,8 @@ def test_palette_equals_a_loop_over_the_pixels() -> None:
     colors = rng.integers(0, 256, (400, 1, 3))
     shades = ((colors // 4 * 4 + 1.5) / 255).astype(np.float32)
     lab = cv2.cvtColor(shades, cv2.COLOR_RGB2LAB)[:, 0]
-    inside = (lab / [12.5, 15, 15]) % 1
-    colors = colors[((inside > 0.05) & (inside < 0.95)).all(1), 0]
+    borders = np.array([LIGHTNESS, CHROMA, CHROMA])
+    colors = colors[(abs(lab[:, :, None] - borders) > 0.3).all((1, 2)), 0]
     rgb = colors[rng.integers(len(colors), size=(24, 24))]
     response = rng.random((1, 5, 24, 24), np.float32)
     x = torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255 - torch.tensor(MEAN)[:, None, None]
@@ -100,8 +105,11 @@ def test_colour_of_a_bin_is_the_mean_of_its_shades() -> None:
     """Each bin has one, within its CIELAB bounds; those at the border of the palette are open."""
     lab = cv2.cvtColor(palette_rgb().numpy().astype(np.float32)[None], cv2.COLOR_RGB2LAB)[0]
     bins = np.indices([8] * 3).reshape(3, -1).T
-    low, high = bins * [12.5, 15, 15] - [0, 60, 60], (bins + 1) * [12.5, 15, 15] - [0, 60, 60]
-    low[bins == 0], high[bins == 7] = -999, 999
+    edges = [[-999, *borders, 999] for borders in (LIGHTNESS, CHROMA, CHROMA)]
+    low, high = (
+        np.stack([np.array(edge)[i] for edge, i in zip(edges, (bins + k).T, strict=True)], 1)
+        for k in (0, 1)
+    )
     used = np.unique(palette_bins().numpy())
     assert ((lab > low - 1.5) & (lab < high + 1.5))[used].all()
 
