@@ -38,7 +38,7 @@ from evaluation.protocols import (
     run_task,
     tasks_of,
 )
-from evaluation.reliability import measure, tables
+from evaluation.reliability import as_searched, measure, tables
 from evaluation.report import by_category, write_report
 from evaluation.tune_weights import tune_weights
 from features.database import DEEP, FeatureDatabase, open_database
@@ -154,7 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         engine = engine_of(signals, task.gallery, clusters, nprobe, device)
         outcome = run_task(task, engine, query_features(task, signals))
         if calibration and calibration.same == task.name:
-            certainty = measure(task, engine, signals, calibration)
+            whole = as_searched(task, len(database.categories))
+            everything = engine_of(signals, whole.gallery, clusters, nprobe, device)
+            certainty = measure(whole, everything, signals, calibration)
         if task.name == "category":
             outcome = with_accuracy(database, outcome)
         outcomes.append(outcome)

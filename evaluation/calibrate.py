@@ -155,7 +155,7 @@ def calibrate(database: FeatureDatabase, signals: Sequence[Signal], val_share: f
     ------
     UserError : as of `validation_rows`; or all validation pictures are of one category or item
     """
-    found = {rows.name: rows for rows in validation_rows(database, val_share, every_item=True)}
+    found = {rows.name: rows for rows in validation_rows(database, val_share, whole=True)}
     same: Literal["item", "category"] = "item" if "item" in found else "category"
     queries, labels = spaced(found[same].queries, MAX_QUERIES), found[same].labels
     groups = len(np.unique(labels[queries]))

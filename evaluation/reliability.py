@@ -1,7 +1,7 @@
 """How far the probabilities of answers can be trusted, measured on test items."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,28 @@ import numpy as np
 from evaluation.calibrate import FOUND, nearest_others
 from evaluation.figures import Table
 from evaluation.metrics import auroc, calibration_error, reliability
-from evaluation.protocols import Task
+from evaluation.protocols import Task, count_relevant
+from evaluation.tune_weights import spaced
 from pictures.table import choose_validation
 from search.certainty import Calibration, certainty_of
 from search.engine import Answer, Engine
 from search.signals import Signal
 
 FIRST = 10  # answers of each query
+MAX_QUERIES = 2000
+
+
+def as_searched(task: Task, count: int) -> Task:
+    """A task as people search: all its pictures are queries of the whole collection of `count`.
+
+    At most `MAX_QUERIES`, which have another picture of their label.
+    """
+    queries = spaced(np.union1d(task.queries, task.gallery), MAX_QUERIES)
+    everything = np.arange(count)
+    queries = queries[count_relevant(queries, everything, task.labels) > 0]
+    # The views of an item are not independent of each other.
+    groups = task.labels[queries] if task.name == "item" else queries
+    return replace(task, queries=queries, gallery=everything, groups=groups)
 
 
 def measure(
@@ -25,7 +40,7 @@ def measure(
 
     Parameters
     ----------
-    task : whose labels are those that the calibration is of
+    task : see `as_searched`; its labels are those that the calibration is of
     engine : over its gallery
     signals : of the whole collection
 
@@ -72,8 +87,7 @@ def _open_set(
     of "probability" and "distance" the AUROC, the share of false alarms where 95% of the items are
     found, and the shares found and of false alarms with the threshold of the validation items.
     """
-    relevant = task.relevant > 0
-    queries, groups = task.queries[relevant], task.groups[relevant]
+    queries, groups = task.queries, task.groups
     out = choose_validation(task.labels[queries].astype(str), 0.5)
     stays = ~np.isin(task.labels[task.gallery], task.labels[queries[out]])
     places = np.flatnonzero(stays)

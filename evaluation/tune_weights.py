@@ -64,7 +64,7 @@ class ValidationRows:
 
 
 def validation_rows(
-    database: FeatureDatabase, val_share: float, every_item: bool = False
+    database: FeatureDatabase, val_share: float, whole: bool = False
 ) -> list[ValidationRows]:
     """The validation split of a data set as queries and galleries, see `splits.read_splits`.
 
@@ -76,7 +76,8 @@ def validation_rows(
     ----------
     database : of the data set
     val_share : of the pictures are validated on where no model was trained
-    every_item : but of the items all are
+    whole : validation pictures search the training pictures, too, and where no model was trained
+        every item is validated on
 
     Raises
     ------
@@ -87,7 +88,8 @@ def validation_rows(
     categories = np.asarray(database.categories)
     rows = _rows(database, splits.validation)
     rows = rows[categories[rows] >= 0]
-    tasks = [ValidationRows("category", rows, rows, categories)]
+    searched = np.union1d(rows, _rows(database, splits.train)) if whole else rows
+    tasks = [ValidationRows("category", rows, searched[categories[searched] >= 0], categories)]
     if len(splits.validation_items):
         inshop = read_items(base).in_partition("train", "val")
         # Not the database's items: extracted without the in-shop part, it has none.
@@ -95,7 +97,7 @@ def validation_rows(
         labels = np.where(place >= 0, inshop.items[place], "")
         gallery = _rows(database, inshop)
         untrained = all(model.held_out is None for model in database.metadata.models)
-        queries = gallery if every_item and untrained else _rows(database, splits.validation_items)
+        queries = gallery if whole and untrained else _rows(database, splits.validation_items)
         tasks.append(ValidationRows("item", queries, gallery, labels))
     for i, task in enumerate(tasks):
         relevant = count_relevant(task.queries, task.gallery, task.labels)

@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 import evaluate
 from evaluation.calibrate import Competitors, competitors, fit
 from evaluation.metrics import calibration_error
-from evaluation.protocols import item_tasks, of_gallery
-from evaluation.reliability import measure
+from evaluation.protocols import item_tasks
+from evaluation.reliability import as_searched, measure
 from features.database import open_database
 from pictures.table import choose_validation
 from search.certainty import certainty_of, open_calibration
@@ -96,8 +96,10 @@ def test_figures_on_test_items_equal_a_loop(measured: Path, capsys) -> None:
     database, ranked = open_database(measured), signals(measured)
     calibration = open_calibration(database, ranked)
     assert calibration
-    task = item_tasks(database)[0]
-    engine = ExactEngine(of_gallery(ranked, task.gallery))
+    published = item_tasks(database)[0]
+    task = as_searched(published, len(database.categories))
+    assert set(task.queries) == {*published.queries, *published.gallery}
+    engine = ExactEngine(ranked)
     found = measure(task, engine, ranked, calibration)
     capsys.readouterr()
     evaluate.main(["--dataset-base", str(measured), "--json"])
@@ -108,7 +110,8 @@ def test_figures_on_test_items_equal_a_loop(measured: Path, capsys) -> None:
     whole = ExactEngine(ranked)
     scores, right = [], []
     for query in task.queries:
-        (answer,) = whole.search([s.features[[query]] for s in ranked], 64, task.gallery)
+        others = task.gallery[task.gallery != query]
+        (answer,) = whole.search([s.features[[query]] for s in ranked], 64, others)
         of_rows = certainty_of(calibration, answer, task.labels).of_rows
         for row in answer.rows[:10].tolist():
             scores.append(of_rows[row])
@@ -121,7 +124,10 @@ def test_figures_on_test_items_equal_a_loop(measured: Path, capsys) -> None:
     gone = set(task.labels[task.queries[out]].tolist())
     assert len(gone) == round(0.5 * len(set(task.labels[task.queries].tolist())))
     rest = np.array([row for row in task.gallery if task.labels[row] not in gone])
-    first = [whole.distances([s.features[[q]] for s in ranked], rest).min() for q in task.queries]
+    first = [
+        whole.distances([s.features[[q]] for s in ranked], rest[rest != q]).min()
+        for q in task.queries
+    ]
     there = [-d for d, is_out in zip(first, out, strict=True) if not is_out]
     away = [-d for d, is_out in zip(first, out, strict=True) if is_out]
     limit = sorted(there)[int(0.05 * (len(there) - 1))]
