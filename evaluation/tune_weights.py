@@ -98,6 +98,7 @@ def validation_rows(
         gallery = _rows(database, inshop)
         untrained = all(model.held_out is None for model in database.metadata.models)
         queries = gallery if whole and untrained else _rows(database, splits.validation_items)
+        gallery = np.union1d(gallery, searched) if whole else gallery
         tasks.append(ValidationRows("item", queries, gallery, labels))
     for i, task in enumerate(tasks):
         relevant = count_relevant(task.queries, task.gallery, task.labels)
