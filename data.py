@@ -179,7 +179,8 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
         refuse_sheet(picture, path)
         return picture
 
-    def _readable(self, row: int) -> tuple[int, Image.Image]:
+    def readable(self, row: int) -> tuple[int, Image.Image]:
+        """A picture and its row: the next one that can be read, and a line about each other."""
         for other in range(row, row + MAX_REPLACED):
             try:
                 return other % len(self), self.picture(other % len(self))
@@ -204,7 +205,7 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
             `replace`, `MAX_REPLACED` in a row cannot
         """
         row, seed = key if isinstance(key, tuple) else (key, None)
-        row, picture = self._readable(row) if self.replace else (row, self.picture(row))
+        row, picture = self.readable(row) if self.replace else (row, self.picture(row))
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.default_generator.manual_seed(seed)

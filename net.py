@@ -156,6 +156,19 @@ class FeatureNet(nn.Module):
         return [embedding, *colors]
 
 
+def conv_map_of(
+    net: EmbeddingNet, device: torch.device, dtype: torch.dtype | None = None
+) -> Callable[[Tensor], Tensor]:
+    """A function of pictures N x H x W x 3, uint8, that gives their conv map, without gradient."""
+
+    @torch.inference_mode()
+    def conv_map(images: Tensor) -> Tensor:
+        with autocast(device, dtype):
+            return net(net.normalize(copy_to(device, images)))[2].float()
+
+    return conv_map
+
+
 def initial_net(architecture: Architecture, pretrained: str) -> EmbeddingNet:
     """Build a network for training to start from.
 

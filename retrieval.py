@@ -25,7 +25,7 @@ from search import Searcher
 from search.certainty import as_percent
 from search.duplicates import remark
 from search.engines import ENGINES, SCRIPTS, NamedEngine
-from search.query import Query, Stopwatch, find_query, join_queries, joined
+from search.query import Cut, Query, Stopwatch, find_query, join_queries, joined
 from search.searcher import Match
 from search.sheet import SheetRow, draw_sheet
 from utils import UserError, atomic_write, one_line, parse_args, run_script
@@ -117,6 +117,10 @@ def _share(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
 
 
+def _side(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
 def _output(text: str) -> Path:
     Image.init()
     if Image.EXTENSION.get(Path(text).suffix.lower()) not in Image.SAVE:
@@ -137,10 +141,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--engine", choices=tuple(ENGINES), help="only this engine (default: exact, kmeans)")
     add(
         "--bbox",
-        type=int,
-        nargs=4,
-        metavar=("X1", "Y1", "X2", "Y2"),
-        help="cut the query pictures to this box first, in px",
+        type=_side,
+        nargs="+",
+        metavar="X1 Y1 X2 Y2|auto",
+        help="cut the query pictures to this box first, in px; auto: to the garment in each",
     )
     add("--category", metavar="NAME", help="search this category only")
     add("--together", action="store_true", help="the query pictures show one item: one query")
@@ -189,7 +193,9 @@ def _read_queries(
     searcher: Searcher, args: argparse.Namespace, watch: Stopwatch
 ) -> tuple[list[Query], list[np.ndarray]]:
     """The queries, and for each signal their features, Q x D."""
-    box = tuple(args.bbox) if args.bbox else None
+    box: Cut | None = None
+    if args.bbox:
+        box = "auto" if args.bbox == ["auto"] else tuple(args.bbox)
     with watch.step("extracting"):
         queries = [searcher.read(name, box) for name in args.img_path]
         features = searcher.extract(queries) if queries else []
@@ -205,6 +211,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     watch = Stopwatch()
     if not (args.img_path or args.text):
         raise UserError('name a query picture, or words: --text "red dress"')
+    if args.bbox not in (None, ["auto"]) and (len(args.bbox) != 4 or "auto" in args.bbox):
+        raise UserError("--bbox takes x1 y1 x2 y2, or auto; name the pictures before it")
     for name in args.img_path:
         find_query(config.DATASET_BASE, name)  # before anything slow
     searcher = Searcher(config.DATASET_BASE, config, watch)
@@ -229,6 +237,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for i, query in enumerate(queries):
         if not args.json:
             print("\n" if i else "", f"query: {one_line(query.name)}", sep="")
+            for n, garment in enumerate(query.garments):
+                print("also found" if n else "cut to", *garment)
         for named in engines:
             title, step = _title(named, args.category), f"{ENGINES[named.name]} query"
             took = Stopwatch()
@@ -245,6 +255,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             shared = {k: v for k, v in watch.seconds.items() if not k.endswith("query")}
             seconds = {**shared, **took.seconds}
             facts: dict[str, Any] = {"query": query.name, "engine": named.name}
+            if args.bbox == ["auto"]:
+                facts["garments"] = query.garments
             facts |= {"present": found.present, "results": records, "left_out": own}
             output.append({**facts, "seconds": seconds})
             sheet.append(SheetRow(title, query.thumbnail, records))

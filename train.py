@@ -11,7 +11,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,14 +26,16 @@ from data import (
     make_loader,
     train_transform,
 )
-from net import Architecture, EmbeddingNet, initial_net, save_checkpoint
+from net import Architecture, EmbeddingNet, initial_net, load_net, save_checkpoint
 from network.architecture import new_architecture
 from network.backbones import checkpoint_gradients
 from network.device import amp_type, explain_out_of_memory, to_device
 from network.distributed import Distributed, init_distributed, per_process
+from network.garments import read_head
 from pictures.folder import allow_roots
 from pictures.samplers import ShardedBatches, TrainBatches
 from pictures.splits import Splits, read_splits
+from training.boxes import train_boxes
 from training.loop import BEST, Trainer, mark_best, synchronise_norms
 from training.losses import TrainingLoss, build_metric_loss
 from training.optimizer import Updater, build_optimizer
@@ -95,7 +96,7 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
     net = to_device(initial_net(network, config.PRETRAINED), device)
     if config.EPOCH == 0:
         if distributed.is_main:
-            write_untrained(models, net, network)
+            write_untrained(config, splits, net, network, device, amp)
         return
 
     if config.GRAD_CHECKPOINTING:
@@ -121,14 +122,28 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
         if left_out := count_unreadable(loaders):
             print(f"pictures left out, as they cannot be read: {left_out:,}", file=sys.stderr)
         best = trainer.progress.best
+        path = models / f"model_{best['epoch']}_final.pth.tar"
+        if distributed.is_main and path.exists() and not read_head(path):
+            train_boxes(config, splits, path, load_net(path)[0], device, amp)
+            mark_best(path)
         print(f"best: epoch {best['epoch']}, validation score {best['score']:.2%}: {models / BEST}")
 
 
-def write_untrained(models: Path, net: EmbeddingNet, network: Architecture) -> None:
+def write_untrained(
+    config: Config,
+    splits: Splits,
+    net: EmbeddingNet,
+    network: Architecture,
+    device: torch.device,
+    amp: torch.dtype | None,
+) -> None:
     """Write the network as it is before training, to extract features with."""
+    models = config.DATASET_BASE / "models"
     path = models / "model_0_final.pth.tar"
     with locked(models):
         save_checkpoint(path, net, network, held_out=None)
+        if config.PRETRAINED != "none":
+            train_boxes(config, splits, path, net, device, amp)
         print(f"{path}: the untrained network")
         if not (models / RESUME_POINT).exists():  # nor is there a trained one to mark
             mark_best(path)

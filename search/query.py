@@ -1,11 +1,13 @@
 """Query pictures -> their features, as the feature database has them of its own pictures."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,13 +16,14 @@ from PIL import Image
 from data import TRANSFORM
 from features.database import FeatureDatabase, unit_rows
 from features.metadata import ModelRecord
-from net import Architecture, FeatureNet, extract_features, load_net, model_places
+from net import Architecture, FeatureNet, conv_map_of, extract_features, load_net, model_places
 from network.color import color_features
 from network.device import query_type, to_device
-from pictures.deepfashion import CONSUMER
+from network.garments import Box, GarmentFinder, read_head
+from pictures.deepfashion import CONSUMER, find_box
 from utils import UserError, command, sha256_of
 
-Box = tuple[int, int, int, int]
+Cut = Box | Literal["auto"]  # auto: to the garment that is found in the picture
 
 SAME = 0.01  # relative: features whose lengths differ by less are normalised, in bfloat16 too
 
@@ -52,6 +55,7 @@ class Query:
     thumbnail : RGB, cropped to the garment where its box is known
     files : size in bytes and SHA-256 of each of its files
     text : words that are searched by, too
+    garments : boxes that were found in it, the surest first; the picture is cut to that one
     """
 
     name: str
@@ -59,6 +63,7 @@ class Query:
     thumbnail: Image.Image
     files: tuple[tuple[int, str], ...] = ()
     text: str = ""
+    garments: tuple[Box, ...] = ()
 
 
 def joined(queries: Sequence[Query]) -> Query:
@@ -108,6 +113,32 @@ def find_query(base: Path, name: str) -> Path:
     if found is None:
         raise UserError(f"{name}: no such file, neither here nor below {base} or its in_shop/")
     return found
+
+
+def recorded_box(base: Path, path: Path) -> Box | None:
+    """The box that the feature database cut a picture of the collection to; else None."""
+    below = os.path.relpath(os.path.abspath(path), os.path.abspath(base))
+    box = None if below.startswith("..") else find_box(base, Path(below).as_posix())
+    return box if box and box[2] > 0 else None
+
+
+def open_finder(
+    database: FeatureDatabase, named: Sequence[str], net: FeatureNet, device: torch.device
+) -> GarmentFinder:
+    """What finds garments by the first model, `net`; `named` as for `find_models`.
+
+    Raises
+    ------
+    UserError : it was trained without boxes
+    """
+    path = find_models(database, named)[0]
+    record = read_head(path)
+    if record is None:
+        raise UserError(
+            f"{path}: finds no garments, as it was trained without list_bbox.txt or by an older"
+            " version; train again, or name the box in px"
+        )
+    return GarmentFinder(conv_map_of(net.net, device), record)
 
 
 def extract_queries(

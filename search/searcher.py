@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +16,8 @@ from config import Config
 from data import DETAIL, eval_transform
 from features.database import open_database
 from network.device import pick_device
+from network.garments import GarmentFinder
 from pictures.decode import read_picture
-from pictures.deepfashion import find_box
 from search.certainty import NEIGHBOURS, Certainty, certainty_of, open_calibration
 from search.duplicates import (
     CollapsedEngine,
@@ -31,7 +30,7 @@ from search.engine import Answer, Engine
 from search.engines import NamedEngine, open_engine
 from search.low_precision import Copies
 from search.query import (
-    Box,
+    Cut,
     Query,
     Stopwatch,
     extract_queries,
@@ -39,6 +38,8 @@ from search.query import (
     join_queries,
     joined,
     load_query_nets,
+    open_finder,
+    recorded_box,
 )
 from search.sheet import words_tile
 from search.signals import describe_distance, signals_of
@@ -166,6 +167,7 @@ class Searcher:
         self._copies.clear()
         vars(self).pop("words", None)
         self.nets = []
+        vars(self).pop("finder", None)
 
     @cached_property
     def words(self) -> Words:
@@ -181,7 +183,7 @@ class Searcher:
         text: str = "",
         engine: str = "exact",
         category: str | None = None,
-        box: Box | None = None,
+        box: Cut | None = None,
         per_item: bool = False,
         collapse: bool = False,
         with_own: bool = False,
@@ -197,7 +199,8 @@ class Searcher:
         count : number of answers; fewer where fewer pictures are searched
         engine : "exact", "kmeans" or "milvus"
         category : search the pictures of this category only
-        box : cut the query pictures to x1, y1, x2, y2, in px; None: as the collection was cut
+        box : cut the query pictures to x1, y1, x2, y2, in px, or "auto": each to the garment that
+            the network finds in it; None: as the collection was cut
         per_item : answer with the best picture of each item only
         collapse : answer once with each content, and count its copies
         with_own : answer with the query itself, too, where it is a picture of the collection
@@ -234,28 +237,32 @@ class Searcher:
             min_probability=min_probability,
         )[0]
 
-    def read(self, picture: Picture, box: Box | None = None) -> Query:
+    def read(self, picture: Picture, box: Cut | None = None) -> Query:
         """Read a query picture as the networks take it; parameters as for `search`."""
         name, path = "the picture", None
         if isinstance(picture, str | Path):
             name, path = str(picture), find_query(self.base, str(picture))
             if box is None and self.database.metadata.settings.CROP_TO_BBOX:
-                box = self._recorded_box(path)
+                box = recorded_box(self.base, path)
             picture = io.BytesIO(path.read_bytes())
         files: tuple[tuple[int, str], ...] = ()
         if not isinstance(picture, Image.Image):
             data = picture.read()
             picture, files = io.BytesIO(data), ((len(data), hashlib.sha256(data).hexdigest()),)
         truncated = self.config.TRUNCATED == "accept"
-        rgb = read_picture(picture, box, self.min_side, str(path or ""), truncated)
+        cut, side = (None, 0) if box == "auto" else (box, self.min_side)
+        rgb = read_picture(picture, cut, side, str(path or ""), truncated)
+        garments = self.finder(rgb) if box == "auto" else []
+        rgb = rgb.crop(garments[0]) if garments else rgb
         images = [transform(rgb) for transform in self.transforms]
-        return Query(name, images, ImageOps.contain(rgb, (400, 400)), files)
+        thumbnail = ImageOps.contain(rgb, (400, 400))
+        return Query(name, images, thumbnail, files, garments=tuple(garments))
 
-    def _recorded_box(self, path: Path) -> Box | None:
-        """The box that the feature database cut a picture of the collection to; else None."""
-        below = os.path.relpath(os.path.abspath(path), os.path.abspath(self.base))
-        box = None if below.startswith("..") else find_box(self.base, Path(below).as_posix())
-        return box if box and box[2] > 0 else None
+    @cached_property
+    def finder(self) -> GarmentFinder:
+        """Finds garments; a `UserError` where the first model was trained without boxes."""
+        models = self.config.MODELS or (self.config.DUMPED_MODEL,)
+        return open_finder(self.database, models, self.nets[0], self.device)
 
     def extract(self, queries: Sequence[Query]) -> list[np.ndarray]:
         """Features of Q queries: for each signal Q x D, float32."""

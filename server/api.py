@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -90,12 +90,16 @@ async def search(
             features = await asyncio.gather(*extracting)
         name = service.memory.add(collection, features, queries)
         options = options.model_copy(update={"query": name})
-    return await service.rank(search_collection, collection, service.memory, options, watch)
+    answer = await service.rank(search_collection, collection, service.memory, options, watch)
+    found = [list(box) for box in queries[0].garments] if form.file else []
+    return answer.model_copy(update={"garments": found})
 
 
-def _read(collection: Collection, file: UploadFile, box: list[int] | None) -> SearchQuery:
+def _read(
+    collection: Collection, file: UploadFile, box: list[int] | Literal["auto"] | None
+) -> SearchQuery:
     """An uploaded picture as the networks take it."""
-    cut = (box[0], box[1], box[2], box[3]) if box else None
+    cut = (box[0], box[1], box[2], box[3]) if isinstance(box, list) else box
     return collection.read(io.BytesIO(file.file.read()), cut)
 
 

@@ -63,6 +63,14 @@ class Collection(Searcher):
         categories = {self.database.category_names[i]: count for i, count in pairs if i >= 0}
         return categories, int(np.count_nonzero(np.unique(self.database.items) != ""))
 
+    @cached_property
+    def cut(self) -> bool:
+        """Whether its pictures are cut to boxes, and its model finds those of others."""
+        try:
+            return self.database.metadata.settings.CROP_TO_BBOX and bool(self.finder)
+        except UserError:
+            return False
+
     def state(self) -> CollectionState:
         """The description of the collection and its engines, which it opens."""
         categories, items = self.counts
@@ -74,6 +82,7 @@ class Collection(Searcher):
             categories=categories,
             words=image_text_model(self.database) >= 0,
             engines=[self._engine_state(name) for name in ENGINES],
+            cut=self.cut,
         )
 
     def _engine_state(self, name: str) -> EngineState:

@@ -45,7 +45,10 @@ class SearchOptions(BaseModel):
         " alone: balance, colours and engine do not count",
     )
     color: Color | None = Field(default=None, description="instead of the pictures' own")
-    box: Box | None = Field(default=None, description="cut the uploads to x1 y1 x2 y2, in px")
+    box: Box | Literal["auto"] | None = Field(
+        default=None,
+        description="cut the uploads to x1 y1 x2 y2, in px; auto: each to the garment in it",
+    )
     balance: float = Field(
         default=0.5, ge=0, le=1, description="0: the network alone, 1: colour, 0.5: the settings"
     )
@@ -97,6 +100,9 @@ class SearchAnswer(BaseModel):
     """The answers to a query, nearest first."""
 
     query: str | None = Field(description="to search by the uploaded pictures again")
+    garments: list[Box] = Field(
+        default=[], description="of box auto: the boxes found in the first upload, surest first"
+    )
     answers: list[Found]
     same: Literal["item", "category"] | None = Field(description="what probabilities are of")
     present: float | None = Field(description="probability that the item is in the collection")
@@ -130,6 +136,7 @@ class CollectionState(BaseModel):
     categories: dict[str, int] = Field(description="number of pictures of each")
     words: bool = Field(description="whether a model knows words, to search by `text`")
     engines: list[EngineState]
+    cut: bool = Field(description="its pictures are cut to boxes, and box auto is possible")
 
 
 class ExplainOptions(BaseModel):

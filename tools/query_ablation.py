@@ -3,13 +3,20 @@
     python -m tools.query_ablation --dataset-base data/mine
 
 Methods: one picture an item, several pictures as one query. All are measured with the exact engine.
+
+    python -m tools.query_ablation --dataset-base data/mine --boxes
+
+Of a collection cut to boxes: what whole query pictures lose, and what found boxes win back.
 """
 
+import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import astuple, replace
 
 import numpy as np
+import torch
+from torchvision.ops import box_iou
 
 from config import DISTANCE
 from evaluation.figures import Table
@@ -25,14 +32,19 @@ from evaluation.protocols import (
 )
 from features.database import open_database
 from network.device import pick_device
+from network.garments import Box
+from pictures.decode import read_picture
+from pictures.deepfashion import find_box
+from pictures.folder import picture_file
+from search import Searcher
 from search.duplicates import CollapsedEngine
 from search.engine import Engine
 from search.matrix import MatrixEngine
-from search.query import join_queries
+from search.query import Query, join_queries
 from search.signals import Signal, describe_distance, signals_of
-from utils import evenly_spaced, parse_args, run_script
+from utils import UserError, evenly_spaced, parse_args, run_script
 
-USES = ("DATASET_BASE", "VAL_SHARE", *DISTANCE, "DEVICE")
+USES = ("DATASET_BASE", "VAL_SHARE", *DISTANCE, "DUMPED_MODEL", "MODELS", "DEVICE")
 MAX_QUERIES = 1000
 PERCENT, CHANGE, INTERVAL = "{:.2%}", "{:+.2%}", "{:+.2%} to {:+.2%}"
 
@@ -158,8 +170,68 @@ def signals_table(task: Task, signals: Sequence[Signal]) -> Table:
     )
 
 
+def cuts_table(task: Task, engine: Engine, searcher: Searcher) -> Table:
+    """Measure queries cut to their annotated boxes, whole, and cut to the garment that is found.
+
+    `engine` is over the gallery of the task.
+
+    Raises
+    ------
+    UserError : no query has a box, or the model finds no garments
+    """
+    database = searcher.database
+    boxes = {row: find_box(database.base, database.paths[row]) for row in task.queries.tolist()}
+    keep = np.array([bool(box and box[2] > 0) for box in boxes.values()])
+    if not keep.any():
+        raise UserError(f"{database.base}: no query picture has a box in list_bbox.txt")
+    boxed = replace(task, queries=task.queries[keep], groups=task.groups[keep])
+    sampled = sample_queries(boxed, MAX_QUERIES)
+    cuts: dict[str, list[Box]] = {name: [] for name in ("annotated", "whole", "found")}
+    queries: dict[str, list[Query]] = {name: [] for name in cuts}
+    for row in sampled.queries.tolist():
+        picture = read_picture(picture_file(database.base, database.paths[row]))
+        whole = 0, 0, *picture.size
+        own = boxes[row] or whole
+        found = searcher.finder(picture)
+        for name, box in zip(cuts, (own, whole, *found[:1], whole), strict=False):
+            cuts[name].append(box)
+            queries[name].append(searcher.read(picture, box))
+    true = torch.tensor(cuts["annotated"])
+    outcomes = {
+        name: run_task(sampled, engine, searcher.extract(own)) for name, own in queries.items()
+    }
+    main, *_ = _metric_names(task)
+    best = outcomes["annotated"].values[main]
+    rows = [
+        (
+            name,
+            float(box_iou(true, torch.tensor(cuts[name])).diagonal().mean()),
+            *_means(outcome.values, task),
+            *astuple(summarise(outcome.values[main] - best, sampled.groups)),
+        )
+        for name, outcome in outcomes.items()
+    ]
+    return Table(
+        f"The part of the query pictures that is searched, same {task.name}",
+        f"Difference of {main} from annotated boxes, paired 95% interval."
+        f" {_sample_note(sampled, boxed)}",
+        ("", "IoU", *_metric_names(task), "difference", "95% interval"),
+        rows,
+        ("{}", "{:.3f}", PERCENT, PERCENT, PERCENT, CHANGE, INTERVAL),
+    )
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--boxes", action="store_true", help="see above")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    config, _ = parse_args(argv, __doc__ or "", USES)
+    config, args = parse_args(
+        argv,
+        __doc__ or "",
+        USES,
+        _arguments,
+    )
     device = pick_device(config.DEVICE)
     database = open_database(config.DATASET_BASE)
     signals = signals_of(database, **config.distance)
@@ -167,6 +239,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for task in tasks_of(database, "folder", config.VAL_SHARE):
         if task.name in MAIN_TASKS:
             engine = MatrixEngine(of_gallery(signals, task.gallery), device)
+            if args.boxes:
+                print(f"\n{cuts_table(task, engine, Searcher(config.DATASET_BASE, config))}")
+                return
             print(f"\n{methods_table(task, engine, signals)}")
             print(f"\n{signals_table(task, signals)}")
 

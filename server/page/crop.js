@@ -33,7 +33,8 @@ export class Crop {
   pixels(width, height) {
     if (!this.box) return null;
     const [x1, y1, x2, y2] = this.box;
-    return [Math.floor(x1 * width), Math.floor(y1 * height), Math.ceil(x2 * width), Math.ceil(y2 * height)];
+    const low = (value) => Math.floor(value + 1e-6), high = (value) => Math.ceil(value - 1e-6);
+    return [low(x1 * width), low(y1 * height), high(x2 * width), high(y2 * height)];
   }
 
   place(event) {
@@ -43,7 +44,7 @@ export class Crop {
   }
 
   begin(event) {
-    if (!this.enabled || event.button) return;
+    if (!this.enabled || event.button || event.target.closest("#garments")) return;
     event.preventDefault();
     this.frame.setPointerCapture(event.pointerId);
     const edge = event.target.dataset?.edge;

@@ -78,7 +78,10 @@ async function search(remember = false) {
     find("status").textContent = "";
     return;
   }
-  if (query.files.length) query.handle = found.query;
+  if (query.files.length) {
+    query.handle = found.query;
+    query.showGarments(found.garments);
+  }
   lastOptions = { ...query.request().options, ...settings() };
   if (remember) record();
   showAnswers(found, query, actions);
@@ -151,6 +154,7 @@ function balanceText() {
 async function describe() {
   collection = await api.collection();
   query.version = collection.version;
+  query.finds = collection.cut;
   find("collection").textContent = `${collection.name}: ${collection.pictures.toLocaleString("en")} pictures`
     + (collection.items ? `, ${collection.items.toLocaleString("en")} items` : "");
   const chosen = find("category").value;

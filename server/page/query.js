@@ -24,7 +24,10 @@ export class Query {
     this.like = [];
     this.unlike = [];
     this.version = "";
-    this.crop = new Crop(() => this.uploadAgain());
+    this.finds = false; // whether the server finds garments
+    this.garments = []; // found in the picture: x1, y1, x2, y2 from 0 to 1
+    this.untouched = true; // no box was chosen by hand: the server may find one
+    this.crop = new Crop(() => this.choose(this.crop.box));
     this.camera = new Camera((photograph) => this.add([photograph]), showError);
     this.listen();
     this.swatches();
@@ -46,7 +49,7 @@ export class Query {
       this.show();
       this.onChange();
     };
-    find("whole").onclick = () => { this.crop.set(null); this.uploadAgain(); };
+    find("whole").onclick = () => this.choose(null);
     for (const input of [file, capture]) {
       input.onchange = () => { this.add([...input.files]); input.value = ""; };
     }
@@ -89,7 +92,7 @@ export class Query {
       this.files.push({ file, address: URL.createObjectURL(file) });
     }
     this.ids = [];
-    this.crop.set(null);
+    this.forgetBox();
     this.clearFeedback();
     this.uploadAgain();
   }
@@ -110,6 +113,12 @@ export class Query {
     this.onChange();
   }
 
+  forgetBox() {
+    this.crop.set(null);
+    this.garments = [];
+    this.untouched = true;
+  }
+
   clearFeedback() {
     this.like.length = this.unlike.length = 0;
   }
@@ -120,7 +129,7 @@ export class Query {
     this.ids = [];
     this.handle = null;
     this.text = "";
-    this.crop.set(null);
+    this.forgetBox();
     this.clearFeedback();
   }
 
@@ -129,6 +138,24 @@ export class Query {
     this.color = null;
     this.show();
     this.onChange(true);
+  }
+
+  choose(box) {
+    this.untouched = false;
+    this.crop.set(box);
+    this.uploadAgain();
+  }
+
+  // The boxes that the server has found, in px; the picture was cut to the first one.
+  async showGarments(boxes) {
+    const preview = find("preview"), address = preview.src;
+    await preview.decode().catch(() => {});
+    if (!boxes.length || preview.src !== address) return;
+    const sides = [preview.naturalWidth, preview.naturalHeight];
+    this.garments = boxes.map((box) => box.map((value, i) => value / sides[i % 2]));
+    this.untouched = false;
+    this.crop.set(this.garments[0]);
+    this.show();
   }
 
   // The uploaded pictures or their box have changed: the server must read them again.
@@ -148,6 +175,7 @@ export class Query {
     if (this.text) options.text = this.text;
     if (this.handle) options.query = this.handle;
     if (send && box) options.box = box;
+    else if (send && this.finds && this.untouched && this.files.length === 1) options.box = "auto";
     return { files: send ? this.files.map((one) => one.file) : [], options };
   }
 
@@ -161,7 +189,8 @@ export class Query {
     this.crop.enabled = this.files.length === 1;
     find("picture").classList.toggle("fixed", !this.crop.enabled);
     find("boxhint").textContent = !this.files.length ? "A picture of the collection."
-      : this.crop.enabled ? "Draw a box around one garment to search for it only."
+      : this.garments.length ? "Searched: the garment in the box. Move it, or draw another one."
+        : this.crop.enabled ? "Draw a box around one garment to search for it only."
         : "All pictures make one query.";
     const preview = find("preview");
     if (pictures.length && preview.src !== pictures[0]) {
@@ -181,6 +210,12 @@ export class Query {
     for (const button of find("swatches").querySelectorAll("button")) {
       button.setAttribute("aria-pressed", String(button.dataset.color === this.color));
     }
+    const others = this.garments.filter((box) => box !== this.crop.box);
+    find("garments").replaceChildren(...(this.crop.enabled ? others : []).map((box) => {
+      const dot = make("button", { type: "button", ariaLabel: "search for this garment", onclick: () => this.choose(box) });
+      Object.assign(dot.style, { left: `${50 * (box[0] + box[2])}%`, top: `${50 * (box[1] + box[3])}%` });
+      return dot;
+    }));
     this.showFeedback();
   }
 
