@@ -69,6 +69,7 @@ demo: .venv/ready-demo ## a small drawn collection: train, extract, cluster, eva
 	@echo "--- feature database, clusters, query"
 	$(PY) feature_extractor.py $(DEMO) --enable-inshop-dataset --color-top-n 9
 	$(PY) kmeans.py $(DEMO)
+	$(PY) evaluate.py $(DEMO) --calibrate
 	$(PY) retrieval.py $$(awk '$$3 == "query" {print $$1; exit}' $(INSHOP_LIST)) $(DEMO)
 	@$(PY) retrieval.py $$(awk '$$2 == "test" && n++ % 72 == 20 {print $$1}' $(TEST_LIST)) $(DEMO) \
 		--engine exact --top-n 6 --output demo/results.jpg --json > demo/results.json
