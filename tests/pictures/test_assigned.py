@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import train
 from data import main
 from evaluation.protocols import category_task
 from features.database import open_database
 from pictures.collection import read_collection
-from pictures.deepfashion import read_assigned
+from pictures.deepfashion import find_box, read_assigned
 from pictures.splits import read_splits
 from tests.conftest import stored_features
 from tools.synthetic.draw import make_collection
@@ -23,14 +24,16 @@ NAMES = ("Hoodie", "Poncho", "Tank", "Blazer")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn garments of four categories in one folder, named by their category, and one broken."""
+    """Drawn garments of four categories, cut out, in one folder, named by them; one broken."""
     base = tmp_path_factory.mktemp("assigned")
-    make_collection(base / "drawn", items=100, views=1, inshop_items=0, seed=0)
+    make_collection(base / "drawn", items=200, views=1, inshop_items=0, seed=0)
     (base / "photos").mkdir()
     for path in sorted((base / "drawn" / "img").glob("*/*.jpg")):
         _, _, category, number = path.parent.name.split("_")
         if category in NAMES:
-            shutil.copyfile(path, base / "photos" / f"{category}-{number}.jpg")
+            box = find_box(base / "drawn", path.relative_to(base / "drawn").as_posix())
+            with Image.open(path) as picture:
+                picture.crop(box).save(base / "photos" / f"{category}-{number}.jpg")
     (base / "photos" / "broken.jpg").write_bytes(b"no picture")
     return base / "photos"
 
@@ -47,20 +50,20 @@ def test_photos_get_the_nearest_category_which_is_marked(
 ) -> None:
     base = tmp_path / "set"
     imported(photos, base, tiny_clip)
-    assert "20 categories were assigned by a model" in capsys.readouterr().out
+    assert "40 categories were assigned by a model" in capsys.readouterr().out
     whole = read_collection(base, 50, False, 0.1)
     names = [*whole.category_names, ""]
     found = dict(zip(whole.paths, (names[i] for i in whole.categories), strict=True))
     assert found.pop("img/broken.jpg") == ""
     right = [path.startswith(f"img/{name.title()}-") for path, name in found.items()]
-    assert sum(right) >= 12  # of 20; chance is 5
+    assert sum(right) >= 24  # of 40; chance is 10
     assert read_assigned(base).keys() == found.keys()
     assert all(0.25 <= p <= 1 for p in read_assigned(base).values())
 
     status = main(["check", "--dataset-base", str(base), "--num-workers", "1"])
     out = capsys.readouterr().out
     assert status == 1
-    assert "20 categories are assigned by a model: not trained on, not evaluated" in out
+    assert "40 categories are assigned by a model: not trained on, not evaluated" in out
     shown = [float(p) for p in re.findall(r"(0\.\d{3})  \w+  img/", out)]
     assert shown == sorted(p for p in read_assigned(base).values() if p < 0.5)[:10]
     with pytest.raises(UserError, match="no picture without an assigned category in its train"):

@@ -40,7 +40,7 @@ WORDS = tuple(
 SIZES = [len(words) for words in WORDS]
 ALONE = ("{}", "{}", "a {}")  # captions of a colour, a pattern or a category
 FULL = (("a {0} {1} {2}", [0, 1, 2]), ("a {0} {2}", [0, 2]), ("a {1} {2} in {0}", [0, 1, 2]))
-ITEMS, STEPS, BATCH, LR = 2400, 450, 32, 3e-3
+ITEMS, STEPS, BATCH, LR = 2400, 600, 32, 3e-3
 WEIGHTS = (1.0, 1.0, 2.0)  # shapes are harder to learn than colours
 
 
