@@ -22,7 +22,7 @@ from PIL import Image, ImageShow
 from config import DISTANCE, MILVUS, WORDS
 from pictures.decode import sheet_mark
 from search import Searcher
-from search.certainty import as_percent
+from search.certainty import as_percent, describe_presence
 from search.duplicates import remark
 from search.engines import ENGINES, SCRIPTS, NamedEngine
 from search.query import Cut, Query, Stopwatch, find_query, join_queries, joined
@@ -75,8 +75,7 @@ def print_answer(
 def print_remarks(present: float | None, own: Sequence[str]) -> None:
     """What is to be said below an answer, see `Searcher.rank`."""
     if present is not None:
-        no = "not " if present < 0.5 else ""
-        print(f"the item is probably {no}in this collection ({as_percent(present)})")
+        print(f"the item is {describe_presence(present)}")
     if own:
         print(one_line(f"left out, as the query itself: {', '.join(own)}"))
 

@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy.special import logsumexp
 
 from features.database import FeatureDatabase
 from features.metadata import Sha256
@@ -57,8 +56,9 @@ class Competition(_Record):
         first `competing` make the sum.
         """
         weights = -self.slope * (nearest / density[:, None] ** self.scale) ** self.power
-        shares = [np.insert(w, w.shape[1], self.none, 1) for w in (weights, weights[:, :competing])]
-        return shares[0] - logsumexp(shares[1], axis=1, keepdims=True)
+        none = np.full((len(weights), 1), self.none)
+        sums = np.logaddexp.reduce(np.hstack([weights[:, :competing], none]), axis=1, keepdims=True)
+        return np.hstack([weights, none]) - sums
 
 
 class Calibration(_Record):
@@ -143,6 +143,12 @@ def open_calibration(database: FeatureDatabase, signals: Sequence[Signal]) -> Ca
 def as_percent(probability: float) -> str:
     """A probability as text; nothing is 0% or 100%."""
     return ">99%" if probability > 0.99 else "<1%" if probability < 0.01 else f"{probability:.0%}"
+
+
+def describe_presence(present: float) -> str:
+    """What is said of a query's item, of which half a chance is not called probable."""
+    how = "probably not" if present < 1 / 3 else "probably" if present > 2 / 3 else "perhaps"
+    return f"{how} in this collection ({as_percent(present)})"
 
 
 def compete(distances: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

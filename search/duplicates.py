@@ -1,5 +1,6 @@
 """Answers without repeats: of one item or content, the query itself; near-duplicates are named."""
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
@@ -95,10 +96,11 @@ class OwnPicture:
 
     def _is_own(self, row: int) -> bool:
         # Not by the content that the database stores: a box may be part of it.
-        with suppress(OSError, UserError):  # it may be gone
-            file = picture_file(self.database.base, self.database.paths[row])
-            size = file.stat().st_size
-            return size in dict(self.files) and (size, sha256_of(file)) in self.files
+        base, path = self.database.base, self.database.paths[row]
+        with suppress(OSError, ValueError, UserError):  # it may be gone
+            size = os.stat(os.path.join(base, path)).st_size  # first, as it is quick
+            known = size in dict(self.files)
+            return known and (size, sha256_of(picture_file(base, path))) in self.files
         return False
 
 

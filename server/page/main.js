@@ -110,8 +110,9 @@ function showStatus(found) {
     ? ", recall not measured for this search"
     : `, expected recall ${(100 * found.recall).toFixed(1)}%`;
   const within = found.category ? ` in ${found.category}` : "";
+  const how = found.present < 1 / 3 ? "Probably not" : found.present > 2 / 3 ? "Probably" : "Perhaps";
   const there = found.present === null ? [] : [make("strong", { className: "present" },
-    `Probably ${found.present < 0.5 ? "not " : ""}in this collection (${percent(found.present)}).`)];
+    `${how} in this collection (${percent(found.present)}).`)];
   find("status").replaceChildren(...there,
     make("b", {}, `${found.answers.length} answers${within} in ${(1000 * total).toFixed(0)} ms`),
     ` (${steps}). ${ENGINES[found.engine]}: ${found.searched.split(", ")[0]}${recall}.`,
