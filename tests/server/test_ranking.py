@@ -74,7 +74,7 @@ def test_the_answers_are_those_of_the_script(search: Search, served: Path, photo
         answer = search(photo, engine=engine, count=15)
         assert answer["engine"] == engine
         same_as_script(answer["answers"], by_script[engine]["results"])
-    assert answer["searched"] == "4 of 6 clusters"
+    assert answer["searched"] in [f"{n} of 6 clusters" for n in range(1, 6)]
     assert 0.9 <= answer["recall"] < 1
     narrow = ("--category", "Blouse", "--per-item", "--engine", "exact", "--bbox", 30, 20, 190, 200)
     (found,) = by_retrieval(photo, *flags, *narrow)
