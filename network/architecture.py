@@ -73,16 +73,17 @@ class Architecture:
 _ARCHITECTURE = TypeAdapter(Architecture)
 
 
-def parse_architecture(record: Any, path: Path) -> Architecture:
+def parse_architecture(
+    record: Any, path: Path, problem: str = "written by another version ({}); train again"
+) -> Architecture:
     """Check the architecture that a checkpoint records; unknown fields are ignored."""
     try:
         return _ARCHITECTURE.validate_python(record)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "network"
-        raise UserError(
-            f"{path}: written by another version ({place}: {first['msg']}); train again"
-        ) from None
+        cause = problem.format(f"{place}: {first['msg']}")
+        raise UserError(f"{path}: {cause}") from None
 
 
 def new_architecture(config: Config, categories: list[str]) -> Architecture:
@@ -110,10 +111,13 @@ def new_architecture(config: Config, categories: list[str]) -> Architecture:
             crop = config.CROP_SIZE
         elif "IMG_SIZE" in given:
             crop = min(crop, config.IMG_SIZE)
+        if not isinstance(crop, int):
+            raise UserError(f"BACKBONE {name}: its configuration has the image size {crop!r}")
         size = config.IMG_SIZE if "IMG_SIZE" in given else math.floor(crop / share)
     record = dict(facts, img_size=size, crop_size=crop, pooling=pooling)
     record |= {"backbone": name, "inter_dim": config.INTER_DIM, "categories": categories}
-    return parse_architecture(record | {"normalised": config.NORMALIZE}, Path(name))
+    problem = "cannot be fed as its configuration has it ({}); take another model"
+    return parse_architecture(record | {"normalised": config.NORMALIZE}, Path(name), problem)
 
 
 def _timm_input(name: str, _: str) -> dict[str, Any]:
@@ -138,12 +142,13 @@ def _open_clip_input(name: str, pretrained: str) -> dict[str, Any]:
     config = read_config(name, pretrained)
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-    facts = merge_preprocess_dict(PreprocessCfg(), config["preprocess_cfg"])
+    given = config["preprocess_cfg"]
+    facts = merge_preprocess_dict(PreprocessCfg(), given if isinstance(given, dict) else {})
     side = config["model_cfg"]["vision_cfg"].get("image_size", facts["size"])
-    side = min(side) if isinstance(side, list | tuple) else side
+    side = min(side, default=0) if isinstance(side, list | tuple) else side
     return {
-        "mean": tuple(facts["mean"]),
-        "std": tuple(facts["std"]),
+        "mean": facts["mean"],
+        "std": facts["std"],
         "interpolation": "bilinear" if facts["interpolation"] == "bilinear" else "bicubic",
         "resize": facts["resize_mode"],
         "fill": (facts["fill_color"],) * 3,

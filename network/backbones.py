@@ -297,6 +297,10 @@ def import_timm(name: str) -> Any:
         raise needs_package(error, f"BACKBONE {name}", INSTALL) from None
     if not timm.is_model(name.removeprefix("timm/")):
         raise _unknown(name)
+    try:
+        timm.models.get_pretrained_cfg(name.removeprefix("timm/"))
+    except RuntimeError as error:  # no such tag
+        raise UserError(f"BACKBONE {name}: {error}") from None
     return timm
 
 

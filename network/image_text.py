@@ -1,5 +1,6 @@
 """Image-text models of open_clip: pictures and words in one space."""
 
+import codecs
 import json
 import logging
 import tempfile
@@ -17,6 +18,7 @@ from utils import UserError, needs_package
 PREFIX, HUB, FOLDER = "open_clip/", "hf-hub:", "local-dir:"
 CONFIG = "open_clip_config.json"
 INSTALL = "pip install -r requirements-models.txt"
+MAX_REASON = 800  # characters of an error of another library
 WEIGHTS = {".safetensors", ".bin", ".pth", ".pt"}
 
 
@@ -36,10 +38,18 @@ def read_config(name: str, pretrained: str) -> dict[str, Any]:
     own = name.removeprefix(PREFIX)
     with _explained(name) as open_clip:
         if own.startswith((HUB, FOLDER)):
-            config = json.loads(_file(open_clip, own, CONFIG).read_text("utf-8"))
-            if "vision_cfg" not in config.get("model_cfg", {}):
-                raise ValueError(f"its {CONFIG} has no model_cfg with a vision_cfg")
-            return {key: config.get(key, {}) for key in ("model_cfg", "preprocess_cfg")}
+            text = _file(open_clip, own, CONFIG).read_bytes()
+            try:
+                config = json.loads(text.removeprefix(codecs.BOM_UTF8))
+                parts = [config["model_cfg"][part] for part in ("vision_cfg", "text_cfg")]
+                if not all(isinstance(part, dict) for part in parts):
+                    raise TypeError("no table")
+            except (ValueError, TypeError, LookupError):
+                raise ValueError(
+                    f"its {CONFIG} is damaged, or has no model_cfg with vision_cfg and text_cfg;"
+                    " get it again"
+                ) from None
+            return {key: config.get(key) or {} for key in ("model_cfg", "preprocess_cfg")}
         config = {"model_cfg": open_clip.get_model_config(own)}
         if config["model_cfg"] is None:
             raise ValueError("no model of open_clip (open_clip.list_models())")
@@ -54,15 +64,25 @@ def read_config(name: str, pretrained: str) -> dict[str, Any]:
 def find_weights(name: str, pretrained: str) -> Path:
     """The file of a model's weights, downloaded where it is not in its folder.
 
-    Parameters are those of `read_config`.
+    Parameters
+    ----------
+    name : see `read_config`
+    pretrained : a file; else of open_clip/NAME the tag of its weights, of others "imagenet"
 
     Raises
     ------
     UserError : there is none, or it cannot be downloaded
     """
     own = name.removeprefix(PREFIX)
+    if Path(pretrained).is_file():
+        return Path(pretrained)
     with _explained(name) as open_clip:
         if own.startswith((HUB, FOLDER)):
+            if pretrained != "imagenet":
+                raise ValueError(
+                    f"PRETRAINED {pretrained}: no such file; imagenet takes the weights beside its"
+                    f" {CONFIG}"
+                )
             return _file(open_clip, own, "")
         tags = open_clip.list_pretrained_tags_by_model(own)
         if pretrained not in tags:
@@ -157,11 +177,11 @@ def _file(open_clip: Any, own: str, file: str) -> Path:
         return min(found, key=lambda p: (not p.name.startswith("open_clip"), p.suffix, p.name))
     model = own.removeprefix(HUB)
     try:
-        return Path(open_clip.download_pretrained_from_hf(model, file or None))
+        return Path(open_clip.pretrained.download_pretrained_from_hf(model, file or None))
     except Exception as error:  # of many types
         folder = Path("models", model.rpartition("/")[2])
         raise ValueError(
-            f"{file or 'its weights'} cannot be downloaded ({str(error).splitlines()[0]}); put"
+            f"{file or 'its weights'} cannot be downloaded ({_reason(error)[:200]}); put"
             f" {needed} of {model} into {folder}, and set BACKBONE to {PREFIX}{FOLDER}{folder}"
         ) from None
 
@@ -179,6 +199,12 @@ def _explained(name: str) -> Iterator[Any]:
     except ImportError as error:  # a text tower of another library
         raise needs_package(error, f"BACKBONE {name}", f"pip install {error.name}") from None
     except Exception as error:  # of many types
-        raise UserError(f"BACKBONE {name}: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"BACKBONE {name}: {_reason(error)}") from None
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line; what does not fit into a network is named in PyTorch's second one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:MAX_REASON] or type(error).__name__

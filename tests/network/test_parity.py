@@ -207,3 +207,57 @@ def test_what_open_clip_does_not_have_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_text("404: not found")
     with pytest.raises(UserError, match="BACKBONE open_clip/local-dir:"):
         build(f"open_clip/local-dir:{tmp_path}", "imagenet")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model_cfg": None}, "open_clip_config.json is damaged"),
+        ({"model_cfg": {**TOWERS["ViT"], "vision_cfg": "x"}}, "open_clip_config.json is damaged"),
+        (
+            {"model_cfg": {**TOWERS["ViT"], "vision_cfg": {**VIT, "image_size": "big"}}},
+            "size 'big'",
+        ),
+        ({"preprocess_cfg": {"mean": 0.5}}, r"as its configuration has it \(mean: "),
+        ({"model_cfg": {**TOWERS["ViT"], "embed_dim": 25}}, "size mismatch for "),
+    ],
+)
+def test_a_wrong_configuration_is_one_line(folder, changed, said) -> None:
+    place = folder("ViT", {}, "open_clip_model.safetensors")
+    config = {"model_cfg": TOWERS["ViT"], "preprocess_cfg": {}, **changed}
+    (place / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=said) as caught:
+        build(f"open_clip/local-dir:{place}", "imagenet")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_model_is_found_where_the_hubs_client_has_put_it(
+    folder, photo: Image.Image, tmp_path: Path, monkeypatch
+) -> None:
+    """Also from a configuration with Windows' line ends and mark; other weights only by a file."""
+    from huggingface_hub import constants
+
+    place = folder("ViT", {}, "open_clip_pytorch_model.bin")
+    cached = tmp_path / "hub" / "models--some--clip"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    (cached / "snapshots").mkdir()
+    place.rename(cached / "snapshots" / ("0" * 40))
+    config = cached / "snapshots" / ("0" * 40) / "open_clip_config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes().replace(b", ", b",\r\n"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    net, network = build("open_clip/hf-hub:some/clip", "imagenet")
+    file = config.with_name("open_clip_pytorch_model.bin")
+    again, _ = build("open_clip/hf-hub:some/clip", str(file))
+    x = net.normalize(eval_transform(**network.transform)(photo)[None])
+    with torch.inference_mode():
+        assert torch.equal(net(x)[1], again(x)[1])
+    with pytest.raises(UserError, match=r"PRETRAINED tuned\.pt: no such file"):
+        build("open_clip/hf-hub:some/clip", "tuned.pt")
+
+
+def test_a_tag_that_timm_does_not_have_is_one_line() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(UserError, match=r"BACKBONE timm/resnet18\.nope: .*tag"):
+        build("timm/resnet18.nope", "none")
