@@ -78,14 +78,12 @@ def check_data_set(
         faults.append(str(error).removeprefix(f"{base}: ").split(";")[0])
 
     print()
-    unusable: set[str] = set()
-    for table in tables:
-        unusable |= _check_pictures(base, table, jobs, crop, truncated)
+    checked = [_check_pictures(base, table, jobs, crop, truncated) for table in tables]
+    unusable = set().union(*checked)
     for name, paths in used.items():
         if paths and unusable.issuperset(paths):
             faults.append(f"no picture of its {name} part can be read")
-    left_out = unusable.intersection(set().union(*used.values()))
-    if left_out:
+    if left_out := unusable.intersection(set().union(*used.values())):
         print(f"training leaves out {len(left_out):,} pictures that cannot be read or cropped")
     for fault in faults:
         print(f"training would fail: {fault}")

@@ -91,14 +91,7 @@ def import_folder(
         found = _from_folders(inner, inshop)
     else:
         found = _from_pattern(paths, inner, item_pattern)
-    given = photos["category"] != ""
-    for name, guessed in zip(("category", "item", "color"), found, strict=True):
-        if name != "category" or not photos[name].astype(bool).any():  # a missing one is missing
-            photos[name] = np.where(photos[name] == "", guessed, photos[name])
-    flat = np.array([len(part) == 1 for part in inner]) & (photos["category"] == "all") & ~given
-    photos = _assigned(folder, photos, flat, None if inshop else assign)
-    names, numbers = number_categories(folder, photos["category"].tolist())
-    photos["category"] = np.array([*names, ""])[numbers]
+    photos = _labelled(folder, photos, inner, found, None if inshop else assign)
     if test:
         photos["partition"] = np.full(len(parts), "test")
     tops = [part[0] for part in parts] if split else None
@@ -111,6 +104,32 @@ def import_folder(
         write_both_parts(base, folder, photos)
     allow_roots(base, roots)
     _report(base, folder, photos, inshop)
+
+
+def _labelled(
+    folder: Path,
+    photos: Columns,
+    inner: list[list[str]],
+    found: Sequence[Sequence[str]],
+    assign: Assign | None,
+) -> Columns:
+    """The photos with the categories, items and colours that names gave where a list has none.
+
+    Parameters
+    ----------
+    folder, photos, assign : as in `import_folder`
+    inner : N, the parts of each path, without a split's folder
+    found : categories, items and colours by the names of folders and files, each N
+    """
+    given = photos["category"] != ""
+    for name, guessed in zip(("category", "item", "color"), found, strict=True):
+        if name != "category" or not photos[name].astype(bool).any():  # a missing one is missing
+            photos[name] = np.where(photos[name] == "", guessed, photos[name])
+    flat = np.array([len(part) == 1 for part in inner]) & (photos["category"] == "all") & ~given
+    photos = _assigned(folder, photos, flat, assign)
+    names, numbers = number_categories(folder, photos["category"].tolist())
+    photos["category"] = np.array([*names, ""])[numbers]
+    return photos
 
 
 def _read_names(folder: Path, columns: str | None) -> tuple[Path, Columns]:
