@@ -97,9 +97,10 @@ def palette_rgb() -> Tensor:
 class Palette(nn.Module):
     """Which colours a picture has, and how much of each, where the network responds.
 
-    A histogram over CIELAB, each pixel weighted by the network's response there, and the square
-    root of it: its Euclidean distance is then Hellinger's, which suits histograms (Arandjelovic
-    and Zisserman, Three Things Everyone Should Know to Improve Object Retrieval, CVPR 2012).
+    A histogram over CIELAB, each pixel weighted by the square of the network's response there, and
+    the square root of it: its Euclidean distance is then Hellinger's, which suits histograms
+    (Arandjelovic and Zisserman, Three Things Everyone Should Know to Improve Object Retrieval, CVPR
+    2012).
     """
 
     bins: Tensor
@@ -129,7 +130,7 @@ class Palette(nn.Module):
         response = F.interpolate(response, x.shape[-2:], mode="bilinear", align_corners=False)
         # Above its lowest value, since not every backbone ends in a ReLU; all equal, all count.
         response = response.flatten(1)
-        weight = response.sub_(response.amin(1, keepdim=True)).add_(1e-6)
+        weight = response.sub_(response.amin(1, keepdim=True)).add_(1e-6).square_()
         histogram = x.new_zeros(len(x), PALETTE_BINS**3, dtype=torch.float32)
         histogram.scatter_add_(1, place, weight)
         return (histogram / histogram.sum(1, keepdim=True)).sqrt()

@@ -96,7 +96,7 @@ def test_palette_equals_a_loop_over_the_pixels() -> None:
     x = torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255 - torch.tensor(MEAN)[:, None, None]
     x = x / torch.tensor(STD)[:, None, None]
     found = Palette()(x, torch.from_numpy(response))[0].numpy()
-    weight = response.mean(1)[0] - response.mean(1).min()
+    weight = (response.mean(1)[0] - response.mean(1).min()) ** 2
     np.testing.assert_allclose(found, palette_by_loops(rgb, weight), atol=2e-3)
     assert np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
 
