@@ -172,6 +172,8 @@ class Searcher:
     @cached_property
     def words(self) -> Words:
         """What words are searched by; a `UserError` where no model of the collection knows them."""
+        if self._closed.is_set():
+            raise ValueError("the Searcher is closed")
         config = self.config
         return Words(self.database, self.nets, config.TEXT_PROMPT, config.TEXT_WEIGHT, self.device)
 
@@ -217,6 +219,7 @@ class Searcher:
             words, but no model that knows them
         """
         pictures = list(picture) if isinstance(picture, list | tuple) else [picture]
+        text = text.strip()
         if not (pictures or text):
             raise ValueError("name a picture, or words: text=")
         queries = [self.read(one, box) for one in pictures]

@@ -160,6 +160,8 @@ def test_what_cannot_be_searched_is_said(base: Path, searcher: Searcher, tmp_pat
     ):
         with pytest.raises(UserError, match=said):
             searcher.search(**arguments)
+    with pytest.raises(ValueError, match="name a picture, or words"):
+        searcher.search(text=" \n")
     with pytest.raises(UserError, match="no feature database"):
         Searcher(tmp_path)
 
@@ -173,5 +175,6 @@ def test_repr_says_what_is_searched_and_closing_ends_it(base: Path) -> None:
         )
         path = opened.database.paths[0]
         assert opened.search(path, count=1, with_own=True)[0].path == path
-    with pytest.raises(ValueError, match="closed"):
-        opened.search(opened.database.paths[0])
+    for query in ({"picture": path}, {"text": "red"}):
+        with pytest.raises(ValueError, match="closed"):
+            opened.search(**query)
