@@ -205,15 +205,26 @@ def _read_queries(
     return queries, features
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    config, args = parse_args(argv, __doc__ or "", USES, _arguments)
-    watch = Stopwatch()
+def _print_query(query: Query, first: bool) -> None:
+    print("" if first else "\n", f"query: {one_line(query.name)}", sep="")
+    for n, garment in enumerate(query.garments):
+        print("also found" if n else "cut to", *garment)
+
+
+def _check_queries(base: Path, args: argparse.Namespace) -> None:
+    """A `UserError`, before anything slow, where a query or its box cannot be."""
     if not (args.img_path or args.text):
         raise UserError('name a query picture, or words: --text "red dress"')
     if args.bbox not in (None, ["auto"]) and (len(args.bbox) != 4 or "auto" in args.bbox):
         raise UserError("--bbox takes x1 y1 x2 y2, or auto; name the pictures before it")
     for name in args.img_path:
-        find_query(config.DATASET_BASE, name)  # before anything slow
+        find_query(base, name)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, args = parse_args(argv, __doc__ or "", USES, _arguments)
+    watch = Stopwatch()
+    _check_queries(config.DATASET_BASE, args)
     searcher = Searcher(config.DATASET_BASE, config, watch)
     if args.category:
         searcher.database.rows_of(args.category)
@@ -235,9 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sheet: list[SheetRow] = []
     for i, query in enumerate(queries):
         if not args.json:
-            print("\n" if i else "", f"query: {one_line(query.name)}", sep="")
-            for n, garment in enumerate(query.garments):
-                print("also found" if n else "cut to", *garment)
+            _print_query(query, first=i == 0)
         for named in engines:
             title, step = _title(named, args.category), f"{ENGINES[named.name]} query"
             took = Stopwatch()

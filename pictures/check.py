@@ -70,16 +70,15 @@ def check_data_set(
     used: dict[str, list[str]] = {}
     try:
         splits = read_splits(base, categories, inshop, val_share)
-        used = {"train": splits.train.paths, "validation": splits.validation.paths}
-        used["validation of items"] = splits.validation_items.paths
+        used = {"train": splits.train.paths, "validation": splits.validation.paths,
+                "validation of items": splits.validation_items.paths}  # fmt: skip
         sizes = (splits.labelled, DRAWN if metric else 0, inshop_share if inshop else 0.0)
         list(TrainBatches(splits.train, splits.labelled, *sizes, per_class, seed=0))
     except UserError as error:  # names the folder and this command, too
         faults.append(str(error).removeprefix(f"{base}: ").split(";")[0])
 
     print()
-    checked = [_check_pictures(base, table, jobs, crop, truncated) for table in tables]
-    unusable = set().union(*checked)
+    unusable = set().union(*(_check_pictures(base, t, jobs, crop, truncated) for t in tables))
     for name, paths in used.items():
         if paths and unusable.issuperset(paths):
             faults.append(f"no picture of its {name} part can be read")

@@ -74,15 +74,10 @@ def import_folder(
     ------
     UserError : no photos, a bad option, or `base` has another data set
     """
-    if item_level and item_pattern:
-        raise UserError("--item-level and --item-pattern exclude each other; give one of them")
     folder, photos = _read_names(folder, columns)
     roots = allow_roots(base, roots)
     photos = _without_links_out(folder, photos, roots)
-    with_items = item_level or item_pattern or (photos["item"] != "").any()
-    for option, given in (("--in-shop", inshop), ("--gallery", gallery is not None)):
-        if given and not with_items:
-            raise UserError(f"{option} is about items: add --item-level or --item-pattern REGEX")
+    _check_options(photos, item_level, item_pattern, inshop, gallery)
     paths = photos["path"].tolist()
     parts = [path.split("/") for path in paths]
     split = _is_split(parts, photos["partition"])
@@ -130,6 +125,18 @@ def _labelled(
     names, numbers = number_categories(folder, photos["category"].tolist())
     photos["category"] = np.array([*names, ""])[numbers]
     return photos
+
+
+def _check_options(
+    photos: Columns, item_level: bool, item_pattern: str | None, inshop: bool, gallery: str | None
+) -> None:
+    """A `UserError` where options of `import_folder` do not go together."""
+    if item_level and item_pattern:
+        raise UserError("--item-level and --item-pattern exclude each other; give one of them")
+    with_items = item_level or item_pattern or (photos["item"] != "").any()
+    for option, given in (("--in-shop", inshop), ("--gallery", gallery is not None)):
+        if given and not with_items:
+            raise UserError(f"{option} is about items: add --item-level or --item-pattern REGEX")
 
 
 def _read_names(folder: Path, columns: str | None) -> tuple[Path, Columns]:

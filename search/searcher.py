@@ -214,9 +214,8 @@ class Searcher:
 
         Raises
         ------
-        UserError : a picture cannot be read, no such category, an engine that is not set up, or a
-            metric that has no value for these features; `min_probability`, but no calibration; or
-            words, but no model that knows them
+        UserError : an unreadable picture, no such category, an engine that is not set up, a metric
+            without a value here, `min_probability` without calibration, words that no model knows
         """
         pictures = list(picture) if isinstance(picture, list | tuple) else [picture]
         text = text.strip()
@@ -319,22 +318,17 @@ class Searcher:
             raise UserError(f"there is no probability without a calibration; {advice}")
         database, own = self.database, OwnPicture(self.database, query.files)
         signals = self.words.signals if query.text else self.signals
-        ranking: Engine = (self.words.engine if query.text else self.engine(engine)).engine
         keys = [contents(database)] if collapse else []
         keys += [database.items] if per_item else []
-        ranking = CollapsedEngine(
-            ranking,
-            *keys,
-            left_out=None if with_own else own,
-            at_least=NEIGHBOURS if calibration else 0,
-        )
+        inner: Engine = (self.words.engine if query.text else self.engine(engine)).engine
+        left_out, at_least = None if with_own else own, NEIGHBOURS if calibration else 0
+        ranking = CollapsedEngine(inner, *keys, left_out=left_out, at_least=at_least)
         rows = database.rows_of(category) if category else None
         (answer,) = ranking.search(features, count, rows)
         if not np.isfinite(answer.distances).all():
-            raise UserError(
-                f"DISTANCE_METRIC {','.join(self.config.DISTANCE_METRIC)}: no finite distance to"
-                f" {query.name}: a metric that does not suit these features"
-            )
+            metrics = f"DISTANCE_METRIC {','.join(self.config.DISTANCE_METRIC)}"
+            unfit = "a metric that does not suit these features"
+            raise UserError(f"{metrics}: no finite distance to {query.name}: {unfit}")
         copies = count_copies(database, answer.rows) if collapse else [1] * len(answer.rows)
         near = near_duplicates(signals, features, answer.rows)
         sure = None
