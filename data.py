@@ -299,7 +299,8 @@ def _category_names(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
         return [], argv
     names = [clean(name) for name in text.categories.split(",") if clean(name)]
     if len(set(map(category_key, names))) < 2 or len(names) > len(set(map(category_key, names))):
-        raise UserError(f"--categories {text.categories!r}: name two or more, as in dress,shirt")
+        advice = "name two or more, each once, as in dress,shirt"
+        raise UserError(f"--categories {text.categories!r}: {advice}")
     return names, rest
 
 

@@ -56,8 +56,8 @@ def read_config(name: str, pretrained: str) -> dict[str, Any]:
         tags = open_clip.list_pretrained_tags_by_model(own)
         tag = pretrained if pretrained in tags else next(iter(tags), "")
         facts = open_clip.get_pretrained_cfg(own, tag)
-        if tag == pretrained:
-            config["model_cfg"]["quick_gelu"] = facts.get("quick_gelu", False)
+        if tag == pretrained and facts.get("quick_gelu"):  # else NAME's own: tags may not say so
+            config["model_cfg"]["quick_gelu"] = True
         return {**config, "preprocess_cfg": facts}
 
 
@@ -92,9 +92,12 @@ def find_weights(name: str, pretrained: str) -> Path:
             return Path(open_clip.download_pretrained(facts))
         except Exception as error:  # of many types
             source = facts.get("hf_hub") or facts.get("url")
+            twin = f"{own}-quickgelu"  # a file does not say which activation it was trained with
+            is_twin = facts.get("quick_gelu") and open_clip.get_model_config(twin)
+            also = f", and BACKBONE to {PREFIX}{twin}" if is_twin else ""
             raise ValueError(
                 f"the weights {source} cannot be downloaded ({error}); get them elsewhere, and set"
-                " PRETRAINED to the file"
+                f" PRETRAINED to the file{also}"
             ) from None
 
 

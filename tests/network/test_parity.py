@@ -15,6 +15,7 @@ from config import Config
 from data import eval_transform
 from net import EmbeddingNet, initial_net, load_net, save_checkpoint
 from network.architecture import new_architecture
+from network.image_text import find_weights, read_config
 from utils import UserError
 
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
@@ -261,3 +262,26 @@ def test_a_tag_that_timm_does_not_have_is_one_line() -> None:
     pytest.importorskip("timm")
     with pytest.raises(UserError, match=r"BACKBONE timm/resnet18\.nope: .*tag"):
         build("timm/resnet18.nope", "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "quick"),
+    [
+        ("ViT-B-32", "openai", True),  # of the tag
+        ("ViT-B-32", "laion2b_s34b_b79k", False),
+        ("roberta-ViT-B-32", "laion2b_s12b_b32k", True),  # of the model
+        ("ViT-B-32", "weights.pt", False),
+    ],
+)
+def test_the_activation_is_that_of_the_weights(name: str, tag: str, quick: bool) -> None:
+    pytest.importorskip("open_clip")
+    assert read_config(f"open_clip/{name}", tag)["model_cfg"].get("quick_gelu", False) is quick
+
+
+def test_openais_weights_from_a_file_need_the_other_activation(monkeypatch) -> None:
+    pytest.importorskip("open_clip")
+    for proxy in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(UserError, match=r"the file, and BACKBONE to open_clip/RN50-quickgelu$"):
+        find_weights("open_clip/RN50", "openai")
