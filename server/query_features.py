@@ -16,6 +16,7 @@ from cachetools import TTLCache
 from fastapi import HTTPException
 from scipy.special import ndtr
 
+from features.database import unit_rows
 from network.color import CHROMA_BORDERS, LIGHTNESS_BORDERS, MEAN, STD, lab_of_rgb
 from search.query import Query, join_queries
 from search.signals import Signal
@@ -94,9 +95,12 @@ def query_features(
     liked = features_of(collection, options.like)
     if not queries:
         queries, liked = liked, []
-    query = combine(queries, liked, features_of(collection, options.unlike)) if queries else None
+    unliked = features_of(collection, options.unlike)
+    query = combine(queries, liked, unliked) if queries else None
     if options.text:
-        return collection.words.query(options.text, query)
+        words = collection.words
+        away = [[unit_rows(picture[words.number])] for picture in unliked if query is None]
+        return combine([words.query(options.text, query)], [], away)
     colors = color_features(signals, options.color) if options.color else {}
     if query is None and colors:
         query = [np.zeros((1, signal.features.shape[1]), np.float32) for signal in signals]

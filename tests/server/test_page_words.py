@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from scipy.spatial.distance import cosine
 
 from config import Config
 from search import Searcher
@@ -47,6 +49,15 @@ def test_text_is_an_option_alone_and_with_pictures(
     why = client.post("/api/explain", json={"search": search, "answer": first}).json()
     assert why["distance"] == pytest.approx(within["answers"][0]["distance"], abs=1e-6)
     assert why["query"] is None
+    # Away from a picture: Rocchio's formula, on the cosines of words and of that picture.
+    row = searcher.database.paths.index(within["answers"][0]["path"])
+    picture = searcher.database.deep[0][row].astype(float)
+    moved = searcher.words.tower([search["text"]]).numpy()[0]
+    moved = moved - 0.15 * picture / np.linalg.norm(picture)
+    away = post(client, text="a navy tee", unlike=[first], count=3).json()["answers"]
+    for one in away:
+        other = searcher.database.deep[0][searcher.database.paths.index(one["path"])]
+        assert one["distance"] == pytest.approx(cosine(moved, other), abs=1e-5)
 
 
 def test_the_page_searches_by_words_and_by_a_picture_with_words(
