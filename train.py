@@ -124,7 +124,8 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
         best = trainer.progress.best
         path = models / f"model_{best['epoch']}_final.pth.tar"
         if distributed.is_main and path.exists() and not read_head(path):
-            train_boxes(config, splits, path, load_net(path)[0], device, amp)
+            net = load_net(path)[0]
+            train_boxes(config, splits, path, net, network.crop_size, device, amp)
             mark_best(path)
         print(f"best: epoch {best['epoch']}, validation score {best['score']:.2%}: {models / BEST}")
 
@@ -143,7 +144,7 @@ def write_untrained(
     with locked(models):
         save_checkpoint(path, net, network, held_out=None)
         if config.PRETRAINED != "none":
-            train_boxes(config, splits, path, net, device, amp)
+            train_boxes(config, splits, path, net, network.crop_size, device, amp)
         print(f"{path}: the untrained network")
         if not (models / RESUME_POINT).exists():  # nor is there a trained one to mark
             mark_best(path)

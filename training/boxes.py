@@ -103,10 +103,13 @@ def train_boxes(
     splits: Splits,
     path: Path,
     net: EmbeddingNet,
+    crop_size: int,
     device: torch.device,
     amp: torch.dtype | None,
 ) -> None:
     """Train a head on a network's conv map and add it to the checkpoint `path`.
+
+    `crop_size` is that of the network's input in px.
 
     There is none where pictures are not cut to boxes, where the training part has too few boxes,
     and where whole pictures have a better mean IoU with the boxes of the validation part than
@@ -118,7 +121,7 @@ def train_boxes(
     if not config.CROP_TO_BBOX or len(pictures) < MIN_BOXES or not len(measured):
         return
     conv_map = conv_map_of(to_device(net.eval(), device), device, amp)
-    side, channels = side_and_channels(conv_map, config.CROP_SIZE)
+    side, channels = side_and_channels(conv_map, crop_size)
     count = min(PASSES * len(pictures), MAX_VIEWS)
     torch.manual_seed(0)
     head = BoxHead(channels).to(device)

@@ -118,11 +118,11 @@ def test_a_head_learns_the_boxes_of_drawn_pictures(
     save_checkpoint(path, net, network)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     cpu, tested = torch.device("cpu"), read_attribute(drawn, 50)
-    config = Config(DATASET_BASE=drawn, CROP_SIZE=48, NUM_WORKERS=0, _env_file=None)
+    config = Config(DATASET_BASE=drawn, NUM_WORKERS=0, _env_file=None)
     few, many = read_attribute(drawn, 50).in_partition("train"), read_inshop(drawn)
-    train_boxes(config, Splits(few, len(few), tested, few), path, net, cpu, None)
+    train_boxes(config, Splits(few, len(few), tested, few), path, net, 48, cpu, None)
     assert read_head(path) is None  # of 40 boxes it does not learn
-    train_boxes(config, Splits(many, len(many), tested, few), path, net, cpu, None)
+    train_boxes(config, Splits(many, len(many), tested, few), path, net, 48, cpu, None)
     said = capsys.readouterr().out
     after, _ = load_net(path)
     for key, value in after.state_dict().items():
