@@ -20,9 +20,8 @@ sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from utils import locked
 with locked(Path(sys.argv[1])):
-    worker = os.fork()
-    if worker:
-        print(worker, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)
     time.sleep(99)
 """
 

@@ -52,7 +52,7 @@ def test_from_a_folder_of_photos_to_answers(shared: Path, tmp_path: Path) -> Non
     row = paths.index(query)
     palette = np.load(base / "all_palette_feat.npy")
     distance = cdist(deep[[row]], deep)[0] + 0.1 * cdist(color[[row]], color)[0]
-    distance += 4 * cdist(palette[[row]], palette)[0]
+    distance += 5 * cdist(palette[[row]], palette)[0]
     order = np.argsort(distance, kind="stable")[:7]
     assert [result["path"] for result in exact["results"]] == [paths[i] for i in order]
 

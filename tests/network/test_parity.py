@@ -236,8 +236,6 @@ def test_a_hub_model_is_found_where_the_hubs_client_has_put_it(
     folder, photo: Image.Image, tmp_path: Path, monkeypatch
 ) -> None:
     """Also from a configuration with Windows' line ends and mark; other weights only by a file."""
-    from huggingface_hub import constants
-
     place = folder("ViT", {}, "open_clip_pytorch_model.bin")
     cached = tmp_path / "hub" / "models--some--clip"
     (cached / "refs").mkdir(parents=True)
@@ -246,8 +244,8 @@ def test_a_hub_model_is_found_where_the_hubs_client_has_put_it(
     place.rename(cached / "snapshots" / ("0" * 40))
     config = cached / "snapshots" / ("0" * 40) / "open_clip_config.json"
     config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes().replace(b", ", b",\r\n"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     net, network = build("open_clip/hf-hub:some/clip", "imagenet")
     file = config.with_name("open_clip_pytorch_model.bin")
     again, _ = build("open_clip/hf-hub:some/clip", str(file))
