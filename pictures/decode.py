@@ -140,7 +140,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     reason = shown(" ".join(str(error).split()))  # it may quote the file
-    reason = f"{reason or type(error).__name__}; copy it again or save it anew"
+    reason = f"{reason or type(error).__name__}; copy it or save it again"
     return reason + ", or set TRUNCATED=accept" * ("truncated" in reason.lower())
 
 

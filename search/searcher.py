@@ -218,14 +218,13 @@ class Searcher:
             without a value here, `min_probability` without calibration, words that no model knows
         """
         pictures = list(picture) if isinstance(picture, list | tuple) else [picture]
-        text = text.strip()
-        if not (pictures or text):
+        if not (pictures or text.strip()):
             raise ValueError("name a picture, or words: text=")
         queries = [self.read(one, box) for one in pictures]
         features = self.extract(queries) if queries else []
         if len(queries) > 1:
             queries, features = [joined(queries)], join_queries(features)
-        if text:
+        if text := text.strip():
             queries, features = self.add_words(queries, features, text)
         return self.rank(
             queries[0],

@@ -65,9 +65,9 @@ def draw(count: int, seed: int) -> tuple[Tensor, Tensor]:
 def train(pictures: Tensor, labels: Tensor, steps: int, seed: int) -> nn.Module:
     """Train a CLIP of open_clip from scratch on what `draw` gives.
 
-    A picture is told from all captions of one word (a colour, a pattern, a category), and from the
-    full captions of its batch. Linear classifiers of the same labels, dropped in the end, let the
-    image tower learn shapes before the text tower is of help.
+    A picture is compared with all captions of one word (a colour, a pattern, a category), and with
+    the full captions of its batch. Linear classifiers of the same labels, dropped in the end, let
+    the image tower learn shapes before the text tower is of help.
     """
     import open_clip
 
