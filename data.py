@@ -311,7 +311,7 @@ def assign_categories(
 
     Parameters
     ----------
-    config : the model, TEXT_PROMPT, DEVICE and NUM_WORKERS
+    config : the model, TEXT_PROMPT, TRUNCATED, DEVICE and NUM_WORKERS
     names : of the categories
     files : the photos
 
@@ -330,10 +330,11 @@ def assign_categories(
     network, device = new_architecture(config, list(names)), pick_device(config.DEVICE)
     nearest = ZeroShot(network, config.PRETRAINED, config.TEXT_PROMPT, names, device)
     transform = eval_transform(**network.transform)
+    side, truncated = DETAIL * network.img_size, config.TRUNCATED == "accept"
 
     def read(file: Path) -> Tensor | None:
         with suppress(PictureError):
-            return transform(read_picture(file, None, DETAIL * network.img_size, str(file)))
+            return transform(read_picture(file, None, side, str(file), truncated))
         return None
 
     found = [("", 0.0)] * len(files)

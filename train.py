@@ -26,7 +26,14 @@ from data import (
     make_loader,
     train_transform,
 )
-from net import Architecture, EmbeddingNet, initial_net, load_net, save_checkpoint
+from net import (
+    Architecture,
+    EmbeddingNet,
+    conv_map_of,
+    initial_net,
+    load_net,
+    save_checkpoint,
+)
 from network.architecture import new_architecture
 from network.backbones import checkpoint_gradients
 from network.device import amp_type, explain_out_of_memory, to_device
@@ -35,7 +42,7 @@ from network.garments import read_head
 from pictures.folder import allow_roots
 from pictures.samplers import ShardedBatches, TrainBatches
 from pictures.splits import Splits, read_splits
-from training.boxes import train_boxes
+from training.boxes import side_and_channels, train_boxes
 from training.loop import BEST, Trainer, mark_best, synchronise_norms
 from training.losses import TrainingLoss, build_metric_loss
 from training.optimizer import Updater, build_optimizer
@@ -184,8 +191,9 @@ def build_trainer(
     )
     point = config.DATASET_BASE / "models" / RESUME_POINT
     identity = identity_of(config, splits, f"{amp or torch.float32} on {device.type}")
+    side = train_side(config, net, network, device)
     loader, quick_loader, validation = build_loaders(
-        config, splits, batches, network, train_side(config, net, network), device, distributed
+        config, splits, batches, network, side, device, distributed
     )
     return Trainer(
         net=net,
@@ -233,8 +241,9 @@ def identity_of(config: Config, splits: Splits, arithmetic: str) -> dict[str, An
     return identity
 
 
-@torch.inference_mode()
-def train_side(config: Config, net: EmbeddingNet, network: Architecture) -> int:
+def train_side(
+    config: Config, net: EmbeddingNet, network: Architecture, device: torch.device
+) -> int:
     """Side in px of the training crops.
 
     Garments look larger in random crops than in the middle of a picture; smaller crops make up for
@@ -243,13 +252,8 @@ def train_side(config: Config, net: EmbeddingNet, network: Architecture) -> int:
     """
     if config.TRAIN_SIZE or config.RECIPE == "original":
         return config.TRAIN_SIZE or network.crop_size
-    side = round(network.crop_size * 6 / 7)
-    image = next(net.parameters()).new_zeros(1, 3, side, side)
-    try:
-        net.eval().backbone(image)
-    except (RuntimeError, AssertionError, ValueError):
-        return network.crop_size
-    return side
+    sides = round(network.crop_size * 6 / 7), network.crop_size
+    return side_and_channels(conv_map_of(net.eval(), device), *sides)[0]
 
 
 def build_loaders(

@@ -91,11 +91,14 @@ def box_loss(head: BoxHead, conv_map: Tensor, boxes: Tensor) -> Tensor:
     return loss + generalized_box_iou_loss(found[middle], wanted, reduction="mean")
 
 
-def boxed(base: Path, pictures: Pictures, count: int) -> PictureDataset:
-    """At most `count` of the pictures that have a box."""
+def boxed(base: Path, pictures: Pictures, count: int, truncated: bool) -> PictureDataset:
+    """At most `count` of the pictures that have a box; the next one stands for an unreadable one.
+
+    `truncated` is as for `read_picture`.
+    """
     pictures = pictures.select(pictures.boxes[:, 2] > pictures.boxes[:, 0])
     some = pictures.select(evenly_spaced(len(pictures), count))
-    return PictureDataset(base, some, torch.tensor, crop=False)
+    return PictureDataset(base, some, torch.tensor, False, 0, truncated, replace=True)
 
 
 def train_boxes(
@@ -116,12 +119,13 @@ def train_boxes(
     the boxes that the head finds.
     """
     base, workers = config.DATASET_BASE, per_process(config.NUM_WORKERS)
-    pictures = boxed(base, splits.train, MAX_VIEWS)
-    measured = boxed(base, splits.validation, MAX_VALIDATED)
+    truncated = config.TRUNCATED == "accept"
+    pictures = boxed(base, splits.train, MAX_VIEWS, truncated)
+    measured = boxed(base, splits.validation, MAX_VALIDATED, truncated)
     if not config.CROP_TO_BBOX or len(pictures) < MIN_BOXES or not len(measured):
         return
     conv_map = conv_map_of(to_device(net.eval(), device), device, amp)
-    side, channels = side_and_channels(conv_map, crop_size)
+    side, channels = side_and_channels(conv_map, SCALE * crop_size, crop_size)
     count = min(PASSES * len(pictures), MAX_VIEWS)
     torch.manual_seed(0)
     head = BoxHead(channels).to(device)
@@ -144,12 +148,12 @@ def train_boxes(
         save_head(path, head, side)
 
 
-def side_and_channels(conv_map: Callable[[Tensor], Tensor], crop_size: int) -> tuple[int, int]:
-    """Side in px of the whole pictures, and channels of their conv map.
+def side_and_channels(conv_map: Callable[[Tensor], Tensor], *sides: int) -> tuple[int, int]:
+    """The first of some sides in px that a backbone takes, and the channels of its conv map.
 
-    A backbone that takes one size only gets that.
+    `conv_map` is of `net.conv_map_of`. Some backbones take one size only.
     """
-    for side in (SCALE * crop_size, crop_size):
+    for side in sides:
         try:
             return side, conv_map(torch.zeros(1, side, side, 3, dtype=torch.uint8)).shape[1]
         except (RuntimeError, AssertionError, ValueError) as error:

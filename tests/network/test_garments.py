@@ -1,6 +1,7 @@
 """garments.py, training/boxes.py: boxes by hand, and a head that learns those of drawn pictures."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from network.garments import (
 )
 from pictures.deepfashion import read_attribute, read_inshop
 from pictures.splits import Splits
-from training.boxes import box_loss, random_window, train_boxes
+from pictures.table import Pictures
+from training.boxes import Views, box_loss, boxed, random_window, train_boxes
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -106,6 +108,22 @@ def test_a_window_shows_most_of_the_box(rng: np.random.Generator) -> None:
         assert width * height >= 0.7 * (box[2] - box[0]) * (box[3] - box[1])
         whole += (x2 - x1) * (y2 - y1) == 300 * 200
     assert whole < 150
+
+
+def test_an_unreadable_picture_is_left_out_with_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next one takes its place, with its own box."""
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    Image.new("RGB", (40, 20), (9, 9, 9)).save(tmp_path / "b.png")
+    partitions = np.array(["train"] * 2)
+    pictures = Pictures.without_items(["a.png", "b.png"], np.zeros(2, int), ["x"], partitions)
+    boxes = np.array([[0, 0, 5, 5], [10, 5, 20, 15]], pictures.boxes.dtype)
+    views = Views(boxed(tmp_path, replace(pictures, boxes=boxes), 2, False), 16)
+    pixels, box = views[0]
+    assert (pixels == 9).all()
+    assert box.tolist() == [0.25, 0.25, 0.5, 0.75]
+    assert "a.png" in capsys.readouterr().err
 
 
 def test_a_head_learns_the_boxes_of_drawn_pictures(
