@@ -88,7 +88,8 @@ def as_json(
                 for category, *values in by_category(outcome, database).rows
             }
         if task.name in MAIN_TASKS:
-            top = {**top, **figures, **top}
+            for name, figure in figures.items():
+                top.setdefault(name, figure)
     return {**facts, **top, "parts": parts}
 
 

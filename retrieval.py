@@ -38,17 +38,10 @@ USES = (
 
 def as_record(match: Match) -> dict[str, Any]:
     """A match as plain values, for JSON, the table and the picture."""
-    before = {"rank": match.rank, "path": match.path, "distance": match.distance}
-    after = {"copies": match.copies, "duplicate_of": match.duplicate_of}
-    sure = {"probability": match.probability}
-    return {
-        **before,
-        **sure,
-        **match.parts,
-        "category": match.category,
-        "item": match.item,
-        **after,
-    }
+    record = {"rank": match.rank, "path": match.path, "distance": match.distance}
+    record |= {"probability": match.probability, **match.parts}
+    record |= {"category": match.category, "item": match.item}
+    return {**record, "copies": match.copies, "duplicate_of": match.duplicate_of}
 
 
 def print_answer(

@@ -170,7 +170,8 @@ def reliability(probabilities: np.ndarray, correct: np.ndarray) -> list[tuple[fl
     `probabilities` and `correct` (bool) are of the same shape. A bin has the mean probability, the
     share of correct answers, and the number of answers.
     """
-    of_bin = [_bins(probabilities) == i for i in range(BINS)]
+    place = _bins(probabilities)
+    of_bin = [place == i for i in range(BINS)]
     return [
         (float(probabilities[one].mean()), float(correct[one].mean()), int(one.sum()))
         for one in of_bin
