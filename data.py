@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision import transforms
 
 from config import Config
-from pictures.decode import PictureError, read_picture, refuse_sheet, reported_profiles
+from pictures.decode import PictureError, read_picture, refuse_sheet
 from pictures.folder import picture_file
 from pictures.table import Pictures, category_key, clean
 from utils import UserError, parse_args, progress_bar, run_script
@@ -246,7 +246,6 @@ def make_loader(
     batch_sampler : yields the rows of each batch
     persistent : keep the processes from one pass to the next
     """
-    reported_profiles()  # which the reading processes then share
     return DataLoader(
         dataset,
         batch_size=1 if batch_sampler else batch_size,

@@ -7,14 +7,12 @@ import stat
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache, lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from io import BytesIO
 from mmap import mmap
 from pathlib import Path
 from typing import BinaryIO
-from zlib import crc32
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
@@ -30,10 +28,9 @@ JPEG_MORE = b"\x55" * 64 + b"".join(b"\xff%c" % n + b"\x55" * 16 for n in range(
 JPEG_MORE += JPEG_END
 JPEG_SEGMENT, JPEG_SCAN = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]"), b"\xff\xda"
 TRUNCATED = threading.Lock()  # of Pillow's only switch for truncated files, a global
-REPORTS = 256  # that hardly collide: there are few faults of colour profiles
-SHEET_MARK = (
-    "deep-fashion-retrieval, answers"  # in the EXIF data of pictures that this project draws
-)
+REPORTED = mmap(-1, 256)  # flags of faults of colour profiles; processes forked later share them
+# In the EXIF data of pictures that this project draws.
+SHEET_MARK = "deep-fashion-retrieval, answers"
 SAME_COLORS = 2  # of 255; profiles called sRGB differ by 1, no other one by less than 9
 TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -86,18 +83,19 @@ def read_picture(
         box that leaves nothing of it, or one side over 100 times the other; one line
     """
     name = shown(name or (path if isinstance(path, str | Path) else "the picture"))
+    decode = partial(_decode, box=box, min_side=min_side, name=name)
     try:
         with warnings.catch_warnings():
             # Odd EXIF data, where the pixels are sound; many pixels, which `_decode` counts.
             warnings.simplefilter("ignore")
             if isinstance(path, Image.Image):
-                picture = _decode(path, box, min_side, name)
+                picture = decode(path)
             elif not isinstance(path, str | Path):
                 source = path if path.seekable() else BytesIO(path.read())
-                picture = _read(source, box, min_side, name, truncated)
+                picture = _read(source, decode, truncated)
             elif stat.S_ISREG(os.stat(path).st_mode):
                 with open(path, "rb") as file:
-                    picture = _read(file, box, min_side, name, truncated)
+                    picture = _read(file, decode, truncated)
             else:  # to open a pipe would wait for its writer
                 raise UserError("cannot be read as a picture: no regular file")
     except FileNotFoundError:
@@ -149,41 +147,31 @@ def _max_pixels() -> float:
 
 
 def _read(
-    file: BinaryIO,
-    box: tuple[int, int, int, int] | None,
-    min_side: int,
-    name: str,
-    truncated: bool,
+    file: BinaryIO, decode: Callable[[Image.Image], Image.Image], truncated: bool
 ) -> Image.Image:
     """`_decode` an open file; also a JPEG whose end is missing, but no pixel."""
     try:
         with open_picture(file) as picture:
             try:
-                return _decode(picture, box, min_side, name)
+                return decode(picture)
             except OSError:
                 file.seek(0)
                 content = file.read().removesuffix(b"\xff")  # of the end, half
                 if picture.format not in JPEG or not _has_all_scans(content, picture):
                     raise
-                files = [open_picture(BytesIO(content + end)) for end in (JPEG_END, JPEG_MORE)]
-                zeros, others = (_decode(file, box, min_side, name) for file in files)
+                ends = (JPEG_END, JPEG_MORE)
+                zeros, others = (decode(open_picture(BytesIO(content + end))) for end in ends)
                 if zeros.tobytes() != others.tobytes():
                     raise
                 return zeros
     except Exception:
         if not truncated:
             raise
-    with _fill_truncated(), open_picture(file) as picture:
-        return _decode(picture, box, min_side, name)
-
-
-@contextmanager
-def _fill_truncated() -> Iterator[None]:
-    """Let Pillow fill what truncated files lack."""
     with TRUNCATED:
         ImageFile.LOAD_TRUNCATED_IMAGES = True
         try:
-            yield
+            with open_picture(file) as picture:
+                return decode(picture)
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -241,8 +229,6 @@ def _cut(picture: Image.Image, box: tuple[int, int, int, int], part: float) -> I
 def _upright(picture: Image.Image) -> Image.Image:
     # Not by ImageOps.exif_transpose: it rewrites the EXIF data, and fails where they are odd.
     picture.load()
-    if not getattr(picture, "jpeg", True):  # JPEG XL, which its decoder has turned
-        return picture
     try:
         turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # odd EXIF data; the pixels are sound
@@ -255,7 +241,7 @@ def _rgb(picture: Image.Image, name: str) -> Image.Image:
     info = picture.info
     if picture.mode[0] in "IF":
         picture = _from_wide_grey(picture)
-    to_srgb = _transform(picture, info["icc_profile"], name) if "icc_profile" in info else None
+    to_srgb = _to_srgb(picture.mode, info["icc_profile"], name) if "icc_profile" in info else None
     if "A" in picture.getbands() or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         if to_srgb:
@@ -273,36 +259,28 @@ def _apply(transform: ImageCms.ImageCmsTransform, picture: Image.Image) -> Image
     return transform.apply(picture.convert(transform.input_mode))
 
 
-def _transform(
-    picture: Image.Image, profile: bytes | None, name: str
-) -> ImageCms.ImageCmsTransform | None:
+def _to_srgb(mode: str, profile: bytes | None, name: str) -> ImageCms.ImageCmsTransform | None:
     """From the colours of a profile to sRGB; None where they are the same, or it is broken."""
-    mode = {"1": "L", "LA": "L", "La": "L"}.get(picture.mode, picture.mode)
     if mode == "LAB":  # whose colours are absolute
         return None
-    found = _transform_of(profile or b"", mode if mode in ("L", "CMYK") else "RGB")
-    if isinstance(found, str):
-        flag = crc32(found.encode()) % REPORTS
-        if not reported_profiles()[flag]:
-            reported_profiles()[flag] = True
-            print(
-                f"{name}: its colour profile is ignored: {found}; save the picture as sRGB if its"
-                " colours are wrong. Others like it are not named",
-                file=sys.stderr,
-            )
-        return None
-    return found
-
-
-@cache
-def reported_profiles() -> mmap:
-    """Flags of the faults of colour profiles that were printed; processes forked later share it."""
-    return mmap(-1, REPORTS)
+    mode = {"1": "L", "LA": "L", "La": "L", "L": "L", "CMYK": "CMYK"}.get(mode, "RGB")
+    found = _transform_of(profile or b"", mode)
+    if not isinstance(found, str):
+        return found
+    flag = hash(found) % len(REPORTED)
+    if not REPORTED[flag]:
+        REPORTED[flag] = True
+        print(
+            f"{name}: its colour profile is ignored: {found}; save the picture as sRGB if its"
+            " colours are wrong. Others like it are not named",
+            file=sys.stderr,
+        )
+    return None
 
 
 @lru_cache(maxsize=16)
 def _transform_of(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | str | None:
-    """As `_transform`, of a picture of mode L, RGB or CMYK; a text: why the profile is ignored."""
+    """As `_to_srgb`, of a picture of mode L, RGB or CMYK; a text: why the profile is ignored."""
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         space = source.profile.xcolor_space.strip()

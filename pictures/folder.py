@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pictures.decode import PictureError
-from pictures.formats import EXTRAS, INSTALL, kind_of
+from pictures.formats import HEIC, INSTALL, kind_of
 from pictures.table import Pictures, choose_validation_by_category, number_categories
 from utils import UserError, atomic_write, one_line, print_once, shown
 
@@ -67,8 +67,7 @@ def _report_others(folder: Path, others: Counter[str]) -> None:
     named = [f"{count:,} {one_line(kind)}" for kind, count in kinds]
     rest = total - sum(count for _, count in kinds)
     named += [f"{rest:,} more"] if rest else []
-    needs = [kind for kind in EXTRAS if kind in others]
-    remedy = f"; for {' and '.join(needs)}: {INSTALL}" if needs else ""
+    remedy = f"; for {HEIC}: {INSTALL}" if HEIC in others else ""
     files = "1 file is" if total == 1 else f"{total:,} files are"
     print_once(f"{shown(folder)}: {files} left out, no picture: {', '.join(named)}{remedy}")
 

@@ -35,7 +35,6 @@ PACKAGES = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "dotenv": "python-dotenv",
-    "pillow_jxl": "pillow-jxl-plugin",
     "faiss": "faiss-cpu",
     "open_clip": "open-clip-torch",
     "sklearn": "scikit-learn",
