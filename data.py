@@ -259,19 +259,18 @@ def make_loader(
     )
 
 
-SWITCHES = {
+OPTIONS = {
+    "--columns NAME=COLUMN,...": "the list's own names of columns: path=id,category=articleType",
     "--item-level": "the folders are CATEGORY/ITEM/; red_1.jpg, red_2.jpg are of the color red,"
     " where other file names show that they begin with colors",
     "--in-shop": "write DATASET_BASE/in_shop alone, beside a data set with categories; needs items."
     " With --item-level the category is then the one folder above the item's",
     "--test": "all pictures are test, to evaluate a model of another data set on them",
-}
-EXPRESSIONS = {
-    "--item-pattern": "searched in each path below FOLDER; its group (?P<item>...) is the item,"
-    " (?P<color>...) and (?P<category>...), if there, the color and the category (else the top"
-    " folder)",
-    "--gallery": "of the items' pictures outside train, those whose path below FOLDER matches are"
-    " the gallery, the others queries (default: the first picture of each item and color)",
+    "--item-pattern REGEX": "searched in each path below FOLDER; its group (?P<item>...) is the"
+    " item, (?P<color>...) and (?P<category>...), if there, the color and the category (else the"
+    " top folder)",
+    "--gallery REGEX": "of the items' pictures outside train, those whose path below FOLDER matches"
+    " are the gallery, the others queries (default: the first picture of each item and color)",
 }
 
 
@@ -280,12 +279,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", nargs="?", type=Path, metavar="FOLDER|LIST.csv", help="import: the photos"
     )
-    columns = "import: the list's own names of columns: path=id,category=articleType"
-    parser.add_argument("--columns", metavar="NAME=COLUMN,...", help=columns)
-    for name, text in SWITCHES.items():
-        parser.add_argument(name, action="store_true", help=f"import: {text}")
-    for name, text in EXPRESSIONS.items():
-        parser.add_argument(name, metavar="REGEX", help=f"import: {text}")
+    for option, text in OPTIONS.items():
+        name, _, value = option.partition(" ")
+        how: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
+        parser.add_argument(name, help=f"import: {text}", **how)
 
 
 def _category_names(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
@@ -296,11 +293,10 @@ def _category_names(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
     text, rest = parser.parse_known_args(argv)
     if "import" not in argv or text.categories.isdecimal():
         return [], argv
-    names = [clean(name) for name in text.categories.split(",") if clean(name)]
-    if len(set(map(category_key, names))) < 2 or len(names) > len(set(map(category_key, names))):
-        advice = "name two or more, each once, as in dress,shirt"
-        raise UserError(f"--categories {text.categories!r}: {advice}")
-    return names, rest
+    names = {category_key(name): clean(name) for name in text.categories.split(",") if clean(name)}
+    if len(names) < 2:
+        raise UserError(f"--categories {text.categories!r}: name two or more, as in dress,shirt")
+    return list(names.values()), rest
 
 
 def assign_categories(
@@ -343,9 +339,10 @@ def assign_categories(
             read_all = enumerate(pool.map(read, files[start : start + ZERO_SHOT_BATCH]), start)
             images = {row: image for row, image in read_all if image is not None}
             if images:
-                numbers, values = nearest(torch.stack([*images.values()]))
-                pairs = zip(numbers.tolist(), values.tolist(), strict=True)
-                for row, (number, value) in zip(images, pairs, strict=True):
+                numbers, values = (
+                    each.tolist() for each in nearest(torch.stack([*images.values()]))
+                )
+                for row, number, value in zip(images, numbers, values, strict=True):
                     found[row] = names[number], value
             bar.update(min(ZERO_SHOT_BATCH, len(files) - start))
     return found
@@ -369,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.NUM_WORKERS,
             truncated=config.TRUNCATED == "accept",
             inshop=config.ENABLE_INSHOP_DATASET,
-            inshop_share=config.INSHOP_DATASET_PERCENT,
+            inshop_share=config.inshop_share,
             metric=config.metric_weight > 0,
             per_class=config.PER_CLASS,
         )

@@ -201,7 +201,7 @@ def _report(
     if errors:
         print(f"{len(errors):,} pictures were skipped:", file=sys.stderr)
     base = database.base
-    targets = {path: leads_out(base, path, None) for path in errors}
+    targets = {path: leads_out(base, path) for path in errors}
     links = [path for path, target in targets.items() if target]
     if links:
         names = ", ".join(map(shown, links[:MAX_LINKS])) + ", ..." * (len(links) > MAX_LINKS)

@@ -40,7 +40,7 @@ from network.device import amp_type, explain_out_of_memory, to_device
 from network.distributed import Distributed, init_distributed, per_process
 from network.garments import read_head
 from pictures.folder import allow_roots
-from pictures.samplers import ShardedBatches, TrainBatches
+from pictures.samplers import TrainBatches
 from pictures.splits import Splits, read_splits
 from training.boxes import side_and_channels, train_boxes
 from training.loop import BEST, Trainer, mark_best, synchronise_norms
@@ -177,6 +177,7 @@ def build_trainer(
         inshop,
         config.PER_CLASS,
         config.SEED,
+        distributed.shard,
     )
     loss = build_loss(config, splits, inshop > 0, net).to(device)
     if distributed.world_size > 1:
@@ -287,8 +288,7 @@ def build_loaders(
         own = Subset(dataset, rows[distributed.shard(len(rows))].tolist())
         return make_loader(own, workers, device, batch_size=config.TEST_BATCH_SIZE)
 
-    batch_sampler = ShardedBatches(batches, distributed.shard)
-    loader = make_loader(train_set, workers, device, batch_sampler=batch_sampler, persistent=True)
+    loader = make_loader(train_set, workers, device, batch_sampler=batches, persistent=True)
     quick = evenly_spaced(len(pictures), VALIDATION_BATCHES * config.TEST_BATCH_SIZE)
     scored = evenly_spaced(len(pictures), MAX_SCORED)
     rows = np.concatenate([scored, np.setdiff1d(np.arange(len(pictures)), scored)])

@@ -1,12 +1,10 @@
 """A report on a data set: what would stop training or distort figures, before either is started."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-
-import numpy as np
 
 from pictures.collection import read_labelled, require_photos
 from pictures.decode import PictureError, read_picture, refuse_sheet
@@ -20,11 +18,10 @@ from pictures.deepfashion import (
 from pictures.folder import leads_out, link_remedy, picture_file
 from pictures.samplers import TrainBatches
 from pictures.splits import read_splits
-from pictures.table import MAX_CATEGORIES, PARTITIONS, Pictures
+from pictures.table import MAX_CATEGORIES, PARTITIONS, Pictures, merge
 from utils import UserError, progress_bar, sha256_of, shown
 
 ITEM_PARTITIONS = ("train", "val", "query", "gallery")
-BLOCK = 4096  # pictures that wait for a reading thread
 DRAWN = 1000  # triplets or pictures that are drawn for the metric loss, to see if they can be
 DOUBTFUL = 0.5  # probability of an assigned category, below which it is shown
 MAX_NAMES = 10  # printed of each kind of fault
@@ -65,35 +62,35 @@ def check_data_set(
     ------
     UserError : there is no picture, or a malformed list
     """
-    tables = _print_tables(base, categories, val_share, inshop)
+    pictures = _print_tables(base, categories, val_share, inshop)
     faults: list[str] = []
     used: dict[str, list[str]] = {}
     try:
         splits = read_splits(base, categories, inshop, val_share)
         used = {"train": splits.train.paths, "validation": splits.validation.paths,
                 "validation of items": splits.validation_items.paths}  # fmt: skip
-        sizes = (splits.labelled, DRAWN if metric else 0, inshop_share if inshop else 0.0)
-        list(TrainBatches(splits.train, splits.labelled, *sizes, per_class, seed=0))
+        sizes = (splits.labelled, splits.labelled, DRAWN if metric else 0)
+        list(TrainBatches(splits.train, *sizes, inshop_share, per_class, seed=0))
     except UserError as error:  # names the folder and this command, too
         faults.append(str(error).removeprefix(f"{base}: ").split(";")[0])
 
     print()
-    unusable = set().union(*(_check_pictures(base, t, jobs, crop, truncated) for t in tables))
+    unusable = _check_pictures(base, pictures, jobs, crop, truncated)
     for name, paths in used.items():
         if paths and unusable.issuperset(paths):
             faults.append(f"no picture of its {name} part can be read")
-    if left_out := unusable.intersection(set().union(*used.values())):
+    if left_out := unusable & set().union(*used.values()):
         print(f"training leaves out {len(left_out):,} pictures that cannot be read or cropped")
     for fault in faults:
         print(f"training would fail: {fault}")
     print("no training as things are" if faults else "ready for training")
-    if "train" not in tables[0].partitions:
+    if "train" not in pictures.partitions:
         print("extraction and evaluation need no train part")
     return 1 if faults else 0
 
 
-def _print_tables(base: Path, categories: int, val_share: float, inshop: bool) -> list[Pictures]:
-    """Print what the lists have; the labelled pictures, and those of items not among them."""
+def _print_tables(base: Path, categories: int, val_share: float, inshop: bool) -> Pictures:
+    """Print what the lists have; all their pictures."""
     require_photos(base)
     labelled = read_labelled(base, categories, val_share)
     items = read_items(base) if has_items(base) or inshop else None
@@ -106,14 +103,12 @@ def _print_tables(base: Path, categories: int, val_share: float, inshop: bool) -
     if others:
         print(f"{others:,} pictures of other categories are left out: CATEGORIES is {categories}")
     if items is None:
-        return [labelled]
+        return labelled
     if not alone:
         print("\nitems")
         _print_table(items, ITEM_PARTITIONS)
     _print_items(items)
-    known = set(labelled.paths)
-    rest = items.select(np.array([path not in known for path in items.paths], bool))
-    return [labelled, rest] if len(rest) else [labelled]
+    return merge(labelled, items)
 
 
 def _print_table(pictures: Pictures, partitions: Sequence[str]) -> None:
@@ -134,17 +129,17 @@ def _print_assigned(base: Path, pictures: Pictures) -> None:
     guessed = read_assigned(base)
     if not guessed:
         return
-    names = dict(zip(pictures.paths, pictures.categories.tolist(), strict=True))
     print(
         f"{len(guessed):,} categories are assigned by a model: not trained on, not evaluated, until"
         f" {shown(base / 'Anno' / ASSIGNED_LIST)} is removed"
     )
-    doubtful = [(p, path) for path, p in sorted(guessed.items()) if p < DOUBTFUL and path in names]
+    numbers = zip(pictures.paths, pictures.categories.tolist(), strict=True)
     lines = [
-        f"{p:.3f}  {shown(pictures.category_names[names[path]])}  {shown(path)}"
-        for p, path in sorted(doubtful)
+        f"{guessed[path]:.3f}  {shown(pictures.category_names[number])}  {shown(path)}"
+        for path, number in numbers
+        if guessed.get(path, 1) < DOUBTFUL
     ]
-    _print_faults(f"of a probability below {DOUBTFUL}, doubtful", lines)
+    _print_faults(f"of a probability below {DOUBTFUL}, doubtful", sorted(lines))
 
 
 def _print_items(pictures: Pictures) -> None:
@@ -166,52 +161,37 @@ def _check_pictures(
     rows_of: dict[str, list[int]] = defaultdict(list)
     fatal = {"missing", "link", "unreadable", *(["empty box"] if crop else [])}
     unusable = set()
-    with progress_bar(len(pictures), "reading", "picture") as bar:
-        for row, (kind, message, digest) in enumerate(
-            _inspect_all(base, pictures, jobs, truncated)
-        ):
+    rows = zip(pictures.paths, pictures.boxes.tolist(), strict=True)
+    # Threads, as Pillow decodes without Python's global lock.
+    with ThreadPool(max(jobs, 1)) as pool, progress_bar(len(pictures), "reading", "picture") as bar:
+        found = pool.imap(partial(_inspect, base, truncated), rows)
+        for row, (kind, message, digest) in enumerate(found):
             faults[kind].append(message)
             if kind in fatal:
                 unusable.add(pictures.paths[row])
             if digest:
                 rows_of[digest].append(row)
             bar.update()
-    copies = [rows for rows in rows_of.values() if len(rows) > 1]
-    across = sum(len(set(pictures.partitions[rows].tolist())) > 1 for rows in copies)
     print(f"{len(pictures):,} pictures")
     _print_faults("missing", faults["missing"])
     if links := faults["link"]:
-        remedy = link_remedy([leads_out(base, path, None) for path in links])
+        remedy = link_remedy([leads_out(base, path) for path in links])
         _print_faults(f"links out of the data set: {remedy}", list(map(shown, links)))
     _print_faults("unreadable, or with an empty box", faults["unreadable"] + faults["empty box"])
     _print_faults("box reaches outside the picture (clipped)", faults["box"])
-    _print_faults(
-        f"duplicates (the same bytes; {across:,} times across partitions)",
-        [
-            " = ".join(shown(pictures.paths[row]) for row in rows[:MAX_NAMES])
-            + f" = {len(rows) - MAX_NAMES:,} more" * (len(rows) > MAX_NAMES)
-            for rows in copies
-        ],
-    )
+    copies = [rows for rows in rows_of.values() if len(rows) > 1]
+    across = sum(len(set(pictures.partitions[rows].tolist())) > 1 for rows in copies)
+    names = [" = ".join(shown(pictures.paths[row]) for row in rows[:MAX_NAMES]) for rows in copies]
+    title = f"duplicates (the same bytes; {across:,} times across partitions)"
+    _print_faults(title, names)
     return unusable
 
 
-def _inspect_all(
-    base: Path, pictures: Pictures, jobs: int, truncated: bool
-) -> Iterator[tuple[str, str, str]]:
-    """`_inspect` of each picture, in order; Pillow decodes without Python's global lock."""
-    with ThreadPoolExecutor(max(jobs, 1)) as pool:
-        for start in range(0, len(pictures), BLOCK):
-            block = slice(start, start + BLOCK)
-            boxes = pictures.boxes[block].tolist()
-            inspect = partial(_inspect, base, truncated)
-            yield from pool.map(inspect, pictures.paths[block], boxes)
-
-
-def _inspect(base: Path, truncated: bool, path: str, box: list[int]) -> tuple[str, str, str]:
+def _inspect(base: Path, truncated: bool, row: tuple[str, list[int]]) -> tuple[str, str, str]:
     """One picture: the kind of its fault ("" for none), what is printed, SHA-256 of its bytes."""
+    path, box = row
     try:
-        if leads_out(base, path, None):
+        if leads_out(base, path):
             return "link", path, ""
         file = picture_file(base, path)
         if not file.exists():

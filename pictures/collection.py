@@ -32,7 +32,7 @@ def read_labelled(base: Path, categories: int, val_share: float, assigned: bool 
     """Read the pictures with categories: attribute lists, else lists of items, else a plain folder.
 
     Where there are lists of items alone, the folders are the categories, and the items of
-    `choose_items` become val.
+    `choose_items` become val. A `UserError` for no picture or a malformed list.
 
     Parameters
     ----------
@@ -40,19 +40,11 @@ def read_labelled(base: Path, categories: int, val_share: float, assigned: bool 
     categories : as for `read_attribute`
     val_share : as for `read_folder`
     assigned : with the categories that a model has assigned; else they are unknown
-
-    Raises
-    ------
-    UserError : there is no picture, or a list is malformed
     """
     if attribute_list(base) is not None:
         pictures = read_attribute(base, categories)
-        guessed = {} if assigned else read_assigned(base)
-        if guessed:
-            known = np.array([path not in guessed for path in pictures.paths], bool)
-            pictures = replace(
-                pictures, categories=np.where(known, pictures.categories, np.int16(-1))
-            )
+        if not assigned and (guessed := read_assigned(base)):
+            pictures.categories[np.isin(pictures.paths, list(guessed))] = -1
         return pictures
     if not has_items(base):
         return read_folder(base, val_share)
@@ -64,10 +56,7 @@ def read_labelled(base: Path, categories: int, val_share: float, assigned: bool 
 
 
 def choose_items(items: Pictures, share: float) -> np.ndarray:
-    """The pictures of train and val that validate: those of val, else a `share` of the items.
-
-    Returns a mask of N.
-    """
+    """The pictures that validate, those of val, else of a `share` of the items: a mask of N."""
     val = items.partitions == "val"
     return val if val.any() else choose_validation(items.items, share)
 
@@ -77,14 +66,8 @@ def read_collection(base: Path, categories: int, inshop: bool, val_share: float)
 
     Parameters
     ----------
-    base : DATASET_BASE
-    categories : as for `read_attribute`
-    inshop : add the items, see `merge`. Without attribute lists it is read in any case
-    val_share : as for `read_folder`
-
-    Raises
-    ------
-    UserError : there is no picture, a list is malformed, or the photos of an import are gone
+    base, categories, val_share : as for `read_labelled`
+    inshop : add the items, see `merge`. Without attribute lists they are read in any case
     """
     require_photos(base)
     labelled = read_labelled(base, categories, val_share)

@@ -30,7 +30,9 @@ COLOR_LIST = "list_color_inshop.txt"
 ASSIGNED_LIST = "list_category_assigned.txt"  # the categories that are a model's guess
 UNKNOWN_COLOR = "-"  # in it, where a cell cannot be empty
 OWN_TYPE = "0"  # as the type of every category: the lists are of somebody's own photos
-BOX_COLUMNS = ("image_name", "x_1", "y_1", "x_2", "y_2")
+STATUS = f"evaluation_status ({', '.join(PARTITIONS)})"
+INSHOP_STATUS = f"evaluation_status ({', '.join(INSHOP_PARTITIONS)})"
+CORNERS = ("x_1", "y_1", "x_2", "y_2")
 
 
 def attribute_list(base: Path) -> Path | None:
@@ -59,12 +61,7 @@ def has_color_names(base: Path) -> bool:
 
 
 def read_assigned(base: Path) -> dict[str, float]:
-    """The pictures whose category was assigned by a model, not given, with its probability.
-
-    Raises
-    ------
-    UserError : the list is malformed
-    """
+    """The pictures whose category was assigned by a model, not given, with its probability."""
     place = base / "Anno" / ASSIGNED_LIST
     if not place.exists():
         return {}
@@ -77,16 +74,9 @@ def _first_existing(base: Path, folders: Iterable[str], name: str) -> Path | Non
 
 
 def read_attribute(base: Path, categories: int) -> Pictures:
-    """Read the attribute-prediction benchmark.
+    """Read the attribute-prediction benchmark; a `UserError` for a missing or malformed list.
 
-    Parameters
-    ----------
-    base : DATASET_BASE
-    categories : keep the pictures of categories 1 to this number; all of a collection of one's own
-
-    Raises
-    ------
-    UserError : a list is missing or malformed
+    Kept are the pictures of categories 1 to `categories`, or all of a collection of one's own.
     """
     list_path = attribute_list(base)
     if list_path is None:
@@ -95,8 +85,7 @@ def read_attribute(base: Path, categories: int) -> Pictures:
     categories = len(names) if own else categories
 
     partition_path = base / "Eval" / "list_eval_partition.txt"
-    statuses = f"evaluation_status ({', '.join(PARTITIONS)})"
-    listed = read_list(partition_path, ("image_name", statuses))
+    listed = read_list(partition_path, ("image_name", STATUS))
     row_of = align(paths, listed.paths())
     if (row_of < 0).any():
         missing = paths[int(np.argmin(row_of))]
@@ -105,11 +94,12 @@ def read_attribute(base: Path, categories: int) -> Pictures:
 
     unpacked = (base / "Img" / "img").exists() and not (base / "img").exists()
     below = [f"Img/{path}" for path in paths] if unpacked else paths
-    pictures = Pictures.without_items(below, labels, names[:categories], partitions)
+    columns = {}
     box_path = list_path.parent / "list_bbox.txt"
     if box_path.exists():
-        listed = read_list(box_path, BOX_COLUMNS)
-        pictures = replace(pictures, boxes=_of_paths(paths, listed, listed.boxes()))
+        listed = read_list(box_path, ("image_name", *CORNERS))
+        columns["boxes"] = _of_paths(paths, listed, listed.boxes())
+    pictures = Pictures.of(below, labels, names[:categories], partitions, **columns)
     return pictures.select(labels < categories)
 
 
@@ -121,11 +111,7 @@ def read_inshop(base: Path) -> Pictures:
     the first "_". Lists that only `data.py import` writes into in_shop/ replace what the paths say:
     `list_color_inshop.txt`, and `list_category_img.txt` with `list_category_cloth.txt`, in the form
     of those in Anno/. Pictures are below in_shop/, or below `base` itself where an import has made
-    both parts' lists.
-
-    Raises
-    ------
-    UserError : a list is missing or malformed
+    both parts' lists. A `UserError` for a missing or malformed list.
     """
     list_path = inshop_list(base)
     if list_path is None:
@@ -133,19 +119,19 @@ def read_inshop(base: Path) -> Pictures:
             f"{base}: no in_shop/list_eval_partition.txt; import items (--in-shop), or set"
             " ENABLE_INSHOP_DATASET to false"
         )
-    statuses = f"evaluation_status ({', '.join(INSHOP_PARTITIONS)})"
-    listed = read_list(list_path, ("image_name", "item_id", statuses))
+    listed = read_list(list_path, ("image_name", "item_id", INSHOP_STATUS))
     paths = listed.paths()
     inshop = base / "in_shop"
     names, categories = number_categories(list_path, _inshop_categories(inshop, paths))
-    below = _below(base, ("in_shop/", "in_shop/Img/", "Img/", ""), paths)
-    partitions = listed.names(2, INSHOP_PARTITIONS)
-    pictures = replace(
-        Pictures.without_items(below, categories, names, partitions),
+    return Pictures.of(
+        _below(base, ("in_shop/", "in_shop/Img/", "Img/", ""), paths),
+        categories,
+        names,
+        listed.names(2, INSHOP_PARTITIONS),
         items=np.array(listed.cells[1], str),
         colors=np.array(_inshop_colors(inshop, paths), str),
+        **_boxes_and_types(paths, inshop, "list_bbox_inshop.txt", "pose_type"),
     )
-    return _with_boxes(pictures, paths, inshop, "list_bbox_inshop.txt", "pose_type")
 
 
 def read_consumer(base: Path) -> Pictures:
@@ -164,13 +150,12 @@ def read_consumer(base: Path) -> Pictures:
             f"{base}: no {CONSUMER}/list_eval_partition.txt; put DeepFashion's Consumer-to-shop"
             " Clothes Retrieval there"
         )
-    statuses = f"evaluation_status ({', '.join(PARTITIONS)})"
-    columns = ("image_pair_name_1", "image_pair_name_2", "item_id", statuses)
+    columns = ("image_pair_name_1", "image_pair_name_2", "item_id", STATUS)
     listed = read_list(list_path, columns)
-    statuses_of_pairs = listed.names(3, PARTITIONS).tolist()
+    statuses = listed.names(3, PARTITIONS).tolist()
     facts: dict[str, tuple[str, str]] = {}
     for column, tested in enumerate(("query", "gallery")):
-        pairs = zip(listed.cells[column], listed.cells[2], statuses_of_pairs, strict=True)
+        pairs = zip(listed.cells[column], listed.cells[2], statuses, strict=True)
         for line, (path, item, status) in enumerate(pairs, start=3):
             fact = item, tested if status == "test" else status
             if facts.setdefault(path, fact) != fact:
@@ -182,13 +167,14 @@ def read_consumer(base: Path) -> Pictures:
     paths = list(facts)
     folder = base / CONSUMER
     names, categories = number_categories(list_path, _inshop_categories(folder, paths))
-    below = _below(base, (f"{CONSUMER}/Img/", f"{CONSUMER}/"), paths)
-    partitions = np.array([part for _, part in facts.values()], "<U7")
-    pictures = replace(
-        Pictures.without_items(below, categories, names, partitions),
+    return Pictures.of(
+        _below(base, (f"{CONSUMER}/Img/", f"{CONSUMER}/"), paths),
+        categories,
+        names,
+        np.array([status for _, status in facts.values()], "<U7"),
         items=np.array([item for item, _ in facts.values()], str),
+        **_boxes_and_types(paths, folder, CONSUMER_BOXES, "source_type"),
     )
-    return _with_boxes(pictures, paths, folder, CONSUMER_BOXES, "source_type")
 
 
 def read_items(base: Path) -> Pictures:
@@ -214,21 +200,17 @@ def _below(base: Path, places: Sequence[str], paths: list[str]) -> list[str]:
     return [place + path for path in paths]
 
 
-def _with_boxes(
-    pictures: Pictures, paths: list[str], folder: Path, name: str, column: str
-) -> Pictures:
-    """Add the boxes and clothes types of a list in `folder` or its Anno/, if it is there."""
+def _boxes_and_types(
+    paths: list[str], folder: Path, name: str, column: str
+) -> dict[str, np.ndarray]:
+    """Boxes and clothes types of a list in `folder` or its Anno/, if it is there."""
     box_path = _first_existing(folder, ("", "Anno"), name)
     if box_path is None:
-        return pictures
-    columns = ("image_name", "clothes_type (1 to 3)", column, *BOX_COLUMNS[1:])
-    listed = read_list(box_path, columns)
+        return {}
+    listed = read_list(box_path, ("image_name", "clothes_type (1 to 3)", column, *CORNERS))
     types = listed.numbers(1, 1, 3).astype(np.int8)  # upper, lower, full body
-    return replace(
-        pictures,
-        boxes=_of_paths(paths, listed, listed.boxes()),
-        types=_of_paths(paths, listed, types),
-    )
+    columns = {"boxes": listed.boxes(), "types": types}
+    return {name: _of_paths(paths, listed, values) for name, values in columns.items()}
 
 
 def _of_paths(paths: list[str], listed: AnnotationList, column: np.ndarray) -> np.ndarray:
@@ -240,12 +222,9 @@ def _of_paths(paths: list[str], listed: AnnotationList, column: np.ndarray) -> n
 
 
 def _read_labels(folder: Path) -> tuple[list[str], list[str], np.ndarray, bool]:
-    """The category lists of a folder.
+    """Names of all categories of a folder's lists, N paths, N labels from 0, -1 where unknown.
 
-    Returns
-    -------
-    Names of all categories, N paths, N labels from 0, and whether `data.py import` has made the
-    lists; a label is -1 where it knew no category.
+    Last, whether `data.py import` has made the lists.
     """
     cloth_path = folder / "list_category_cloth.txt"
     names, types = read_list(cloth_path, ("category_name", "category_type")).cells
@@ -284,18 +263,11 @@ def _inshop_colors(inshop: Path, paths: list[str]) -> list[str]:
 def find_box(base: Path, path: str) -> tuple[int, int, int, int] | None:
     """The box of one picture, if the database is cut to it, without reading the whole list.
 
-    Parameters
-    ----------
-    base : DATASET_BASE
-    path : relative to it, as in the list of the feature database
+    `path` is relative to `base`, as in the list of the feature database.
 
     Returns
     -------
     x1, y1, x2, y2 in px; None where there is no list, or no row of this form for the picture.
-
-    Raises
-    ------
-    UserError : the list cannot be read
     """
     part = path.removeprefix(f"{CONSUMER}/")
     if part == path:

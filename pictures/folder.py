@@ -55,21 +55,12 @@ def find_pictures(folder: Path) -> list[str]:
                 found.append((relative / file).as_posix())
             elif not MADE_FILE.fullmatch(file):
                 others[kind] += 1
-    _report_others(folder, others)
+    if others:
+        kinds = [f"{count:,} {one_line(kind)}" for kind, count in others.most_common(MAX_KINDS)]
+        kinds += ["..."] if len(others) > MAX_KINDS else []
+        remedy = f"; for {HEIC}: {INSTALL}" if HEIC in others else ""
+        print_once(f"{shown(folder)}: left out, no picture: {', '.join(kinds)}{remedy}")
     return sorted(found)
-
-
-def _report_others(folder: Path, others: Counter[str]) -> None:
-    """Say how many files of each kind are no pictures, and how some could be read."""
-    if not others:
-        return
-    total, kinds = others.total(), others.most_common(MAX_KINDS)
-    named = [f"{count:,} {one_line(kind)}" for kind, count in kinds]
-    rest = total - sum(count for _, count in kinds)
-    named += [f"{rest:,} more"] if rest else []
-    remedy = f"; for {HEIC}: {INSTALL}" if HEIC in others else ""
-    files = "1 file is" if total == 1 else f"{total:,} files are"
-    print_once(f"{shown(folder)}: {files} left out, no picture: {', '.join(named)}{remedy}")
 
 
 def is_left_out(name: str) -> bool:
@@ -95,15 +86,10 @@ def can_be_listed(path: str) -> bool:
 
 
 def picture_file(base: Path, path: str) -> Path:
-    """The file of a picture of a collection.
+    """The file of a picture of a collection; `path` is relative to `base`.
 
     Pictures below `base` belong to the collection, also those in linked folders. A picture that is
     itself a link must lead to one of these folders, or below one of `allowed_roots`.
-
-    Parameters
-    ----------
-    base : DATASET_BASE
-    path : relative to it, as in a table of pictures
 
     Raises
     ------
@@ -114,20 +100,17 @@ def picture_file(base: Path, path: str) -> Path:
         raise PictureError(f"{shown(file)}: rename it: it cannot stand in a list of files")
     if os.path.isabs(path) or ".." in file.parts[len(base.parts) :]:
         raise PictureError(f"{shown(file)}: lies outside {shown(base)}")
-    if target := leads_out(base, path, None):
+    if target := leads_out(base, path):
         raise PictureError(
             f"{shown(file)}: is a link out of {shown(base)}; {link_remedy([target])}"
         )
     return file
 
 
-def leads_out(base: Path, path: str, roots: Sequence[str] | None) -> str:
+def leads_out(base: Path, path: str, roots: Sequence[str] | None = None) -> str:
     """Where the link leads that a picture is, if the collection does not allow it; else "".
 
-    Parameters
-    ----------
-    base, path : as for `picture_file`
-    roots : folders where links may lead; None: the data set's own
+    `roots` are the folders where links may lead; None: the data set's own.
     """
     file = base / path
     if not os.path.islink(file):  # few are; following the folders of all pictures would be slow
@@ -156,17 +139,12 @@ def allowed_roots(base: Path) -> list[str]:
 
 
 def allow_roots(base: Path, roots: Sequence[str]) -> list[str]:
-    """Add ALLOWED_ROOTS to those of a data set, and record them if its folder is there.
-
-    Raises
-    ------
-    UserError : one is no folder
-    """
-    new, old = [os.path.realpath(root) for root in roots], allowed_roots(base)
-    for root in new:
+    """Add ALLOWED_ROOTS to those of a data set, and record them if its folder is there."""
+    old = allowed_roots(base)
+    every = list(dict.fromkeys([*old, *map(os.path.realpath, roots)]))
+    for root in every[len(old) :]:
         if not os.path.isdir(root) or not can_be_listed(root):
             raise UserError(f"ALLOWED_ROOTS: {shown(root)}: no such folder; name one, or none")
-    every = list(dict.fromkeys(old + new))
     if every != old and base.is_dir():
         with atomic_write(base / LINK_ROOTS) as part:
             part.write_text("".join(f"{root}\n" for root in every), "utf-8")
@@ -177,15 +155,8 @@ def is_split(parts: list[list[str]]) -> bool:
     """Whether a folder is split into train/, val/ (valid/, validation/) and test/, in any case.
 
     It is if it has a train/, or only such folders: a folder with test/ alone is a test set, not a
-    collection whose one category is called "test".
-
-    Parameters
-    ----------
-    parts : the paths of its pictures, split at "/"
-
-    Raises
-    ------
-    UserError : train/ is there, but so are pictures outside the split
+    collection whose one category is called "test". `parts` are the paths of its pictures, split at
+    "/". A `UserError` where train/ is there, but so are pictures outside the split.
     """
     tops = {part[0].lower() if len(part) > 1 else "" for part in parts}
     if "train" not in tops and not tops <= SPLIT_FOLDERS.keys():
@@ -203,17 +174,8 @@ def read_folder(base: Path, val_share: float) -> Pictures:
     """Read a plain folder of photos: one folder per category, or none.
 
     A split into train/, val/ or validation/, and test/ folders is kept; else `val_share` of each
-    category's pictures become val. The table also has pictures that cannot be read, see
-    `picture_file`.
-
-    Parameters
-    ----------
-    base : DATASET_BASE
-    val_share : share of the pictures for validation, 0 to 1
-
-    Raises
-    ------
-    UserError : no such folder, no picture in it, or too many folders
+    category's pictures, 0 to 1, become val. The table also has pictures that cannot be read, see
+    `picture_file`. A `UserError` for no such folder, no picture in it, or too many folders.
     """
     paths = find_pictures(base) if base.is_dir() else []
     if not paths:
@@ -229,4 +191,4 @@ def read_folder(base: Path, val_share: float) -> Pictures:
     else:
         validation = choose_validation_by_category(labels, np.array(paths), val_share)
         partitions = np.where(validation, "val", "train").astype("<U7")
-    return Pictures.without_items(paths, labels, names, partitions)
+    return Pictures.of(paths, labels, names, partitions)

@@ -8,17 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageColor
 
-from pictures.csv_list import COLUMNS, SUFFIXES, read_picture_list
-from pictures.folder import (
-    SPLIT_FOLDERS,
-    allow_roots,
-    can_be_listed,
-    find_pictures,
-    is_split,
-    leads_out,
-    link_remedy,
-)
-from pictures.import_lists import IMG, Columns, select, write_both_parts, write_inshop_alone
+from pictures.csv_list import SUFFIXES, Photo, listable_pictures, read_picture_list
+from pictures.folder import SPLIT_FOLDERS, allow_roots, is_split, leads_out, link_remedy
+from pictures.import_lists import IMG, write_both_parts, write_inshop_alone
 from pictures.table import (
     INSHOP_PARTITIONS,
     PARTITIONS,
@@ -35,6 +27,7 @@ NOT_COLORS = frozenset((  # how file names begin that cameras, phones and shops 
 ))  # fmt: skip
 MAX_NAMES = 5  # of colours that are printed
 
+Names = tuple[str, str, str]  # category, item and colour, "" where unknown
 # Photos -> of each its category, "" where it cannot be read, and the probability, 0 to 1.
 Assign = Callable[[Sequence[Path]], list[tuple[str, float]]]
 
@@ -44,14 +37,14 @@ def import_folder(
     base: Path,
     val_share: float,
     *,
-    columns: str | None = None,
-    roots: Sequence[str] = (),
-    item_level: bool = False,
-    item_pattern: str | None = None,
-    inshop: bool = False,
-    gallery: str | None = None,
-    test: bool = False,
-    assign: Assign | None = None,
+    columns: str | None,
+    roots: Sequence[str],
+    item_level: bool,
+    item_pattern: str | None,
+    inshop: bool,
+    gallery: str | None,
+    test: bool,
+    assign: Assign | None,
 ) -> None:
     """Write the annotation files for a folder of photos and print what to run next.
 
@@ -74,73 +67,49 @@ def import_folder(
     ------
     UserError : no photos, a bad option, or `base` has another data set
     """
-    folder, photos = _read_names(folder, columns)
+    if item_level and item_pattern:
+        raise UserError("--item-level and --item-pattern exclude each other; give one of them")
+    folder, photos = _read_photos(folder, columns)
+    with_items = item_level or item_pattern or any(photo.item for photo in photos)
+    for option, given in (("--in-shop", inshop), ("--gallery", gallery is not None)):
+        if given and not with_items:
+            raise UserError(f"{option} is about items: add --item-level or --item-pattern REGEX")
     roots = allow_roots(base, roots)
     photos = _without_links_out(folder, photos, roots)
-    _check_options(photos, item_level, item_pattern, inshop, gallery)
-    paths = photos["path"].tolist()
-    parts = [path.split("/") for path in paths]
-    split = _is_split(parts, photos["partition"])
+    parts = [photo.path.split("/") for photo in photos]
+    try:
+        split = is_split(parts)
+    except UserError:
+        if not all(photo.partition for photo in photos):
+            raise
+        split = False
     inner = [part[1:] if split else part for part in parts]
     if item_level:
-        found = _from_folders(inner, inshop)
+        names = _from_folders(inner, inshop)
     else:
-        found = _from_pattern(paths, inner, item_pattern)
-    photos = _labelled(folder, photos, inner, found, None if inshop else assign)
+        names = _from_pattern([photo.path for photo in photos], inner, item_pattern)
+    _name(folder, photos, names, None if inshop else assign)
     if test:
-        photos["partition"] = np.full(len(parts), "test")
-    tops = [part[0] for part in parts] if split else None
-    photos["partition"] = _partitions(photos, tops, val_share)
-    photos["status"] = _statuses(photos, gallery)
-    photos["path"] = np.array([f"{IMG}/{path}" for path in paths])
+        for photo in photos:
+            photo.partition = "test"
+    _choose_partitions(photos, split, val_share)
+    _choose_statuses(photos, gallery)
+    for photo in photos:
+        photo.path = f"{IMG}/{photo.path}"
     if inshop:
-        photos = write_inshop_alone(base, folder, photos, not item_level)
+        without = sum(not photo.item for photo in photos)
+        if without:
+            print(f"{without} pictures without an item are left out")
+        photos = [photo for photo in photos if photo.item]
+        write_inshop_alone(base, folder, photos, not item_level)
     else:
         write_both_parts(base, folder, photos)
     allow_roots(base, roots)
     _report(base, folder, photos, inshop)
 
 
-def _labelled(
-    folder: Path,
-    photos: Columns,
-    inner: list[list[str]],
-    found: Sequence[Sequence[str]],
-    assign: Assign | None,
-) -> Columns:
-    """The photos with the categories, items and colours that names gave where a list has none.
-
-    Parameters
-    ----------
-    folder, photos, assign : as in `import_folder`
-    inner : N, the parts of each path, without a split's folder
-    found : categories, items and colours by the names of folders and files, each N
-    """
-    given = photos["category"] != ""
-    for name, guessed in zip(("category", "item", "color"), found, strict=True):
-        if name != "category" or not photos[name].astype(bool).any():  # a missing one is missing
-            photos[name] = np.where(photos[name] == "", guessed, photos[name])
-    flat = np.array([len(part) == 1 for part in inner]) & (photos["category"] == "all") & ~given
-    photos = _assigned(folder, photos, flat, assign)
-    names, numbers = number_categories(folder, photos["category"].tolist())
-    photos["category"] = np.array([*names, ""])[numbers]
-    return photos
-
-
-def _check_options(
-    photos: Columns, item_level: bool, item_pattern: str | None, inshop: bool, gallery: str | None
-) -> None:
-    """A `UserError` where options of `import_folder` do not go together."""
-    if item_level and item_pattern:
-        raise UserError("--item-level and --item-pattern exclude each other; give one of them")
-    with_items = item_level or item_pattern or (photos["item"] != "").any()
-    for option, given in (("--in-shop", inshop), ("--gallery", gallery is not None)):
-        if given and not with_items:
-            raise UserError(f"{option} is about items: add --item-level or --item-pattern REGEX")
-
-
-def _read_names(folder: Path, columns: str | None) -> tuple[Path, Columns]:
-    """The folder of the photos, and the columns of its CSV list, "" where there is none."""
+def _read_photos(folder: Path, columns: str | None) -> tuple[Path, list[Photo]]:
+    """The folder of the photos, and they, with what a CSV list says of them."""
     if folder.suffix.lower() in SUFFIXES and folder.is_file():
         return folder.parent, read_picture_list(folder, columns)
     if not folder.is_dir():
@@ -150,51 +119,54 @@ def _read_names(folder: Path, columns: str | None) -> tuple[Path, Columns]:
         raise UserError(f"{shown(folder)}: {state}")
     if columns:
         raise UserError("--columns is about a CSV list; name the list instead of its folder")
-    found = find_pictures(folder)
-    paths = [path for path in found if can_be_listed(path) and path == path.rstrip()]
-    for path in sorted(set(found) - set(paths)):
-        print(f"left out, its name cannot stand in a list; rename it: {path!a}")
-    if not paths:
+    photos = [Photo(path) for path in listable_pictures(folder)]
+    if not photos:
         raise UserError(f"{shown(folder)}: no pictures below it; name the folder of the photos")
-    unknown = np.full(len(paths), "")
-    return folder, dict.fromkeys(COLUMNS, unknown) | {"path": np.array(paths)}
+    return folder, photos
 
 
-def _without_links_out(folder: Path, photos: Columns, roots: Sequence[str]) -> Columns:
+def _without_links_out(folder: Path, photos: list[Photo], roots: Sequence[str]) -> list[Photo]:
     """The photos without links that reading refuses, see `folder.picture_file`."""
-    targets = [leads_out(folder, path, roots) for path in photos["path"].tolist()]
-    refused = list(filter(None, targets))
+    targets = {photo.path: leads_out(folder, photo.path, roots) for photo in photos}
+    refused = [path for path, target in targets.items() if target]
     if not refused:
         return photos
     fault = (
         f"{len(refused):,} of {len(targets):,} pictures are links out of {shown(folder)}, such as"
-        f" {shown(photos['path'][targets.index(refused[0])])}; {link_remedy(refused)}"
+        f" {shown(refused[0])}; {link_remedy([targets[path] for path in refused])}"
     )
     if len(refused) == len(targets):
         raise UserError(fault)
     print(f"left out: {fault}")
-    return select(photos, np.array([not target for target in targets]))
+    return [photo for photo in photos if not targets[photo.path]]
 
 
-def _assigned(folder: Path, photos: Columns, flat: np.ndarray, assign: Assign | None) -> Columns:
-    """The photos with the categories that `assign` finds, marked by their probabilities.
+def _name(folder: Path, photos: list[Photo], names: Sequence[Names], assign: Assign | None) -> None:
+    """Give photos the categories, items and colours that a list does not give them.
 
-    It is used where the category is unknown, and for the photos of no folder, `flat`.
+    Those of folders and file names, `names`; where a list has categories, a missing one is missing.
     """
-    photos["probability"] = np.full(len(flat), "", "<U5")
-    rows = np.flatnonzero(flat | (photos["category"] == ""))
-    if assign is None or not len(rows):
-        return photos
-    found = assign([folder / path for path in photos["path"][rows].tolist()])
-    category = photos["category"].astype(object)
-    category[rows] = [name for name, _ in found]
-    photos["category"] = category.astype(str)
-    photos["probability"][rows] = marks = [f"{p:.3f}" if name else "" for name, p in found]
-    print(
-        f"{sum(map(bool, marks)):,} categories were assigned by a model: evaluate.py does not count"
-        " them and train.py does not train on them; data.py check shows the doubtful ones"
-    )
-    return photos
+    listed = any(photo.category for photo in photos)
+    for photo, (category, item, color) in zip(photos, names, strict=True):
+        photo.category = photo.category if listed else category
+        photo.item = photo.item or item
+        photo.color = photo.color or color
+    unknown = [photo for photo in photos if not photo.category]
+    if assign and unknown:
+        found = assign([folder / photo.path for photo in unknown])
+        for photo, (name, probability) in zip(unknown, found, strict=True):
+            photo.category, photo.probability = name, f"{probability:.3f}" if name else ""
+        print(
+            f"{sum(bool(photo.category) for photo in unknown):,} categories were assigned by a"
+            " model: evaluate.py does not count them and train.py does not train on them;"
+            " data.py check shows the doubtful ones"
+        )
+    elif not listed:
+        for photo in unknown:
+            photo.category = "all"
+    categories, numbers = number_categories(folder, [photo.category for photo in photos])
+    for photo, number in zip(photos, numbers.tolist(), strict=True):
+        photo.category = [*categories, ""][number]
 
 
 def _expression(option: str, text: str) -> re.Pattern[str]:
@@ -204,33 +176,25 @@ def _expression(option: str, text: str) -> re.Pattern[str]:
         raise UserError(f"{option} {text!r}: {error}; write a regular expression") from None
 
 
-def _is_split(parts: list[list[str]], partitions: np.ndarray) -> bool:
-    try:
-        return is_split(parts)
-    except UserError:
-        if (partitions == "").any():
-            raise
-        return False  # the list has a partition for every picture
-
-
-def _partitions(photos: Columns, tops: list[str] | None, val_share: float) -> np.ndarray:
-    """train, val or test for each picture: what the list says, else its top folder, else a share.
+def _choose_partitions(photos: list[Photo], split: bool, val_share: float) -> None:
+    """train, val or test for each photo: what the list says, else its top folder, else a share.
 
     A partition that is listed for one picture of an item holds for all of the item.
     """
-    group = np.where(photos["item"] == "", photos["path"], photos["item"])
-    if tops:
-        partition = np.array([SPLIT_FOLDERS[top.lower()] for top in tops])
+    groups = [photo.item or photo.path for photo in photos]
+    if split:
+        drawn = [SPLIT_FOLDERS[photo.path.split("/")[0].lower()] for photo in photos]
     else:
-        chosen = choose_validation_by_category(photos["category"], group, val_share)
-        partition = np.where(chosen, "val", "train")
-    pairs = list(zip(group.tolist(), photos["partition"].tolist(), strict=True))
-    of_group = {name: value for name, value in pairs if value}
-    listed = np.array([value or of_group.get(name, "") for name, value in pairs])
-    return np.where(listed == "", partition, listed)
+        categories = np.array([photo.category for photo in photos])
+        chosen = choose_validation_by_category(categories, np.array(groups), val_share)
+        drawn = np.where(chosen, "val", "train").tolist()
+    pairs = zip(groups, photos, strict=True)
+    listed = {group: photo.partition for group, photo in pairs if photo.partition}
+    for photo, group, partition in zip(photos, groups, drawn, strict=True):
+        photo.partition = photo.partition or listed.get(group, partition)
 
 
-def _from_folders(inner: list[list[str]], inshop: bool) -> tuple[list[str], ...]:
+def _from_folders(inner: list[list[str]], inshop: bool) -> list[Names]:
     """Category, item and colour of each picture by --item-level."""
     flat = next((part for part in inner if len(part) < 3), None)
     if flat:
@@ -241,7 +205,7 @@ def _from_folders(inner: list[list[str]], inshop: bool) -> tuple[list[str], ...]
     # The item's whole path: two categories may number their items alike.
     items = ["/".join(part[:-1]) for part in inner]
     category = [part[-3] if inshop else "/".join(part[:-2]) for part in inner]
-    return category, items, _colors(items, [part[-1] for part in inner])
+    return list(zip(category, items, _colors(items, [part[-1] for part in inner]), strict=True))
 
 
 def _colors(items: list[str], files: list[str]) -> list[str]:
@@ -282,64 +246,65 @@ def _colors(items: list[str], files: list[str]) -> list[str]:
 
 def _from_pattern(
     paths: list[str], inner: list[list[str]], item_pattern: str | None
-) -> tuple[list[str], ...]:
-    """Category, item and colour of each picture by --item-pattern; "" where unknown."""
-    category = [part[0] if len(part) > 1 else "all" for part in inner]
+) -> list[Names]:
+    """Category, item and colour of each picture by --item-pattern."""
+    categories = [part[0] if len(part) > 1 else "" for part in inner]
     if not item_pattern:
-        return category, [""] * len(inner), [""] * len(inner)
+        return [(category, "", "") for category in categories]
     pattern = _expression("--item-pattern", item_pattern)
     if "item" not in pattern.groupindex:
         raise UserError(f"--item-pattern {item_pattern!r}: has no group (?P<item>...); add it")
-    groups = [match.groupdict() if (match := pattern.search(path)) else {} for path in paths]
-    unmatched = [path for path, group in zip(paths, groups, strict=True) if not group]
+    matches = [pattern.search(path) for path in paths]
+    unmatched = [path for path, match in zip(paths, matches, strict=True) if not match]
     if unmatched:
         matched = f"{len(paths) - len(unmatched)} of {len(paths)} pictures"
         print(f"--item-pattern matches {matched}; not, for instance, {shown(unmatched[0])}")
-    items = [group.get("item") or "" for group in groups]
-    if not any(items):
+    names = []
+    for category, match in zip(categories, matches, strict=True):
+        group = match.groupdict(default="") if match else {}
+        color = "_".join(group.get("color", "").lower().split())
+        names.append((group.get("category") or category, group.get("item", ""), color))
+    if not any(item for _, item, _ in names):
         raise UserError(
             f"--item-pattern {item_pattern!r}: matches no picture, such as {shown(paths[0])}"
         )
-    category = [g.get("category") or c for g, c in zip(groups, category, strict=True)]
-    return category, items, ["_".join((g.get("color") or "").lower().split()) for g in groups]
+    return names
 
 
-def _statuses(photos: Columns, gallery: str | None) -> np.ndarray:
-    """train, query or gallery for each picture that has an item, else ""."""
-    path, item, color = photos["path"], photos["item"], photos["color"]
-    status = np.where(item == "", "", "train").astype("<U7")
-    tested = np.flatnonzero((item != "") & (photos["partition"] != "train"))
-    if gallery is not None:
+def _choose_statuses(photos: list[Photo], gallery: str | None) -> None:
+    """train, query or gallery for each photo that has an item."""
+    for photo in photos:
+        photo.status = "train" if photo.item else ""
+    tested = [photo for photo in photos if photo.item and photo.partition != "train"]
+    if gallery is None:
+        first: dict[tuple[str, str], Photo] = {}
+        chosen = [first.setdefault((photo.item, photo.color), photo) is photo for photo in tested]
+    else:
         pattern = _expression("--gallery", gallery)
-        chosen = np.array([pattern.search(name) is not None for name in path[tested]], bool)
-        if chosen.all() or not chosen.any():
-            found = "every one" if len(tested) and chosen.all() else "none"
+        chosen = [bool(pattern.search(photo.path)) for photo in tested]
+        if len(set(chosen)) < 2:
+            found = "every one" if any(chosen) else "none"
             raise UserError(
                 f"--gallery {gallery!r}: matches {found} of {len(tested)} pictures that"
                 " are not in train; queries and gallery need some each"
             )
-    else:
-        groups = list(zip(item[tested], color[tested], strict=True))
-        first = {group: i for i, group in reversed(list(enumerate(groups)))}
-        chosen = np.array([first[group] == i for i, group in enumerate(groups)], bool)
-    status[tested] = np.where(chosen, "gallery", "query")
-    return status
+    for photo, in_gallery in zip(tested, chosen, strict=True):
+        photo.status = "gallery" if in_gallery else "query"
 
 
-def _report(base: Path, folder: Path, photos: Columns, inshop: bool) -> None:
-    names, column = PARTITIONS, photos["partition"]
-    if inshop:
-        names, column = INSHOP_PARTITIONS, photos["status"]
-    parts = ", ".join(f"{(column == name).sum()} {name}" for name in names)
-    kinds, items, colors = (
-        sorted(set(photos[name].tolist()) - {""}) for name in ("category", "item", "color")
-    )
+def _report(base: Path, folder: Path, photos: list[Photo], inshop: bool) -> None:
+    names = INSHOP_PARTITIONS if inshop else PARTITIONS
+    column = [photo.status if inshop else photo.partition for photo in photos]
+    parts = ", ".join(f"{column.count(name)} {name}" for name in names)
+    kinds = {photo.category for photo in photos} - {""}
+    items = {photo.item for photo in photos} - {""}
+    colors = sorted({photo.color for photo in photos} - {""})
     print(f"{shown(folder)}: {len(column)} pictures ({parts}) of {len(kinds)} categories", end="")
     print(f" and {len(items)} items" if items else "")
     if colors:
         more = ", ..." if len(colors) > MAX_NAMES else ""
         print(f"{len(colors)} colors: {', '.join(colors[:MAX_NAMES])}{more}")
-    unknown = int((photos["category"] == "").sum())
+    unknown = sum(not photo.category for photo in photos)
     if unknown:
         print(f"{unknown} pictures without a category: they can be found, but are not trained on")
     options = ["--enable-inshop-dataset"] if items else []

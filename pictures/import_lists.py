@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-import numpy as np
-
+from pictures.csv_list import Photo
 from pictures.deepfashion import ANNO_FOLDERS, ASSIGNED_LIST, COLOR_LIST, OWN_TYPE, UNKNOWN_COLOR
 from pictures.lists import write_list
 from pictures.table import number_categories
@@ -13,12 +12,6 @@ IMG = "img"  # the link to the photos
 OFFICIAL = (*ANNO_FOLDERS, "Eval", "Img")  # what a part of somebody else's data set consists of
 ITEM_LIST = "list_eval_partition.txt"
 CATEGORY_LISTS = ("list_category_cloth.txt", "list_category_img.txt")
-
-
-# The N pictures of a folder, N str by the name of a column: those of `csv_list.COLUMNS`; status,
-# train, query or gallery ("" where the item is unknown); probability ("" of a category that a model
-# has not assigned).
-Columns = dict[str, np.ndarray]
 
 
 def _link(base: Path, place: Path, folder: Path, others: tuple[str, ...]) -> None:
@@ -42,42 +35,35 @@ def _link(base: Path, place: Path, folder: Path, others: tuple[str, ...]) -> Non
     link.symlink_to(target, target_is_directory=True)
 
 
-def write_inshop_alone(base: Path, folder: Path, photos: Columns, with_categories: bool) -> Columns:
-    """The in-shop lists alone, and its category lists where no path has them; what is in them."""
-    has_item = photos["item"] != ""
-    if not has_item.all():
-        print(f"{(~has_item).sum()} pictures without an item are left out")
-    photos = select(photos, has_item)
+def write_inshop_alone(
+    base: Path, folder: Path, photos: list[Photo], with_categories: bool
+) -> None:
+    """The in-shop lists of photos with items, and category lists where no path has them."""
     _link(base, base / "in_shop", folder, (*OFFICIAL, ITEM_LIST))
     _remove_old(base / "in_shop")
     if with_categories:
         _write_categories(base / "in_shop", photos)
     _write_items(base / "in_shop", photos)
-    return photos
 
 
-def write_both_parts(base: Path, folder: Path, photos: Columns) -> None:
+def write_both_parts(base: Path, folder: Path, photos: list[Photo]) -> None:
     """The attribute lists, and in-shop lists where there are items."""
     inshop = base / "in_shop"
     apart = any((inshop / name).exists() for name in (IMG, "Img"))  # with pictures of its own
-    has_item = photos["item"] != ""
-    if apart and has_item.any():
+    with_items = [photo for photo in photos if photo.item]
+    if apart and with_items:
         raise UserError(
             f"{inshop}: holds another data set; import items with --in-shop, or set DATASET_BASE to"
             " a folder of its own"
         )
     _link(base, base, folder, OFFICIAL if apart else (*OFFICIAL, "in_shop"))
     _write_categories(base / "Anno", photos)
-    rows = zip(photos["path"], photos["partition"], strict=True)
+    rows = [(photo.path, photo.partition) for photo in photos]
     write_list(base / "Eval" / ITEM_LIST, ("image_name", "evaluation_status"), rows)
     if not apart:
         _remove_old(inshop)
-    if has_item.any():
-        _write_items(inshop, select(photos, has_item))
-
-
-def select(photos: Columns, rows: np.ndarray) -> Columns:
-    return {name: column[rows] for name, column in photos.items()}
+    if with_items:
+        _write_items(inshop, with_items)
 
 
 def _remove_old(inshop: Path) -> None:
@@ -86,29 +72,26 @@ def _remove_old(inshop: Path) -> None:
         (inshop / name).unlink(missing_ok=True)
 
 
-def _write_categories(place: Path, photos: Columns) -> None:
+def _write_categories(place: Path, photos: list[Photo]) -> None:
     """The categories, and which of them were assigned by a model, with their probabilities."""
-    names, label = number_categories(place, photos["category"].tolist())
+    names, numbers = number_categories(place, [photo.category for photo in photos])
     # Types 1 to 3 (upper, lower, full body) are DeepFashion's; of one's own photos none is known.
     cloth = [(name, OWN_TYPE) for name in names]
     write_list(place / CATEGORY_LISTS[0], ("category_name", "category_type"), cloth)
-    rows = zip(photos["path"], label + 1, strict=True)
-    write_list(place / CATEGORY_LISTS[1], ("image_name", "category_label"), rows)
+    labels = [(photo.path, i + 1) for photo, i in zip(photos, numbers.tolist(), strict=True)]
+    write_list(place / CATEGORY_LISTS[1], ("image_name", "category_label"), labels)
     (place / ASSIGNED_LIST).unlink(missing_ok=True)
-    assigned = select(photos, photos["probability"] != "")
-    if len(assigned["path"]):
-        rows = zip(assigned["path"], assigned["probability"], strict=True)
-        write_list(place / ASSIGNED_LIST, ("image_name", "probability"), rows)
+    assigned = [(photo.path, photo.probability) for photo in photos if photo.probability]
+    if assigned:
+        write_list(place / ASSIGNED_LIST, ("image_name", "probability"), assigned)
 
 
-def _write_items(inshop: Path, photos: Columns) -> None:
+def _write_items(inshop: Path, photos: list[Photo]) -> None:
     """Items and colours; ids are numbered, since a row is split at blanks."""
-    ids = [f"id_{i + 1:08d}" for i in np.unique(photos["item"], return_inverse=True)[1]]
-    columns = ("image_name", "item_id", "evaluation_status")
-    write_list(inshop / ITEM_LIST, columns, zip(photos["path"], ids, photos["status"], strict=True))
-    color = np.where(photos["color"] == "", UNKNOWN_COLOR, photos["color"])
-    write_list(
-        inshop / COLOR_LIST, ("image_name", "color"), zip(photos["path"], color, strict=True)
-    )
-    if "query" not in photos["status"]:
+    number = {item: i for i, item in enumerate(sorted({photo.item for photo in photos}), 1)}
+    items = [(photo.path, f"id_{number[photo.item]:08d}", photo.status) for photo in photos]
+    write_list(inshop / ITEM_LIST, ("image_name", "item_id", "evaluation_status"), items)
+    colors = [(photo.path, photo.color or UNKNOWN_COLOR) for photo in photos]
+    write_list(inshop / COLOR_LIST, ("image_name", "color"), colors)
+    if all(photo.status != "query" for photo in photos):
         print("no item outside train has two pictures of a colour: items cannot be evaluated")

@@ -35,13 +35,10 @@ class AnnotationList:
         """The first column, in which no picture may occur twice."""
         paths = self.cells[0]
         if len(set(paths)) < len(paths):
-            first: dict[str, int] = {}
-            for row, path in enumerate(paths):
-                if first.setdefault(path, row) != row:
-                    line = first[path] + 3
-                    raise UserError(
-                        f"{self.path}:{row + 3}: {path!r} is in line {line} already; remove one"
-                    )
+            first = np.unique(paths, return_index=True)[1]
+            row = int(np.setdiff1d(np.arange(len(paths)), first)[0])
+            found, line = f"{self.path}:{row + 3}: {paths[row]!r}", paths.index(paths[row]) + 3
+            raise UserError(f"{found} is in line {line} already; remove one")
         return paths
 
     def numbers(self, column: int, lowest: int = 0, highest: int = 10**9) -> np.ndarray:
@@ -60,10 +57,9 @@ class AnnotationList:
     def shares(self, column: int) -> np.ndarray:
         """A column of numbers from 0 to 1, N, float64."""
         cells = self.cells[column]
-        self._require(np.array([re.fullmatch(r"[01](\.\d+)?", cell) for cell in cells], bool))
-        values = np.array(cells, np.float64)
-        self._require(values <= 1)
-        return values
+        sound = [re.fullmatch(r"0(\.\d+)?|1(\.0+)?", cell) for cell in cells]
+        self._require(np.array(sound, bool))
+        return np.array(cells, np.float64)
 
     def boxes(self) -> np.ndarray:
         """The last four columns, N x 4, int32."""
@@ -80,12 +76,9 @@ class AnnotationList:
 
 
 def read_list(path: Path, columns: Sequence[str]) -> AnnotationList:
-    """Read a list.
+    """Read a list; a byte-order mark, CRLF and a missing last newline are accepted.
 
-    Parameters
-    ----------
-    path : the list; a byte-order mark, CRLF and a missing last newline are accepted
-    columns : what each column is, for error messages; all but the first are free of blanks
+    `columns` says what each column is, for error messages; all but the first are free of blanks.
 
     Raises
     ------
@@ -93,13 +86,12 @@ def read_list(path: Path, columns: Sequence[str]) -> AnnotationList:
         too few columns; it names file, line and what was expected
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        lines = path.read_text("utf-8-sig").rstrip().split("\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; a list must be there") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}: not UTF-8 text: {error.reason}; save it so") from None
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip().split("\n")
     count = lines[0].strip()
     if not _is_number(count):
         raise UserError(f"{path}:1: expected the number of rows, found {count[:60]!r}; add it")

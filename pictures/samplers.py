@@ -53,7 +53,7 @@ def sample_triplets(labels: np.ndarray, count: int, rng: np.random.Generator) ->
 
 
 def sample_balanced(
-    labels: np.ndarray, per_class: int, batch_size: int, steps: int, rng: np.random.Generator
+    labels: np.ndarray, per_class: int, width: int, steps: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Draw batches with the same number of pictures of each label, by `MPerClassSampler`.
 
@@ -61,21 +61,16 @@ def sample_balanced(
     ----------
     labels : N, the item or category of each picture
     per_class : pictures M of a label; those of a smaller label are repeated
-    batch_size : pictures a batch, rounded down to whole labels, but to two labels at least
+    width : pictures a batch, see `balanced_width`
     steps : number of batches
     rng : source of randomness
 
     Returns
     -------
-    steps x batch size, int64: rows.
-
-    Raises
-    ------
-    UserError : fewer than two labels
+    steps x width, int64: rows.
     """
     from pytorch_metric_learning.samplers import MPerClassSampler  # takes a second to import
 
-    width = balanced_width(labels, per_class, batch_size)
     sampler = MPerClassSampler(labels, per_class, width, length_before_new_iter=steps * width)
     state = np.random.get_state()
     np.random.seed(int(rng.integers(2**32)))  # it draws from NumPy's global generator
@@ -86,7 +81,12 @@ def sample_balanced(
 
 
 def balanced_width(labels: np.ndarray, per_class: int, batch_size: int) -> int:
-    """Pictures of a balanced batch; see `sample_balanced`."""
+    """Pictures of a balanced batch: `batch_size` rounded down to whole labels, two at least.
+
+    Raises
+    ------
+    UserError : fewer than two labels
+    """
     classes = len(np.unique(labels))
     if classes < 2:
         raise UserError(
@@ -114,6 +114,8 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         batches are of items where it is above 0
     per_class : pictures of each label in a balanced batch; 0 for triplets
     seed : of the shuffling, the metric loss's pictures and the transforms
+    shard : a batch's size -> the part of it that this process reads, see `Distributed.shard`; where
+        a small batch has no picture for it, it reads the first one, which is not counted
 
     Attributes
     ----------
@@ -127,6 +129,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
     inshop_share: float
     per_class: int
     seed: int
+    shard: Callable[[int], slice] = slice
     epoch: int = field(default=0, init=False)
     start: int = field(default=0, init=False)
 
@@ -150,7 +153,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         return whole + (rest > 0 and not joins)
 
     def size(self, step: int) -> int:
-        """Pictures of a step's batch, including those for the metric loss."""
+        """Pictures of a step's batch in all processes, including those for the metric loss."""
         is_last = step == self.steps() - 1
         rest = len(self.categories) - step * self.batch_size
         return (rest if is_last else self.batch_size) + self.metric_pictures
@@ -168,50 +171,23 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         for step in range(self.start, steps):
             end = step * self.batch_size + self.size(step) - self.metric_pictures
             rows = np.concatenate([order[step * self.batch_size : end], metric[step]])
-            yield list(zip(rows.tolist(), seeds[step].tolist(), strict=False))
+            batch = list(zip(rows.tolist(), seeds[step].tolist(), strict=False))
+            yield batch[self.shard(len(batch))] or batch[:1]
 
     def _metric_rows(self, steps: int, rng: np.random.Generator) -> np.ndarray:
-        """steps x M rows for the metric loss."""
+        """steps x `metric_pictures` rows."""
         if not self.metric_size:
             return np.empty((steps, 0), np.int64)
-        if not self.per_class:
-            triplets = self._triplets(steps * self.metric_size, rng)
-            return triplets.reshape(steps, self.metric_size, 3).swapaxes(1, 2).reshape(steps, -1)
-        if self.inshop_share:
-            rows = sample_balanced(self.items, self.per_class, self.metric_size, steps, rng)
-            return self.item_rows[rows]
-        return sample_balanced(self.categories, self.per_class, self.metric_size, steps, rng)
-
-    def _triplets(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """count x 3 rows: triplets of categories and of items, mixed by the share."""
+        if self.per_class:
+            labels = self.items if self.inshop_share else self.categories
+            rows = sample_balanced(labels, self.per_class, self.metric_pictures, steps, rng)
+            return self.item_rows[rows] if self.inshop_share else rows
+        count = steps * self.metric_size
         of_items = rng.random(count) < self.inshop_share
         triplets = np.empty((count, 3), np.int64)
         if not of_items.all():
             triplets[~of_items] = sample_triplets(self.categories, int((~of_items).sum()), rng)
         if of_items.any():
-            triplets[of_items] = self.item_rows[
-                sample_triplets(self.items, int(of_items.sum()), rng)
-            ]
-        return triplets
-
-
-@dataclass(eq=False)
-class ShardedBatches(Sampler[list[tuple[int, int]]]):
-    """The part of each batch that one of several processes reads.
-
-    Parameters
-    ----------
-    batches : the sampler of whole batches
-    shard : a batch's size -> positions in it, see `Distributed.shard`; where a small batch has no
-        picture for this process, it reads the first one, which is not counted
-    """
-
-    batches: TrainBatches
-    shard: Callable[[int], slice]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.batches:
-            yield batch[self.shard(len(batch))] or batch[:1]
+            rows = sample_triplets(self.items, int(of_items.sum()), rng)
+            triplets[of_items] = self.item_rows[rows]
+        return triplets.reshape(steps, self.metric_size, 3).swapaxes(1, 2).reshape(steps, -1)

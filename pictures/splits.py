@@ -49,17 +49,15 @@ def read_splits(
     """Split the training part of a data set.
 
     `val_share` of the training items are for validation, with all their pictures, or those of
-    consumer-to-shop's val part where it is there. Of the
-    labelled pictures the val part is for validation if there is also a test part; else val (if
-    any) is the test part, and `val_share` of each category's training pictures are for validation.
-    In-shop queries and gallery are in no split, even if the labelled lists have them, nor are
-    pictures whose category is unknown.
+    consumer-to-shop's val part where it is there. Of the labelled pictures the val part is for
+    validation if there is also a test part; else val (if any) is the test part, and `val_share` of
+    each category's training pictures are for validation. In-shop queries and gallery are in no
+    split, even if the labelled lists have them, nor are pictures whose category is unknown.
 
     Parameters
     ----------
-    base, categories, val_share : as for `collection.read_labelled`
+    base, categories, val_share, assigned : as for `collection.read_labelled`
     inshop : use the in-shop part
-    assigned : use the categories that a model has assigned, too; else they are unknown
 
     Raises
     ------

@@ -43,18 +43,20 @@ class Pictures:
     types: np.ndarray
 
     @classmethod
-    def without_items(
+    def of(
         cls,
         paths: list[str],
         categories: np.ndarray,
         category_names: list[str],
         partitions: np.ndarray,
+        **columns: np.ndarray,
     ) -> "Pictures":
-        """A table whose boxes, items, colours and types are unknown."""
+        """A table whose boxes, items, colours and types are unknown, but for those of `columns`."""
         count = len(paths)
         unknown = np.full(count, "", "<U1")
         boxes, types = np.zeros((count, 4), np.int32), np.zeros(count, np.int8)
-        return cls(paths, categories, category_names, partitions, boxes, unknown, unknown, types)
+        empty = {"boxes": boxes, "items": unknown, "colors": unknown, "types": types}
+        return cls(paths, categories, category_names, partitions, **empty | columns)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -150,16 +152,9 @@ def choose_validation(groups: np.ndarray, share: float) -> np.ndarray:
 def choose_validation_by_category(
     categories: np.ndarray, groups: np.ndarray, share: float
 ) -> np.ndarray:
-    """Choose `share` of the groups of each category, see `choose_validation`.
+    """Choose `share` of the groups of each category, see `choose_validation`: a mask of N.
 
-    Parameters
-    ----------
-    categories : N, of any type
-    groups : N names; a group that is chosen in one category is chosen in all
-
-    Returns
-    -------
-    Mask of N.
+    A group that is chosen in one category is chosen in all.
     """
     chosen: set[str] = set()
     for category in np.unique(categories):
@@ -187,11 +182,8 @@ def merge(labelled: Pictures, inshop: Pictures) -> Pictures:
     number = {category_key(name): i for i, name in reversed([*enumerate(names)])}
     for i in np.unique(new.categories[new.categories >= 0]).tolist():
         name = inshop.category_names[i]
-        same = number.setdefault(category_key(name), len(names))
-        if same == len(names):
+        if number.setdefault(category_key(name), len(names)) == len(names):
             names.append(name)
-        elif names[same] != name:
-            print_once(f"taken as one category: {shown(names[same])}, {shown(name)} of in_shop")
     renumber = [number.get(category_key(name), -1) for name in inshop.category_names]
     renumbered = np.array([*renumber, -1])[new.categories]  # unknown is -1, the last
     category = category_column(Path("in_shop"), renumbered, len(names))

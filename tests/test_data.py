@@ -30,7 +30,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 def table(paths: list[str], categories: list[int], items: list[str] | None = None) -> Pictures:
     names = [str(i) for i in range(max(categories) + 1)]
     partitions = np.full(len(paths), "train")
-    pictures = Pictures.without_items(paths, np.array(categories, np.int16), names, partitions)
+    pictures = Pictures.of(paths, np.array(categories, np.int16), names, partitions)
     return replace(pictures, items=np.array(items)) if items else pictures
 
 

@@ -117,7 +117,7 @@ def test_an_unreadable_picture_is_left_out_with_a_line(
     (tmp_path / "a.png").write_bytes(b"no picture")
     Image.new("RGB", (40, 20), (9, 9, 9)).save(tmp_path / "b.png")
     partitions = np.array(["train"] * 2)
-    pictures = Pictures.without_items(["a.png", "b.png"], np.zeros(2, int), ["x"], partitions)
+    pictures = Pictures.of(["a.png", "b.png"], np.zeros(2, int), ["x"], partitions)
     boxes = np.array([[0, 0, 5, 5], [10, 5, 20, 15]], pictures.boxes.dtype)
     views = Views(boxed(tmp_path, replace(pictures, boxes=boxes), 2, False), 16)
     pixels, box = views[0]

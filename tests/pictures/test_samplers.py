@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pictures.samplers import TrainBatches, sample_balanced, sample_triplets
+from pictures.samplers import TrainBatches, balanced_width, sample_balanced, sample_triplets
 from tests.test_data import table
 from utils import UserError
 
@@ -145,7 +145,8 @@ def test_balanced_batches_have_the_same_number_of_each_label(
     labels = np.repeat(np.arange(9), [1, 2, 3, 4, 5, 6, 40, 80, 160])
     state = np.random.get_state()[1].copy()
     rng = np.random.default_rng(0)
-    batches = sample_balanced(labels, per_class, size, 60, rng)
+    width = balanced_width(labels, per_class, size)
+    batches = sample_balanced(labels, per_class, width, 60, rng)
     assert batches.shape == (60, per_class * labels_each)
     seen = Counter()
     for batch in batches:
@@ -157,9 +158,9 @@ def test_balanced_batches_have_the_same_number_of_each_label(
     # Every label as often as any other, large or small.
     assert max(seen.values()) < 2.5 * min(seen.values())
     assert (np.random.get_state()[1] == state).all(), "NumPy's global generator was moved"
-    again = sample_balanced(labels, per_class, size, 60, np.random.default_rng(0))
+    again = sample_balanced(labels, per_class, width, 60, np.random.default_rng(0))
     assert (again == batches).all()
-    assert (sample_balanced(labels, per_class, size, 60, rng) != batches).any()
+    assert (sample_balanced(labels, per_class, width, 60, rng) != batches).any()
 
 
 def test_balanced_batches_of_an_epoch_are_of_items_alone() -> None:
