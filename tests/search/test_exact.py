@@ -4,13 +4,14 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.distance import cdist
 
 from search import exact as scan
 from search.engine import ExactEngine
 from search.exact import ScanEngine
 from search.matrix import MIN_SHARE
-from search.quantised import quantise
+from search.quantised import Quantised, quantise
 from search.signals import Signal
 from tests.search.cases import CASES, Features, check, random_features, signals
 
@@ -123,10 +124,10 @@ def test_a_quantised_distance_is_off_by_no_more_than_its_bound(rng, metric: str)
     queries = (rng.normal(size=(30, 40)) * 10.0 ** rng.uniform(-3, 3, (30, 1))).astype("f4")
     codes = quantise(features, metric)
     for i in range(30):
-        query = scan._quantise(queries[i : i + 1], codes)
-        found = scan._distances(codes, query, [slice(0, 300)]).numpy().astype(np.float64)
+        query = quantise(queries[i : i + 1], metric)
+        found = scan._distances(query, codes, [slice(0, 300)]).numpy().astype(np.float64)
         off = np.abs(found - cdist(queries[i : i + 1], features, metric)[0])
-        assert (off <= codes.error.numpy() + query.slack).all()
+        assert (off <= codes.error.numpy() + scan._slack(query, codes)).all()
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -136,8 +137,15 @@ def test_the_first_signal_alone_excludes_most(rng, monkeypatch, metric: str) -> 
     features[0][0] = 0 if metric == "cosine" else np.nan
     queries = [f[50:53] + np.float32(0.05) for f in features]
     engine = scanned(signals(features, metric, (1.0, 0.01, 0.01)))
-    monkeypatch.setattr(ScanEngine, "_by_all", None)  # what scans all signals: not called
+    scan_one, scanned_signals = scan._distances, []
+
+    def spy(query: Quantised, *rest: object) -> torch.Tensor:
+        scanned_signals.append(query)
+        return scan_one(query, *rest)
+
+    monkeypatch.setattr(scan, "_distances", spy)
     assert [answer.rows[0] for answer in engine.search(queries, 5)] == [50, 51, 52]
+    assert len(scanned_signals) == 3  # of each query the first one
 
 
 @pytest.mark.parametrize(("metric", "case"), list(product(METRICS, CASES)))
