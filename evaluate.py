@@ -46,7 +46,7 @@ from network.device import pick_device
 from search.certainty import open_calibration
 from search.clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
-from search.engines import advise
+from search.engines import advise_clusters
 from search.matrix import MatrixEngine
 from search.signals import Signal, describe_distance, signals_of
 from utils import UserError, parse_args, run_script
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clusters = open_clusters(database) if args.engine == "kmeans" else None
     nprobe = nprobe_of(clusters, config.NPROBE, config.TARGET_RECALL) if clusters else 0
     recall = float(clusters.recall[nprobe - 1]) if clusters else None
-    advise(database, "kmeans", recall, config.TARGET_RECALL)
+    advise_clusters(recall, config.TARGET_RECALL)
     tasks = tasks_of(database, args.protocol, config.VAL_SHARE)
     advice = extraction_advice(database) if args.protocol == "folder" else ""
     if advice:

@@ -80,10 +80,7 @@ def nearest_centroids(features: np.ndarray, centroids: np.ndarray, normalised: b
 
 
 def measure_recall(
-    signals: Sequence[Signal],
-    clusters: Clusters,
-    exact: Engine,
-    queries: np.ndarray,
+    signals: Sequence[Signal], clusters: Clusters, exact: Engine, queries: np.ndarray
 ) -> np.ndarray:
     """Recall@10 of the k-means engine against the exact one, for every number of clusters.
 
@@ -120,15 +117,7 @@ def save_measured(
 ) -> tuple[Clusters, Path]:
     """Measure the recall of clusters, and save them and the quantised features in their order.
 
-    Parameters
-    ----------
-    database : that was clustered
-    signals : of it, as for `measure_recall`
-    clusters, queries : see `measure_recall`
-
-    Returns
-    -------
-    The clusters with their recall, and their file.
+    Parameters as for `measure_recall`. Returns the clusters with their recall, and their file.
     """
     recall = measure_recall(signals, clusters, exact_engine(database, signals), queries)
     clusters = replace(clusters, recall=recall)

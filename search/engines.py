@@ -18,7 +18,7 @@ from utils import command, print_once
 ENGINES = {"exact": "exact", "kmeans": "k-means", "milvus": "Milvus"}
 # The scripts that make what an engine needs.
 SCRIPTS = {"kmeans": "kmeans.py", "milvus": "milvus_push.py"}
-MAX_EXACT, MAX_LITE = 1_000_000, 200_000  # pictures that an exact search, Milvus Lite are good for
+MAX_EXACT = 1_000_000  # pictures that an exact search is good for
 
 
 @dataclass(frozen=True)
@@ -40,31 +40,23 @@ class NamedEngine:
     recall: float | None
 
 
-def advise(
-    database: FeatureDatabase,
-    name: str,
-    recall: float | None,
-    target_recall: float,
-    on_gpu: bool = False,
-    in_file: bool = False,
-) -> None:
-    """Print one line where another engine or setting would serve better; Milvus Lite is a file.
-
-    Once: the page's server opens an engine for each set of weights.
-    """
-    count = len(database.categories)
-    if name == "exact" and count > MAX_EXACT and not on_gpu:
-        ready = (database.base / CLUSTERS).is_file()
-        first = "" if ready else f"run: {command('kmeans.py', database.base)}; then "
-        better = f"the k-means engine answers sooner; {first}use --engine kmeans"
-        print_once(f"{count:,} pictures: {better}")
-    if name == "kmeans" and recall is not None and recall < target_recall:
+def advise_clusters(recall: float | None, target_recall: float) -> None:
+    """Print one line, once, where k-means searches fewer clusters than TARGET_RECALL needs."""
+    if recall is not None and recall < target_recall:
         print_once(
             f"k-means finds {recall:.1%} of the nearest pictures, TARGET_RECALL is"
             f" {target_recall:.1%}: set NPROBE to 0 (as many clusters as that takes), or higher"
         )
-    if name == "milvus" and in_file and count > MAX_LITE:
-        print_once(f"{count:,} pictures are many for Milvus Lite: use --engine kmeans, or a server")
+
+
+def advise_engine(database: FeatureDatabase) -> None:
+    """Print one line, once, where another engine serves a collection better than the exact one."""
+    count = len(database.categories)
+    if count > MAX_EXACT:
+        ready = (database.base / CLUSTERS).is_file()
+        first = "" if ready else f"run: {command('kmeans.py', database.base)}; then "
+        better = f"the k-means engine answers sooner; {first}use --engine kmeans"
+        print_once(f"{count:,} pictures: {better}")
 
 
 def open_engine(
@@ -81,12 +73,10 @@ def open_engine(
 
     Parameters
     ----------
-    database : the features
-    signals : of them
     name : one of `ENGINES`
     nprobe, target_recall : the settings NPROBE and TARGET_RECALL
     milvus : the settings `Config.milvus`, for the engine of that name
-    device, copies : see `exact_engine`
+    device, copies : see `MatrixEngine`
 
     Raises
     ------
@@ -96,7 +86,8 @@ def open_engine(
     distance = describe_distance(signals)
     if name == "exact":
         searched = f"all {len(database.categories):,} pictures, {distance}"
-        advise(database, name, 1.0, target_recall, device is not None and device.type == "cuda")
+        if not device or device.type != "cuda":
+            advise_engine(database)
         return NamedEngine(name, exact_engine(database, signals, device, copies), searched, 1.0)
     if name == "kmeans":
         clusters = open_clusters(database)
@@ -105,13 +96,12 @@ def open_engine(
         kmeans = KMeansEngine(signals, clusters, nprobe, quantised)
         searched = f"{nprobe} of {len(clusters.centroids)} clusters"
         recall = float(clusters.recall[nprobe - 1]) if clusters.distance == distance else None
-        advise(database, name, recall, target_recall)
+        advise_clusters(recall, target_recall)
         return NamedEngine(name, kmeans, searched, recall)
     from search.milvus import open_milvus  # its library is an extra
 
     exact = exact_engine(database, signals, device, copies)
     engine, record = open_milvus(database, signals, milvus or {}, exact)
     searched = f"{engine.candidates:,} candidates of each signal"
-    recall = record["recall"] if record and record["distance"] == distance else None
-    advise(database, name, recall, target_recall, in_file=engine.client.is_file)
+    recall = record.recall if record and record.distance == distance else None
     return NamedEngine(name, engine, searched, recall)

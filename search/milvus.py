@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import FiniteFloat, PositiveInt, TypeAdapter
-from typing_extensions import TypedDict
+from pydantic import BaseModel, FiniteFloat, PositiveInt
 
 from features.database import FeatureDatabase
 from search.engine import Answer, Engine, ExactEngine
-from search.milvus_client import Client, connect, is_file
+from search.milvus_client import LONG, ROWS, Client, connect, is_file
 from search.signals import Signal
-from utils import UserError, command, parsed_json
+from utils import UserError, command
 
 RECORD = "models/milvus.json"  # what the last push measured, below DATASET_BASE
 SCHEMA_VERSION = 4  # of a collection's fields; another version is another collection
@@ -23,10 +22,9 @@ METRICS = {"euclidean": "L2", "cosine": "COSINE"}
 K = 10  # answers that the recall is measured of
 CANDIDATES = 512  # of a signal, where no push has measured the number
 MAX_CANDIDATES = 16_384  # that Milvus returns
-MAX_HITS = 1 << 16  # of one request
 
 
-class PushRecord(TypedDict):
+class PushRecord(BaseModel):
     """What a push measured: with which distance, of how many candidates."""
 
     collection: str
@@ -38,11 +36,10 @@ class PushRecord(TypedDict):
 def read_record(base: Path, collection: str) -> PushRecord | None:
     """What the push of a collection measured; None where the last push was of another one."""
     try:
-        content = parsed_json((base / RECORD).read_bytes())
-        record = TypeAdapter(PushRecord).validate_python(content)
+        record = PushRecord.model_validate_json((base / RECORD).read_bytes())
     except (OSError, ValueError):
         return None
-    return record if record["collection"] == collection else None
+    return record if record.collection == collection else None
 
 
 class MilvusEngine:
@@ -56,7 +53,7 @@ class MilvusEngine:
     name : of the collection
     candidates : of each signal, for `K` answers; in proportion for more
     exact : answers where Milvus cannot: more candidates than it returns or than there are
-        pictures, a query that is NaN, rows that are no category
+        pictures, rows that are no category
 
     Raises
     ------
@@ -100,39 +97,28 @@ class MilvusEngine:
         count = len(self.database.paths) if rows is None else len(rows)
         limit = math.ceil(self.candidates * max(k / K, 1.0))
         condition = "" if rows is None else self._filter(rows)
-        finite = all(np.isfinite(queries[i]).all() for i in self.fields)
-        if limit >= min(count, MAX_CANDIDATES + 1) or condition is None or not finite:
+        if limit >= min(count, MAX_CANDIDATES + 1) or condition is None:
             return self.exact.search(queries, k, rows)
         answers = []
-        # Milvus Lite would copy its vectors for each query of a request.
-        step = 1 if self.client.is_file else max(1, MAX_HITS // limit)
-        for start in range(0, len(queries[0]), step):
-            block = [features[start : start + step] for features in queries]
-            for i, near in enumerate(self._candidates(block, limit, condition)):
-                query = [features[i : i + 1] for features in block]
-                too_few = len(near) < min(k, count)
-                engine, chosen = (self.exact, rows) if too_few else (self.ranking, near)
-                answers += engine.search(query, k, chosen)
+        for i in range(len(queries[0])):
+            query = [features[i : i + 1] for features in queries]
+            found = [
+                self.client.call(
+                    "search",
+                    self.name,
+                    list(query[number].astype(np.float32)),
+                    filter=condition,
+                    limit=limit,
+                    anns_field=field,
+                    output_fields=["row"],  # not all, which Milvus Lite would send
+                )[0].ids
+                for number, field in self.fields.items()
+            ]
+            near = np.unique(np.concatenate(found).astype(np.int64))
+            too_few = len(near) < min(k, count)
+            engine, chosen = (self.exact, rows) if too_few else (self.ranking, near)
+            answers += engine.search(query, k, chosen)
         return answers
-
-    def _candidates(
-        self, queries: Sequence[np.ndarray], limit: int, condition: str
-    ) -> list[np.ndarray]:
-        """Of each query the rows near to it by any signal, ascending."""
-        found = [
-            self.client.call(
-                "search",
-                self.name,
-                list(queries[i].astype(np.float32)),
-                filter=condition,
-                limit=limit,
-                anns_field=field,
-                output_fields=["row"],  # not all, which Milvus Lite would send
-            )
-            for i, field in self.fields.items()
-        ]
-        rows = [np.concatenate([hits.ids for hits in own]) for own in zip(*found, strict=True)]
-        return [np.unique(own.astype(np.int64)) for own in rows]
 
     def _filter(self, rows: np.ndarray) -> str | None:
         """The condition that holds for some rows alone, where they are a category."""
@@ -154,22 +140,12 @@ def collection_name(alias: str, database: FeatureDatabase, signals: Sequence[Sig
     return "_".join([alias, *hashes])
 
 
-def aliased(client: Client) -> str:
-    """Name of the collection that the alias names, "" for none."""
-    known = client.call("has_collection", client.alias)
-    return client.call("describe_alias", client.alias)["collection_name"] if known else ""
-
-
 def open_milvus(
     database: FeatureDatabase, signals: Sequence[Signal], settings: Mapping[str, Any], exact: Engine
 ) -> tuple[MilvusEngine, PushRecord | None]:
     """The engine of a feature database that was pushed, and what the push measured.
 
-    Parameters
-    ----------
-    database, signals : see `MilvusEngine`
-    settings : the arguments of `Client`
-    exact : see `MilvusEngine`
+    `settings` are the arguments of `Client`, the others those of `MilvusEngine`.
 
     Raises
     ------
@@ -180,11 +156,11 @@ def open_milvus(
     if is_file(settings["uri"]) and not Path(settings["uri"]).exists():
         raise UserError(f"{settings['uri']}: no such file; {advice}")
     client = connect(**settings)
-    name = aliased(client)
+    name = client.collection()
     if not name.startswith(f"{collection_name(client.alias, database, None)}_"):
         fault = "other features were pushed, or not all of these" if name else "nothing was pushed"
         raise UserError(f"{client.shown}: {client.alias}: {fault}; {advice}")
-    client.load(name)
+    client.call("load_collection", name, times=LONG + len(database.paths) / ROWS)
     record = read_record(database.base, name)
-    candidates = record["candidates"] if record else CANDIDATES
+    candidates = record.candidates if record else CANDIDATES
     return MilvusEngine(database, signals, client, name, candidates, exact), record

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,23 +30,6 @@ def is_file(uri: str) -> bool:
     return "://" not in uri and not uri.startswith("unix:")
 
 
-def import_client(uri: str) -> Any:
-    """Import pymilvus, and Milvus Lite for a file; a `UserError` where it is not installed."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    try:
-        if is_file(uri):
-            import milvus_lite  # noqa: F401
-        import pymilvus
-    except ImportError as error:
-        raise UserError(
-            f"the milvus engine needs pymilvus and, for a file, milvus-lite ({error});"
-            " run: pip install -r requirements-milvus.txt"
-        ) from None
-    for name in ("pymilvus", "milvus_lite"):  # they log what they raise, with its traceback
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    return pymilvus
-
-
 class Client:
     """A connection to Milvus: the settings MILVUS_... of config.py.
 
@@ -60,20 +42,31 @@ class Client:
 
     Raises
     ------
-    UserError : no such address, or the server requires another token or certificate
+    UserError : a package is missing, no such address, another token or certificate is required
     AwayError : nobody answers, or another process has the file open
     """
 
     def __init__(self, uri: str, token: str, alias: str, timeout: float) -> None:
         self.is_file, self.token, self.alias, self.timeout = is_file(uri), token, alias, timeout
         self.shown = re.sub(r"//[^/@]*@", "//", uri)  # without a password
-        client = import_client(uri).MilvusClient
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        try:
+            if self.is_file:
+                import milvus_lite  # noqa: F401
+            from pymilvus import MilvusClient
+        except ImportError as error:
+            raise UserError(
+                f"the milvus engine needs pymilvus and, for a file, milvus-lite ({error});"
+                " run: pip install -r requirements-milvus.txt"
+            ) from None
+        for name in ("pymilvus", "milvus_lite"):  # they log what they raise, with its traceback
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         if self.is_file:
             if not uri.endswith(".db"):
                 raise UserError(f"MILVUS_URI {uri}: neither a URL nor a file NAME.db")
             Path(uri).parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.client = client(uri, token=token, timeout=timeout, grpc_options=GRPC_OPTIONS)
+            self.client = MilvusClient(uri, token=token, timeout=timeout, grpc_options=GRPC_OPTIONS)
         except Exception as error:  # of several libraries
             if self.is_file:
                 raise AwayError(
@@ -82,19 +75,20 @@ class Client:
                 ) from None
             raise self._error("connect", error) from None
 
-    def call(self, method: str, *args: Any, long: bool = False, **options: Any) -> Any:
+    def call(self, method: str, *args: Any, times: float = 1, **options: Any) -> Any:
         """Call a method of `pymilvus.MilvusClient`.
 
         Parameters
         ----------
-        long : wait `LONG` times MILVUS_TIMEOUT; always so for a file
+        times : MILVUS_TIMEOUT to wait at most; `LONG` or more for a file
 
         Raises
         ------
         AwayError : no answer in time, or the server cannot do it now
         UserError : it never will
         """
-        end = time.monotonic() + self.timeout * (LONG if long or self.is_file else 1)
+        times = max(times, LONG) if self.is_file else times
+        end = time.monotonic() + self.timeout * times
         while True:
             left = max(math.ceil(end - time.monotonic()), 1)  # pymilvus wants whole seconds
             try:
@@ -102,30 +96,16 @@ class Client:
             except Exception as error:  # of several libraries
                 code = getattr(error, "code", None)
                 if code in NOT_LOADED and method in ("search", "query"):  # after a restart
-                    self.load(args[0])
+                    self.call("load_collection", args[0], times=LONG)
                 elif code == UNREACHABLE and time.monotonic() + PAUSE < end:
                     time.sleep(PAUSE)
                 else:
                     raise self._error(method.replace("_", " "), error) from None
 
-    def load(self, name: str) -> None:
-        """Load a collection into the server's memory, with the indexes that are built."""
-        self.call("load_collection", name, _async=True)
-        rows = int(self.call("get_collection_stats", name)["row_count"])
-        fault = f"{name} is not loaded"
-        self.wait(fault, rows, lambda: self.call("get_load_state", name)["state"].name == "Loaded")
-
-    def wait(self, fault: str, rows: int, is_done: Callable[[], bool]) -> None:
-        """Wait for what Milvus does with some rows; an `AwayError` where it takes too long."""
-        limit = self.timeout * (LONG + rows / ROWS)
-        end = time.monotonic() + limit
-        while not is_done():
-            if time.monotonic() > end:
-                raise AwayError(
-                    f"{self.shown}: {fault} after {limit:.0f} s; nothing is lost: check the"
-                    " memory and the log of the server, or raise MILVUS_TIMEOUT, and run it again"
-                )
-            time.sleep(PAUSE)
+    def collection(self) -> str:
+        """Name of the collection that the alias names, "" for none."""
+        known = self.call("has_collection", self.alias)
+        return self.call("describe_alias", self.alias)["collection_name"] if known else ""
 
     def _error(self, step: str, error: Any) -> UserError:
         """The one line for what a library raised."""
@@ -153,11 +133,7 @@ class Client:
             code // 100 in PERMANENT or (code == UNEXPECTED and step not in ("search", "query"))
         )
         if status == "UNIMPLEMENTED" or (not is_grpc and (self.is_file or is_input or is_final)):
-            mend = "see the server's log"
-            if "vector field" in reason:
-                mend = "use Milvus 2.4 or newer, raise its proxy.maxVectorFieldNum, or push fewer"
-                mend += " signals (COLOR_WEIGHT=0, PALETTE_WEIGHT=0)"
-            return UserError(f"{where}: {step}: refused for good ({reason}); {mend}")
+            return UserError(f"{where}: {step}: refused for good ({reason}); see docs/search.md")
         return AwayError(
             f"{where}: no answer to '{step}' in time, or not now ({reason}); nothing is lost: check"
             " the server, or raise MILVUS_TIMEOUT, and run it again"

@@ -16,9 +16,7 @@ def nearest_others(
     Parameters
     ----------
     exact : ranks the whole collection by `signals`
-    signals : the terms of the distance
     rows : Q rows of the collection, used as queries
-    k : number of neighbours
 
     Returns
     -------
