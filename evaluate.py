@@ -46,7 +46,6 @@ from network.device import pick_device
 from search.certainty import open_calibration
 from search.clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
-from search.engines import advise_clusters
 from search.matrix import MatrixEngine
 from search.signals import Signal, describe_distance, signals_of
 from utils import UserError, parse_args, run_script
@@ -142,8 +141,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = pick_device(config.DEVICE)
     clusters = open_clusters(database) if args.engine == "kmeans" else None
     nprobe = nprobe_of(clusters, config.NPROBE, config.TARGET_RECALL) if clusters else 0
-    recall = float(clusters.recall[nprobe - 1]) if clusters else None
-    advise_clusters(recall, config.TARGET_RECALL)
     tasks = tasks_of(database, args.protocol, config.VAL_SHARE)
     advice = extraction_advice(database) if args.protocol == "folder" else ""
     if advice:

@@ -13,7 +13,6 @@ from config import DISTANCE
 from features.database import DEEP, open_database
 from search.clustering import QUERIES, cluster, save_measured
 from search.clusters import Clusters, nprobe_of
-from search.engines import advise_clusters
 from search.signals import describe_distance, signals_of
 from utils import evenly_spaced, parse_args, run_script
 
@@ -55,8 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         mark = "  <- a query searches these" if nprobe == chosen else ""
         print(f"{nprobe:>17}  {clusters.recall[nprobe - 1]:9.3f}{mark}")
     print(f"\n{path}")
-    recall = float(clusters.recall[chosen - 1])
-    advise_clusters(recall, config.TARGET_RECALL)
 
 
 if __name__ == "__main__":

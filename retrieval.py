@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageShow
 
 from config import DISTANCE, MILVUS, WORDS
@@ -25,9 +24,9 @@ from search import Searcher
 from search.certainty import as_percent, describe_presence
 from search.duplicates import remark
 from search.engines import ENGINES, SCRIPTS, NamedEngine
-from search.query import Cut, Query, Stopwatch, find_query, join_queries, joined
-from search.searcher import Match
-from search.sheet import SheetRow, draw_sheet
+from search.matches import Match
+from search.query import Cut, Query, Stopwatch, find_query
+from search.sheet import Row, draw_sheet
 from utils import UserError, atomic_write, one_line, parse_args, run_script
 
 USES = (
@@ -84,29 +83,24 @@ def save_sheet(picture: Image.Image, path: Path) -> None:
         raise UserError(f"--output {path}: cannot write {size}: {error}") from None
 
 
-def show(picture: Image.Image, title: str) -> None:
+def show(picture: Image.Image) -> None:
     """Show a picture in the system's viewer, where there is a display."""
     on_linux = sys.platform.startswith("linux")
-    if on_linux and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        print("--show: there is no display; --output results.jpg writes a file", file=sys.stderr)
-        return
-    if not ImageShow.show(picture, title):
-        print("--show: no program shows pictures; --output results.jpg writes one", file=sys.stderr)
+    has_display = not on_linux or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if not (has_display and ImageShow.show(picture)):
+        print("--show: no display, or no program for it; use --output", file=sys.stderr)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
+def number_from_1(text: str) -> int:  # argparse shows the name of such a function
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
-def _share(text: str) -> float:
-    try:
-        if 0 <= (share := float(text)) <= 1:
-            return share
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+def number_from_0_to_1(text: str) -> float:
+    if not 0 <= (share := float(text)) <= 1:
+        raise ValueError
+    return share
 
 
 def _side(text: str) -> int | str:
@@ -129,7 +123,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     words = "words, alone or added to each query picture"
     add("--text", type=str.strip, default="", metavar="WORDS", help=words)
-    add("--top-n", type=_positive, default=5, metavar="N", help="answers a query (default: 5)")
+    add(
+        "--top-n",
+        type=number_from_1,
+        default=5,
+        metavar="N",
+        help="answers a query (default: 5)",
+    )
     add("--engine", choices=tuple(ENGINES), help="only this engine (default: exact, kmeans)")
     add(
         "--bbox",
@@ -143,7 +143,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add("--per-item", action="store_true", help="show the best picture of each item only")
     add("--collapse-duplicates", action="store_true", help="show each content once, count copies")
     add("--with-own", action="store_true", help="show the query itself, if it is in the collection")
-    add("--min-probability", type=_share, default=0.0, metavar="P", help="only answers this sure")
+    sure = "only answers this sure"
+    add("--min-probability", type=number_from_0_to_1, default=0.0, metavar="P", help=sure)
     add("--json", action="store_true", help="print JSON and nothing else")
     add("--output", type=_output, metavar="FILE", help="write the answers as a picture")
     add("--show", action="store_true", help="show them in the system's viewer")
@@ -181,43 +182,29 @@ def _title(named: NamedEngine, category: str | None) -> str:
     return f"{title}, recall@10 {named.recall:.3f}, see {script}"
 
 
-def _read_queries(
-    searcher: Searcher, args: argparse.Namespace, watch: Stopwatch
-) -> tuple[list[Query], list[np.ndarray]]:
-    """The queries, and for each signal their features, Q x D."""
-    box: Cut | None = None
-    if args.bbox:
-        box = "auto" if args.bbox == ["auto"] else tuple(args.bbox)
-    with watch.step("extracting"):
-        queries = [searcher.read(name, box) for name in args.img_path]
-        features = searcher.extract(queries) if queries else []
-        if args.together and queries:
-            queries, features = [joined(queries)], join_queries(features)
-        if args.text:
-            queries, features = searcher.add_words(queries, features, args.text)
-    return queries, features
-
-
 def _print_query(query: Query, first: bool) -> None:
     print("" if first else "\n", f"query: {one_line(query.name)}", sep="")
     for n, garment in enumerate(query.garments):
         print("also found" if n else "cut to", *garment)
 
 
-def _check_queries(base: Path, args: argparse.Namespace) -> None:
-    """A `UserError`, before anything slow, where a query or its box cannot be."""
+def _checked_box(base: Path, args: argparse.Namespace) -> Cut | None:
+    """What to cut the queries to; a `UserError`, before anything slow, where they cannot be."""
     if not (args.img_path or args.text):
         raise UserError('name a query picture, or words: --text "red dress"')
-    if args.bbox not in (None, ["auto"]) and (len(args.bbox) != 4 or "auto" in args.bbox):
-        raise UserError("--bbox takes x1 y1 x2 y2, or auto; name the pictures before it")
     for name in args.img_path:
         find_query(base, name)
+    if args.bbox == ["auto"]:
+        return "auto"
+    if args.bbox and (len(args.bbox) != 4 or "auto" in args.bbox):
+        raise UserError("--bbox takes x1 y1 x2 y2, or auto; name the pictures before it")
+    return tuple(args.bbox) if args.bbox else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
     watch = Stopwatch()
-    _check_queries(config.DATASET_BASE, args)
+    box = _checked_box(config.DATASET_BASE, args)
     searcher = Searcher(config.DATASET_BASE, config, watch)
     if args.category:
         searcher.database.rows_of(args.category)
@@ -225,7 +212,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         engines = _open_engines(searcher, args.engine, args.text)
         signals = searcher.words.signals if args.text else searcher.signals
     names = [signal.name for signal in signals]
-    queries, features = _read_queries(searcher, args, watch)
+    with watch.step("extracting"):
+        queries, features = searcher.prepare(args.img_path, args.text, box, args.together)
 
     options: dict[str, Any] = {
         "category": args.category,
@@ -236,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     same = searcher.calibration.same if searcher.calibration and not args.text else None
     output: list[dict[str, Any]] = []
-    sheet: list[SheetRow] = []
+    sheet: list[Row] = []
     for i, query in enumerate(queries):
         if not args.json:
             _print_query(query, first=i == 0)
@@ -245,22 +233,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             took = Stopwatch()
             with watch.step(step), took.step(step):
                 one = [feature[i : i + 1] for feature in features]
-                found, own = searcher.rank(query, one, args.top_n, engine=named.name, **options)
+                found = searcher.rank(query, one, args.top_n, engine=named.name, **options)
             records = [as_record(match) for match in found]
             if not args.json:
                 print_answer(title, names, records, same)
-                print_remarks(found.present, own)
+                print_remarks(found.present, found.left_out)
             if args.min_probability and not records:
                 line = f"{query.name}: no answer reaches a probability of {args.min_probability:g}"
                 print(one_line(line), file=sys.stderr if args.json else sys.stdout)
             shared = {k: v for k, v in watch.seconds.items() if not k.endswith("query")}
-            seconds = {**shared, **took.seconds}
             facts: dict[str, Any] = {"query": query.name, "engine": named.name}
             if args.bbox == ["auto"]:
                 facts["garments"] = query.garments
-            facts |= {"present": found.present, "results": records, "left_out": own}
-            output.append({**facts, "seconds": seconds})
-            sheet.append(SheetRow(title, query.thumbnail, records))
+            facts |= {"present": found.present, "results": records, "left_out": found.left_out}
+            output.append({**facts, "seconds": shared | took.seconds})
+            sheet.append((title, query.thumbnail, records))
     if args.json:
         print(json.dumps(output, indent=1, ensure_ascii=False))
     else:
@@ -273,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             save_sheet(picture, args.output)
             print(f"\n{args.output}", file=sys.stderr if args.json else sys.stdout)
         if args.show:
-            show(picture, "deep-fashion-retrieval")
+            show(picture)
 
 
 if __name__ == "__main__":

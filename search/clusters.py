@@ -100,10 +100,9 @@ def open_clusters(database: FeatureDatabase, features: str = "") -> Clusters:
     count, dim = database.deep[0].shape
     count, number = len(clusters.labels) if features else count, len(clusters.centroids)
     shapes = (clusters.centroids.shape, clusters.labels.shape, clusters.recall.shape)
-    if shapes != ((number, dim), (count,), (number,)):
+    whole = shapes == ((number, dim), (count,), (number,))
+    if not (whole and 0 <= clusters.labels.min() <= clusters.labels.max() < number):
         raise UserError(f"{path}: not the clusters of {count:,} pictures x {dim}; {again}")
-    if not 0 <= clusters.labels.min() <= clusters.labels.max() < number:
-        raise UserError(f"{path}: names other clusters than its {number}; {again}")
     return clusters
 
 

@@ -7,18 +7,16 @@ from typing import Any
 import torch
 
 from features.database import FeatureDatabase
-from search.clusters import CLUSTERS, KMeansEngine, nprobe_of, open_clusters
+from search.clusters import KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
 from search.exact import exact_engine
 from search.low_precision import Copies
 from search.quantised import open_quantised
 from search.signals import Signal, describe_distance
-from utils import command, print_once
 
 ENGINES = {"exact": "exact", "kmeans": "k-means", "milvus": "Milvus"}
 # The scripts that make what an engine needs.
 SCRIPTS = {"kmeans": "kmeans.py", "milvus": "milvus_push.py"}
-MAX_EXACT = 1_000_000  # pictures that an exact search is good for
 
 
 @dataclass(frozen=True)
@@ -38,25 +36,6 @@ class NamedEngine:
     engine: Engine
     searched: str
     recall: float | None
-
-
-def advise_clusters(recall: float | None, target_recall: float) -> None:
-    """Print one line, once, where k-means searches fewer clusters than TARGET_RECALL needs."""
-    if recall is not None and recall < target_recall:
-        print_once(
-            f"k-means finds {recall:.1%} of the nearest pictures, TARGET_RECALL is"
-            f" {target_recall:.1%}: set NPROBE to 0 (as many clusters as that takes), or higher"
-        )
-
-
-def advise_engine(database: FeatureDatabase) -> None:
-    """Print one line, once, where another engine serves a collection better than the exact one."""
-    count = len(database.categories)
-    if count > MAX_EXACT:
-        ready = (database.base / CLUSTERS).is_file()
-        first = "" if ready else f"run: {command('kmeans.py', database.base)}; then "
-        better = f"the k-means engine answers sooner; {first}use --engine kmeans"
-        print_once(f"{count:,} pictures: {better}")
 
 
 def open_engine(
@@ -86,8 +65,6 @@ def open_engine(
     distance = describe_distance(signals)
     if name == "exact":
         searched = f"all {len(database.categories):,} pictures, {distance}"
-        if not device or device.type != "cuda":
-            advise_engine(database)
         return NamedEngine(name, exact_engine(database, signals, device, copies), searched, 1.0)
     if name == "kmeans":
         clusters = open_clusters(database)
@@ -96,7 +73,6 @@ def open_engine(
         kmeans = KMeansEngine(signals, clusters, nprobe, quantised)
         searched = f"{nprobe} of {len(clusters.centroids)} clusters"
         recall = float(clusters.recall[nprobe - 1]) if clusters.distance == distance else None
-        advise_clusters(recall, target_recall)
         return NamedEngine(name, kmeans, searched, recall)
     from search.milvus import open_milvus  # its library is an extra
 

@@ -6,6 +6,7 @@ the bytes, and few pictures are left to rank by their true distances.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,11 @@ def _distances(query: Quantised, quantised: Quantised, places: Places) -> Tensor
     return dot.mul_(-2 * query.scale).add_(norm).add_(query.norm).relu_().sqrt_()
 
 
+@lru_cache(1)  # one for all engines of a collection
+def _places(count: int) -> Tensor:
+    return torch.arange(count)
+
+
 def _few_smallest(values: Tensor, k: int) -> Tensor:
     """Places of k small values of n, one of each group: sooner found than the k smallest."""
     size = max(1, min(32, len(values) // (4 * k)))
@@ -80,15 +86,11 @@ class ScanEngine:
     ) -> None:
         self.exact = ExactEngine(signals)
         self.matrix = MatrixEngine(signals, copies=copies)
-        self.places = torch.arange(len(signals[0].features))
+        self.places = _places(len(signals[0].features))
         self.order = self.places.numpy() if order is None else order
         self.used = [i for i, signal in enumerate(signals) if signal.weight]
         self.weights = [signals[i].weight for i in self.used]
         self.quantised = quantised
-        errors = [
-            w * (1 + 4 * ROUNDING) * q.error for w, q in zip(self.weights, quantised, strict=True)
-        ]
-        self.radii = torch.stack(errors).cumsum(0)  # of the sum of the first signals
 
     def search(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None
@@ -110,20 +112,20 @@ class ScanEngine:
         Signal by signal, what the sum so far excludes from the k nearest is dropped: the others add
         to it, and the true distances of any k pictures bound that of the k-th.
         """
-        left, total, slack = _take(self.places, places), torch.zeros(1), 0.0
-        for i, weight, own, radii in zip(
-            self.used, self.weights, self.quantised, self.radii, strict=True
-        ):
+        left, slack = _take(self.places, places), 0.0
+        total, radius = torch.zeros(1), torch.zeros(1)
+        for i, weight, own in zip(self.used, self.weights, self.quantised, strict=True):
             one = quantise(query[i], own.metric)
             total = _distances(one, own, places).mul_(weight).add_(total)
             slack += weight * _slack(one, own)
-            radius = _take(radii, places)
+            error = _take(own.error, places)
+            radius = torch.add(radius, error, alpha=weight * (1 + 4 * ROUNDING))
             near = left[_few_smallest(total + radius, k)]
             true = self.exact.distances(query, self.order[near.numpy()])
             most = np.where(np.isnan(true), np.inf, true).max()  # NaN comes after all others
             most += 1e-9 * (sum(self.weights) + abs(most))  # the rounding of `cdist`
             kept = torch.nonzero(total - radius <= (most + slack) * (1 + 4 * ROUNDING))[:, 0]
-            left, total = left[kept], total[kept]
+            left, total, radius = left[kept], total[kept], radius[kept]
             places = [left]
             if len(left) <= MIN_SHARE * k:
                 break

@@ -1,8 +1,9 @@
 """Text in a picture, each line in a font of the system that has its letters."""
 
-import os
 import unicodedata
 from functools import cache
+from itertools import chain
+from pathlib import Path
 from typing import cast
 
 from PIL import ImageDraw, ImageFont
@@ -27,8 +28,8 @@ def write(
 ) -> None:
     """Write a line of text, cut to a width.
 
-    Where no font of the system has all of its letters, some are escaped, with a message on standard
-    error, once.
+    Where no font of the system has all of its letters, those that are not ASCII are escaped, with
+    a message on standard error, once.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ def write(
     file = _file_of(text)
     if file is None:
         print_once(MISSING)
-        file, text = OWN, "".join(c if _has(OWN, c) else _escaped(c) for c in text)
+        file, text = OWN, text.encode("ascii", "backslashreplace").decode()
     font = _font(file, size)
     if font.getlength(text) > width:
         while text and font.getlength(text + "...") > width:
@@ -51,16 +52,18 @@ def write(
     draw.text((corner[0], top), text, ink, font, anchor="ls")
 
 
-def _escaped(letter: str) -> str:
-    """Without its accent, or as a number."""
-    plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore")
-    return (plain or letter.encode("ascii", "backslashreplace")).decode()
-
-
 @cache
 def _file_of(text: str) -> str | None:
     """The first font that has all letters of a text."""
     return next((file for file in [OWN, *_files()] if _has(file, text)), None)
+
+
+@cache
+def _files() -> list[str]:
+    """The fonts of this system; regular ones without serifs first."""
+    places = [Path(folder).expanduser().rglob("*.[ot]t[fc]") for folder in FOLDERS]
+    files = map(str, chain.from_iterable(places))
+    return sorted(files, key=lambda file: (sum(word in file.lower() for word in ODD), file))
 
 
 def _has(file: str, text: str) -> bool:
@@ -78,13 +81,3 @@ def _has(file: str, text: str) -> bool:
 def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size) if file == OWN else ImageFont.truetype(file, size)
     return cast(ImageFont.FreeTypeFont, font)
-
-
-@cache
-def _files() -> list[str]:
-    """The fonts of this system; regular ones without serifs first."""
-    files = []
-    for folder in FOLDERS:
-        for place, _, names in os.walk(os.path.expanduser(folder)):
-            files += [f"{place}/{n}" for n in names if n.lower().endswith((".ttf", ".otf", ".ttc"))]
-    return sorted(files, key=lambda file: (sum(word in file.lower() for word in ODD), file))

@@ -97,9 +97,6 @@ class GalleryOrder:
             exact = self.exact.parts(query, rows)
             parts[rows] = exact[:, 0].T
             total[rows] = weighted_sum(exact, self.exact.weights)[0]
+            order[doubtful[order]] = rows  # equal distances stay in order of their rows
             order = order[total[order].argsort(kind="stable")]  # fast, as little changes
-            ordered = total[order]
-            equal = ordered[1:] == ordered[:-1]
-            tied = np.append(equal, False) | np.append(False, equal)
-            order[tied] = order[tied][np.lexsort((order[tied], ordered[tied]))]
         return Answer(order, total[order], parts[order])

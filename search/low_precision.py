@@ -94,11 +94,6 @@ class Copies:
                 self._by_name[signal.name] = copied
             return self._by_name[signal.name]
 
-    def clear(self) -> None:
-        """Release them."""
-        with self._lock:
-            self._by_name.clear()
-
 
 def dtype_of(device: torch.device) -> torch.dtype:
     """bfloat16 where the device multiplies it natively, else float32."""

@@ -122,20 +122,17 @@ def recorded_box(base: Path, path: Path) -> Box | None:
     return box if box and box[2] > 0 else None
 
 
-def open_finder(
-    database: FeatureDatabase, named: Sequence[str], net: FeatureNet, device: torch.device
-) -> GarmentFinder:
-    """What finds garments by the first model, `net`; `named` as for `find_models`.
+def open_finder(model: Path, net: FeatureNet, device: torch.device) -> GarmentFinder:
+    """What finds garments by a model, which is loaded as `net`.
 
     Raises
     ------
     UserError : it was trained without boxes
     """
-    path = find_models(database, named)[0]
-    record = read_head(path)
+    record = read_head(model)
     if record is None:
         raise UserError(
-            f"{path}: finds no garments, as it was trained without list_bbox.txt or by an older"
+            f"{model}: finds no garments, as it was trained without list_bbox.txt or by an older"
             " version; train again, or name the box in px"
         )
     return GarmentFinder(conv_map_of(net.net, device), record)
@@ -209,9 +206,9 @@ def _same_models(
 
 
 def load_query_nets(
-    database: FeatureDatabase, named: Sequence[str], device: torch.device
+    database: FeatureDatabase, models: Sequence[Path], device: torch.device
 ) -> tuple[list[FeatureNet], list[Architecture]]:
-    """Load the models that made the feature database; `named` as for `find_models`."""
+    """Load the models that made the feature database, those of `find_models`."""
     settings = database.metadata.settings
     if settings.TRANSFORM != TRANSFORM:
         raise UserError(
@@ -219,7 +216,7 @@ def load_query_nets(
             f" run: {command('feature_extractor.py', database.base)} --update"
         )
     nets, architectures = [], []
-    for number, path in enumerate(find_models(database, named)):
+    for number, path in enumerate(models):
         net, architecture = load_net(path, database.metadata.models[number].network)
         colors = [] if number else color_features(settings.model_dump())
         nets.append(to_device(FeatureNet(net, colors, settings.FLIP).eval(), device))

@@ -4,8 +4,8 @@ import hashlib
 import io
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,22 +18,17 @@ from features.database import open_database
 from network.device import pick_device
 from network.garments import GarmentFinder
 from pictures.decode import read_picture
-from search.certainty import NEIGHBOURS, Certainty, certainty_of, open_calibration
-from search.duplicates import (
-    CollapsedEngine,
-    OwnPicture,
-    contents,
-    count_copies,
-    near_duplicates,
-)
-from search.engine import Answer, Engine
+from search.certainty import open_calibration
+from search.duplicates import OwnPicture
 from search.engines import NamedEngine, open_engine
 from search.low_precision import Copies
+from search.matches import Matches, find
 from search.query import (
     Cut,
     Query,
     Stopwatch,
     extract_queries,
+    find_models,
     find_query,
     join_queries,
     joined,
@@ -49,46 +44,6 @@ from utils import UserError, command
 MAX_ENGINES = 16  # kept open: one for each name and weights
 
 Picture = str | Path | BinaryIO | Image.Image
-
-
-@dataclass(frozen=True)
-class Match:
-    """One picture of an answer.
-
-    Attributes
-    ----------
-    rank : from 1, the most similar picture first
-    path : relative to DATASET_BASE
-    distance : weighted sum of `parts`, in units of the metrics; smaller is more similar
-    category : its name, "" where unknown
-    item : the garment's id, "" where unknown
-    parts : by the name of each signal (deep, color, palette), the metric's value before its weight
-    copies : pictures of the collection with its content; 1 unless duplicates are collapsed
-    duplicate_of : rank of the first answer that it is a near-duplicate of, 0 for the query, or None
-    probability : that it shows the query's item, if the collection has it; None where it is not
-        known: without a calibration; see `search.certainty`
-    """
-
-    rank: int
-    path: str
-    distance: float
-    category: str
-    item: str
-    parts: dict[str, float]
-    copies: int = 1
-    duplicate_of: int | None = None
-    probability: float | None = None
-
-
-class Matches(list[Match]):
-    """The matches of one query.
-
-    Attributes
-    ----------
-    present : the probability that the collection has the query's item; None where it is not known
-    """
-
-    present: float | None = None
 
 
 class Searcher:
@@ -137,13 +92,14 @@ class Searcher:
             self.calibration = open_calibration(self.database, self.signals)
         with watch.step("loading model"):
             models = self.config.MODELS or (self.config.DUMPED_MODEL,)
-            self.nets, networks = load_query_nets(self.database, models, self.device)
+            self.models = find_models(self.database, models)
+            self.nets, networks = load_query_nets(self.database, self.models, self.device)
         self.transforms = [eval_transform(**one.transform) for one in networks]
         self.min_side = DETAIL * max(one.img_size for one in networks)
         self._copies = Copies()
-        self._engines: dict[tuple[str, tuple[float, ...]], NamedEngine] = {}
+        self._open = lru_cache(MAX_ENGINES)(self._open_engine)
         self._opening = threading.Lock()
-        self._closed = threading.Event()
+        self._closed = False
 
     def __repr__(self) -> str:
         distance = describe_distance(self.signals)
@@ -161,18 +117,17 @@ class Searcher:
 
     def close(self) -> None:
         """Release the networks, the engines and their memory; later searches fail."""
-        self._closed.set()
-        with self._opening:
-            self._engines.clear()
-        self._copies.clear()
-        vars(self).pop("words", None)
+        self._closed = True
+        self._open.cache_clear()
+        self._copies = Copies()
         self.nets = []
-        vars(self).pop("finder", None)
+        for name in ("words", "finder"):
+            vars(self).pop(name, None)
 
     @cached_property
     def words(self) -> Words:
         """What words are searched by; a `UserError` where no model of the collection knows them."""
-        if self._closed.is_set():
+        if self._closed:
             raise ValueError("the Searcher is closed")
         config = self.config
         return Words(self.database, self.nets, config.TEXT_PROMPT, config.TEXT_WEIGHT, self.device)
@@ -220,12 +175,7 @@ class Searcher:
         pictures = list(picture) if isinstance(picture, list | tuple) else [picture]
         if not (pictures or text.strip()):
             raise ValueError("name a picture, or words: text=")
-        queries = [self.read(one, box) for one in pictures]
-        features = self.extract(queries) if queries else []
-        if len(queries) > 1:
-            queries, features = [joined(queries)], join_queries(features)
-        if text := text.strip():
-            queries, features = self.add_words(queries, features, text)
+        queries, features = self.prepare(pictures, text.strip(), box, together=True)
         return self.rank(
             queries[0],
             features,
@@ -236,7 +186,37 @@ class Searcher:
             collapse=collapse,
             with_own=with_own,
             min_probability=min_probability,
-        )[0]
+        )
+
+    def prepare(
+        self,
+        pictures: Sequence[Picture],
+        text: str = "",
+        box: Cut | None = None,
+        together: bool = False,
+    ) -> tuple[list[Query], list[np.ndarray]]:
+        """The queries that pictures and words make.
+
+        Parameters
+        ----------
+        pictures, text, box : see `search`; without pictures the words alone are one query
+        together : the pictures are one query
+
+        Returns
+        -------
+        Q queries, and for each signal their features, Q x D, float32; with words for the one signal
+        of `words`.
+        """
+        queries = [self.read(one, box) for one in pictures]
+        features = self.extract(queries) if queries else []
+        if together and len(queries) > 1:
+            queries, features = [joined(queries)], join_queries(features)
+        if text and queries:
+            queries = [replace(one, name=f'{one.name} + "{text}"', text=text) for one in queries]
+            return queries, self.words.query(text, features)
+        if text:
+            return [Query(f'"{text}"', [], words_tile(text), text=text)], self.words.query(text)
+        return queries, features
 
     def read(self, picture: Picture, box: Cut | None = None) -> Query:
         """Read a query picture as the networks take it; parameters as for `search`."""
@@ -262,24 +242,14 @@ class Searcher:
     @cached_property
     def finder(self) -> GarmentFinder:
         """Finds garments; a `UserError` where the first model was trained without boxes."""
-        models = self.config.MODELS or (self.config.DUMPED_MODEL,)
-        return open_finder(self.database, models, self.nets[0], self.device)
+        return open_finder(self.models[0], self.nets[0], self.device)
 
     def extract(self, queries: Sequence[Query]) -> list[np.ndarray]:
         """Features of Q queries: for each signal Q x D, float32."""
-        if self._closed.is_set():
+        if self._closed:
             raise ValueError("the Searcher is closed")
         amp = self.database.metadata.settings.AMP
         return extract_queries(self.nets, queries, self.device, amp, self.config.EXTRACT_BATCH_SIZE)
-
-    def add_words(
-        self, queries: Sequence[Query], features: Sequence[np.ndarray], text: str
-    ) -> tuple[list[Query], list[np.ndarray]]:
-        """Queries with words: pictures and words together, or without pictures the words alone."""
-        if not queries:
-            return [Query(f'"{text}"', [], words_tile(text), text=text)], self.words.query(text)
-        queries = [replace(one, name=f'{one.name} + "{text}"', text=text) for one in queries]
-        return queries, self.words.query(text, features)
 
     def rank(
         self,
@@ -293,19 +263,15 @@ class Searcher:
         collapse: bool = False,
         with_own: bool = False,
         min_probability: float = 0.0,
-    ) -> tuple[Matches, list[str]]:
+    ) -> Matches:
         """Rank the collection by the features of a query.
 
         Parameters
         ----------
         query : what the features are of
-        features : for each signal 1 x D, float32; with words those of `add_words`
+        features : for each signal 1 x D, float32, see `prepare`
 
         The others are those of `search`.
-
-        Returns
-        -------
-        The matches, and the paths of the pictures that are left out as they are the query itself.
 
         Raises
         ------
@@ -315,53 +281,27 @@ class Searcher:
         if min_probability and not calibration:
             advice = f"search by a picture, after: {command('evaluate.py --calibrate', self.base)}"
             raise UserError(f"there is no probability without a calibration; {advice}")
-        database, own = self.database, OwnPicture(self.database, query.files)
-        signals = self.words.signals if query.text else self.signals
-        keys = [contents(database)] if collapse else []
-        keys += [database.items] if per_item else []
-        inner: Engine = (self.words.engine if query.text else self.engine(engine)).engine
-        left_out, at_least = None if with_own else own, NEIGHBOURS if calibration else 0
-        ranking = CollapsedEngine(inner, *keys, left_out=left_out, at_least=at_least)
-        rows = database.rows_of(category) if category else None
-        (answer,) = ranking.search(features, count, rows)
-        if not np.isfinite(answer.distances).all():
+        own = OwnPicture(self.database, query.files)
+        named = self.words.engine if query.text else self.engine(engine)
+        matches = find(
+            self.database,
+            named.engine,
+            self.words.signals if query.text else self.signals,
+            features,
+            count,
+            self.database.rows_of(category) if category else None,
+            left_out=None if with_own else own,
+            per_item=per_item,
+            collapse=collapse,
+            calibration=calibration,
+            min_probability=min_probability,
+        )
+        if not np.isfinite([match.distance for match in matches]).all():
             metrics = f"DISTANCE_METRIC {','.join(self.config.DISTANCE_METRIC)}"
             unfit = "a metric that does not suit these features"
             raise UserError(f"{metrics}: no finite distance to {query.name}: {unfit}")
-        copies = count_copies(database, answer.rows) if collapse else [1] * len(answer.rows)
-        near = near_duplicates(signals, features, answer.rows)
-        sure = None
-        if calibration:
-            sure = certainty_of(calibration, ranking.near[0], calibration.labels(database))
-        names = [signal.name for signal in signals]
-        found = [
-            self._match(answer, names, i, copies[i], near[i], sure) for i in range(len(answer.rows))
-        ]
-        matches = Matches(m for m in found if (m.probability or 0.0) >= min_probability)
-        matches.present = sure.present if sure else None
-        return matches, [database.paths[row] for row in own.rows]
-
-    def _match(
-        self,
-        answer: Answer,
-        names: Sequence[str],
-        i: int,
-        copies: int,
-        duplicate_of: int | None,
-        sure: Certainty | None,
-    ) -> Match:
-        row = int(answer.rows[i])
-        return Match(
-            rank=i + 1,
-            path=self.database.paths[row],
-            distance=float(answer.distances[i]),
-            category=self.database.category(row),
-            item=str(self.database.items[row]),
-            parts=dict(zip(names, answer.parts[i].tolist(), strict=True)),
-            copies=copies,
-            duplicate_of=duplicate_of,
-            probability=sure.of_rows[row] if sure else None,
-        )
+        matches.left_out = [self.database.paths[row] for row in own.rows]
+        return matches
 
     def engine(self, name: str = "exact", weights: Sequence[float] | None = None) -> NamedEngine:
         """An engine by its name, opened once for each set of weights.
@@ -377,13 +317,8 @@ class Searcher:
         """
         if weights is None:
             weights = [signal.weight for signal in self.signals]
-        key = (name, tuple(weights))
         with self._opening:
-            opened = self._engines.pop(key, None) or self._open_engine(*key)
-            self._engines[key] = opened  # the last one is the one used last
-            if len(self._engines) > MAX_ENGINES:
-                del self._engines[next(iter(self._engines))]
-            return opened
+            return self._open(name, tuple(weights))
 
     def _open_engine(self, name: str, weights: tuple[float, ...]) -> NamedEngine:
         pairs = zip(self.signals, weights, strict=True)

@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,12 @@ ACROSS = 8  # answers in a line, at most
 
 PAPER, INK, PALE, LINE, ACCENT = "#ffffff", "#1d1d1f", "#6e6e73", "#d9d9de", "#c2410c"
 
-
-@dataclass(frozen=True)
-class SheetRow:
-    """One query and an engine's answer to it.
-
-    Attributes
-    ----------
-    title : what was searched, and how
-    query : RGB
-    records : the answers, each with rank, path, distance and category; marked as `remark` does,
-        with its probability where known
-    """
-
-    title: str
-    query: Image.Image
-    records: Sequence[dict[str, Any]]
+# What was searched and how, the query in RGB, and the answers: each with rank, path, distance and
+# category; marked as `remark` does, with its probability where known.
+Row = tuple[str, Image.Image, Sequence[dict[str, Any]]]
 
 
-def draw_sheet(base: Path, rows: Sequence[SheetRow]) -> Image.Image:
+def draw_sheet(base: Path, rows: Sequence[Row]) -> Image.Image:
     """Draw every query at the left, its answers at the right with rank, distance and category.
 
     Parameters
@@ -54,19 +40,19 @@ def draw_sheet(base: Path, rows: Sequence[SheetRow]) -> Image.Image:
     RGB picture; its size follows from the number of answers.
     """
     step = (TILE[0] + GAP, TILE[1] + CAPTION + GAP)
-    most = max([len(row.records) for row in rows] + [1])
+    most = max([len(records) for _, _, records in rows] + [1])
     across = -(-most // -(-most // ACROSS))  # spread evenly over as few lines as it takes
-    lines = [max(-(-len(row.records) // across), 1) for row in rows]
+    lines = [max(-(-len(records) // across), 1) for _, _, records in rows]
     width = 3 * GAP + step[0] * (across + 1)
     height = GAP + sum(TITLE + step[1] * count for count in lines)
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     top = GAP
-    for row, count in zip(rows, lines, strict=True):
-        write(draw, (GAP, top), shown(row.title), INK, 17, width - 2 * GAP)
+    for (title, query, records), count in zip(rows, lines, strict=True):
+        write(draw, (GAP, top), shown(title), INK, 17, width - 2 * GAP)
         top += TITLE
-        _tile(sheet, (GAP, top), row.query, "query", "", ACCENT)
-        for i, record in enumerate(row.records):
+        _tile(sheet, (GAP, top), query, "query", "", ACCENT)
+        for i, record in enumerate(records):
             corner = (2 * GAP + step[0] * (1 + i % across), top + step[1] * (i // across))
             sure = record.get("probability")
             caption = f"{record['rank']}   d {record['distance']:.4f}"

@@ -7,16 +7,11 @@ from dataclasses import replace
 import numpy as np
 from fastapi import HTTPException
 
-from search.certainty import NEIGHBOURS, Calibration, Certainty, certainty_of
-from search.duplicates import (
-    CollapsedEngine,
-    OwnPicture,
-    contents,
-    count_copies,
-    near_duplicates,
-)
+from search.certainty import Calibration
+from search.duplicates import OwnPicture, contents
 from search.engine import Answer, ExactEngine
 from search.engines import NamedEngine
+from search.matches import Match, Matches, find, matches_of
 from search.query import Stopwatch
 from search.signals import Signal
 from server.live import Collection
@@ -110,23 +105,24 @@ def search(
         signals = [] if query is None else signals_for(collection, options, query)
         category = _category_for(collection, options, query)
         rows = _rows_of(collection, category) if category else None
-        sure = None
         if query is None:
             rows = np.arange(len(collection)) if rows is None else rows
             rows = rows[evenly_spaced(len(rows), options.count)]
             answer = Answer(rows, np.full(len(rows), np.nan), np.empty((len(rows), 0)))
-            searched, recall = "nothing: evenly spaced pictures", None
+            collapses = _collapses(collection, options)
+            matches = Matches(matches_of(collection.database, answer, [], [], collapses))
+            searched, recall, same = "nothing: evenly spaced pictures", None, None
         else:
-            answer, searched, recall, sure = _rank(collection, signals, rows, query, options, own)
-        answers = _found(collection, signals, answer, query, _collapses(collection, options), sure)
-        if sure:
-            least = options.min_probability
-            answers = [found for found in answers if (found.probability or 0) >= least]
+            calibration = _calibration_for(collection, signals, options)
+            same = calibration.same if calibration else None
+            matches, searched, recall = _rank(
+                collection, signals, rows, query, options, own, calibration
+            )
     return SearchAnswer(
         query=options.query,
-        answers=answers,
-        same=collection.calibration.same if collection.calibration and sure else None,
-        present=sure.present if sure else None,
+        answers=[_found(collection, match, signals) for match in matches],
+        same=same,
+        present=matches.present,
         left_out=[collection.database.paths[row] for row in own.rows],
         engine="exact" if options.other_color else options.engine,
         searched=searched,
@@ -145,8 +141,9 @@ def _rank(
     query: Features,
     options: SearchOptions,
     own: OwnPicture,
-) -> tuple[Answer, str, float | None, Certainty | None]:
-    """The answer without the query's pictures, what was searched, expected recall, certainty.
+    calibration: Calibration | None,
+) -> tuple[Matches, str, float | None]:
+    """The matches without the query's pictures, what was searched, and the expected recall.
 
     For other colours, the weights of colour become negative, among the `CUT_NEIGHBOURS` nearest by
     the deep signals: most of the collection has another colour.
@@ -168,21 +165,25 @@ def _rank(
             found |= np.isin(content[rows], content[listed]) & (content[rows] != b"")
         return found | own(rows) if own.files else found
 
-    keys = [content] if collapses else []
-    keys += [database.items] if options.per_item else []
-    calibration = _calibration_for(collection, signals, options)
-    at_least = NEIGHBOURS if calibration else 0
-    engine = CollapsedEngine(named.engine, *keys, left_out=left_out, at_least=at_least)
-    answer = engine.search(query, count, rows)[0]
+    matches = find(
+        database,
+        named.engine,
+        signals,
+        query,
+        count,
+        rows,
+        left_out=left_out,
+        per_item=options.per_item,
+        collapse=collapses,
+        calibration=calibration,
+        min_probability=options.min_probability,
+    )
     if options.other_color:
-        near = np.sort(answer.rows)
+        near = np.sort(np.array([match.row for match in matches], np.int64))
         answer = ExactEngine(_scale(signals, 1, -1)).search(query, options.count, near)[0]
-        return answer, f"different colours first among the {len(near):,} nearest in cut", None, None
-    recall = named.recall if rows is None or named.name == "exact" else None
-    sure = None
-    if calibration:
-        sure = certainty_of(calibration, engine.near[0], calibration.labels(database))
-    return answer, named.searched, recall, sure
+        matches = Matches(matches_of(database, answer, signals, query, collapses))
+        return matches, f"different colours first among the {len(near):,} nearest in cut", None
+    return matches, named.searched, named.recall if rows is None or named.name == "exact" else None
 
 
 def _calibration_for(
@@ -212,29 +213,7 @@ def _collapses(collection: Collection, options: SearchOptions) -> bool:
     return options.collapse_duplicates and collection.database.content is not None
 
 
-def _found(
-    collection: Collection,
-    signals: Sequence[Signal],
-    answer: Answer,
-    query: Features | None,
-    collapses: bool,
-    sure: Certainty | None,
-) -> list[Found]:
-    """An answer for the page."""
-    rows, found = answer.rows, []
-    copies = count_copies(collection.database, rows) if collapses else [1] * len(rows)
-    near = [None] * len(rows) if query is None else near_duplicates(signals, query, rows)
-    for i, row in enumerate(rows.tolist()):
-        values = zip(signals, answer.parts[i].tolist(), strict=True)
-        found.append(
-            Found(
-                **collection.picture(row).model_dump(),
-                rank=i + 1,
-                copies=copies[i],
-                duplicate_of=near[i],
-                distance=float(answer.distances[i]),
-                probability=sure.of_rows[row] if sure else None,
-                parts={signal.name: value for signal, value in values if signal.weight},
-            )
-        )
-    return found
+def _found(collection: Collection, match: Match, signals: Sequence[Signal]) -> Found:
+    """A match for the page."""
+    parts = {s.name: match.parts[s.name] for s in signals if s.weight}
+    return Found(**vars(match) | collection.picture(match.row).model_dump() | {"parts": parts})

@@ -19,7 +19,7 @@ from data import PictureDataset, eval_transform
 from pictures.decode import PictureError
 from pictures.folder import read_folder
 from pictures.splits import read_splits
-from search.sheet import SheetRow, draw_sheet
+from search.sheet import draw_sheet
 from tests.conftest import ROOT, first, first_picture
 from tests.pictures.odd_pictures import STORED, WRONG, make_right, make_wrong
 
@@ -196,7 +196,7 @@ def test_a_sheet_shows_no_picture_from_elsewhere(made: tuple) -> None:
 
     def sheet(name: str) -> np.ndarray:
         record = {"rank": 1, "path": name, "distance": 0.5, "category": "two\nlines"}
-        rows = [SheetRow("query\n1", Image.new("RGB", (60, 80)), [record])]
+        rows = [("query\n1", Image.new("RGB", (60, 80)), [record])]
         return np.asarray(draw_sheet(base, rows))
 
     gone = sheet("dress/none.jpg")

@@ -82,7 +82,7 @@ def test_a_view_of_the_item_makes_its_presence_more_likely(collection: Collectio
     rng, searcher = np.random.default_rng(0), collection
     pixels = rng.integers(256, size=(120, 90, 3), dtype=np.uint8)
     noise = searcher.read(Image.fromarray(pixels))
-    stranger, _ = searcher.rank(noise, searcher.extract([noise]))
+    stranger = searcher.rank(noise, searcher.extract([noise]))
     row = int(np.flatnonzero(collection.database.items != "")[4])
     own = searcher.search(collection.database.paths[row], with_own=True)
     assert own.present > max(stranger.present, 0.5)

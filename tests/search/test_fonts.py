@@ -50,7 +50,7 @@ def test_a_line_is_cut_to_its_width(text: str) -> None:
 
 
 def test_without_fonts_letters_are_escaped_with_one_message(tmp_path: Path) -> None:
-    plain = ["\\u8fde\\u8863", "ete", "hat"]
+    plain = ["\\u8fde\\u8863", "\\xe9t\\xe9", "hat"]
     done = subprocess.run(
         [sys.executable, "-c", CODE, "连衣", "été", "hat", *plain], capture_output=True, text=True
     )

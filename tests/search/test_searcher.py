@@ -151,12 +151,17 @@ def test_other_weights_are_another_engine_which_stays_open(searcher: Searcher) -
     assert searcher.engine("exact") is searcher.engine()
 
 
-def test_what_cannot_be_searched_is_said(base: Path, searcher: Searcher, tmp_path: Path) -> None:
+def test_what_cannot_be_searched_is_said(
+    base: Path, searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is a box to find, too: without reading the models again."""
+    monkeypatch.setattr("search.query.sha256_of", None)
     path = searcher.database.paths[0]
     for arguments, said in (
         ({"picture": "gone.jpg"}, "gone.jpg: no such file"),
         ({"picture": path, "category": "boots"}, "'boots': no such category; there are dress"),
         ({"picture": path, "box": (900, 900, 950, 950)}, "leaves nothing"),
+        ({"picture": path, "box": "auto"}, "finds no garments"),
     ):
         with pytest.raises(UserError, match=said):
             searcher.search(**arguments)

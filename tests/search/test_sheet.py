@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.sheet import SheetRow, draw_sheet
+from search.sheet import draw_sheet
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 128, 0), (0, 0, 255)
 
@@ -35,7 +35,7 @@ def place(sheet: Image.Image, color: tuple[int, int, int]) -> tuple[int, int, in
 
 
 def test_the_query_stands_left_of_its_answers_in_their_order(tmp_path: Path) -> None:
-    sheet = draw_sheet(tmp_path, [SheetRow("exact", solid(RED), answers(tmp_path, [GREEN, BLUE]))])
+    sheet = draw_sheet(tmp_path, [("exact", solid(RED), answers(tmp_path, [GREEN, BLUE]))])
     assert sheet.mode == "RGB"
     places = [place(sheet, color) for color in (RED, GREEN, BLUE)]
     for one, following in pairwise(places):
@@ -47,8 +47,8 @@ def test_the_query_stands_left_of_its_answers_in_their_order(tmp_path: Path) -> 
 
 
 def test_each_row_stands_below_the_one_before_with_its_own_query(tmp_path: Path) -> None:
-    rows = [SheetRow("exact", solid(RED), answers(tmp_path, [GREEN])),
-            SheetRow("k-means", solid(BLUE), answers(tmp_path, [(9, 9, 99)]))]  # fmt: skip
+    rows = [("exact", solid(RED), answers(tmp_path, [GREEN])),
+            ("k-means", solid(BLUE), answers(tmp_path, [(9, 9, 99)]))]  # fmt: skip
     sheet = draw_sheet(tmp_path, rows)
     above, below = place(sheet, RED), place(sheet, BLUE)
     assert above[3] < below[1]
@@ -59,7 +59,7 @@ def test_each_row_stands_below_the_one_before_with_its_own_query(tmp_path: Path)
 
 @pytest.mark.parametrize("size", [(400, 100), (100, 400), (1, 1), (1000, 1000)])
 def test_pictures_keep_their_proportions_and_stay_within_the_sheet(tmp_path: Path, size) -> None:
-    row = SheetRow("exact", solid(RED), answers(tmp_path, [GREEN, BLUE], size))
+    row = ("exact", solid(RED), answers(tmp_path, [GREEN, BLUE], size))
     sheet = draw_sheet(tmp_path, [row])
     left, top, right, bottom = place(sheet, GREEN)
     assert (right - left) / (bottom - top) == pytest.approx(size[0] / size[1], rel=0.05)
@@ -69,7 +69,7 @@ def test_pictures_keep_their_proportions_and_stay_within_the_sheet(tmp_path: Pat
 
 def test_many_answers_wrap_in_reading_order(tmp_path: Path) -> None:
     colors = [(10 + 9 * i, 200 - 5 * i, 77) for i in range(21)]
-    sheet = draw_sheet(tmp_path, [SheetRow("exact", solid(RED), answers(tmp_path, colors))])
+    sheet = draw_sheet(tmp_path, [("exact", solid(RED), answers(tmp_path, colors))])
     places = [place(sheet, color) for color in colors]
     assert sorted(places, key=lambda p: (p[1], p[0])) == places
     assert len({p[1] for p in places}) > 1  # lines
@@ -83,7 +83,7 @@ def test_answers_that_are_missing_or_unreadable_leave_the_rest_as_it_is(
 ) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     gone = [{"rank": 1, "path": name, "distance": 0.5, "category": ""} for name in records]
-    row = SheetRow("a title longer than the sheet is wide " * 9, solid(RED),
+    row = ("a title longer than the sheet is wide " * 9, solid(RED),
                    [*gone, *answers(tmp_path, [GREEN] if records else [])])  # fmt: skip
     sheet = draw_sheet(tmp_path, [row])
     place(sheet, RED)

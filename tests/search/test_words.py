@@ -17,7 +17,7 @@ import retrieval
 from config import Config
 from pictures.deepfashion import find_box
 from search import Searcher
-from search.searcher import Match
+from search.matches import Match
 from tests.conftest import ROOT, run
 from tools.synthetic.garments import CATEGORY_NAMES
 from tools.synthetic.items import COLOURS
