@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -170,12 +170,12 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def picture(self, row: int, content: BinaryIO | None = None) -> Image.Image:
-        """One picture before the transform; `content` is its file where that is open already."""
+    def picture(self, row: int) -> Image.Image:
+        """One picture before the transform."""
         path = picture_file(self.base, self.pictures.paths[row])
         x1, y1, x2, y2 = self.pictures.boxes[row].tolist()
         box = (x1, y1, x2, y2) if self.crop and x2 > 0 else None
-        picture = read_picture(content or path, box, self.min_side, str(path), self.truncated)
+        picture = read_picture(path, box, self.min_side, str(path), self.truncated)
         refuse_sheet(picture, path)
         return picture
 

@@ -22,11 +22,9 @@ import numpy as np
 import torch
 
 from config import DISTANCE
+from features.chunks import Chunk
 from features.database import DEEP, FeatureDatabase, open_database
 from features.extraction import (
-    OF_FILES,
-    STAMPS,
-    Extracted,
     Job,
     choose_arithmetic,
     dataset_of,
@@ -106,7 +104,7 @@ def run(job: Job, pictures: Pictures, amp: str, distance: Mapping[str, Any], upd
     base, models, settings = job.base, job.models, job.settings
     distributed, crop = job.distributed, settings["CROP_TO_BBOX"]
     records = [model.record for model in models]
-    key = key_of([record.sha256 for record in records], pictures)
+    key = key_of([record.sha256 for record in records], pictures.paths, pictures.boxes)
     if key != distributed.broadcast(key):
         rank = distributed.rank
         raise UserError(f"{base}: rank {rank} finds other pictures or models there")
@@ -115,7 +113,7 @@ def run(job: Job, pictures: Pictures, amp: str, distance: Mapping[str, Any], upd
         if distributed.is_main:
             finish_writing(base)
             old = database_to_update(base, records, settings, amp) if update else None
-        origin, stamps = find_changes(old, pictures, crop)
+        origin, stamps = find_changes(base, old, pictures, crop)
         rows = distributed.broadcast(np.flatnonzero(origin < 0))
         if old:
             print(f"{len(pictures):,} pictures, {len(rows):,} of them new or changed")
@@ -127,15 +125,15 @@ def run(job: Job, pictures: Pictures, amp: str, distance: Mapping[str, Any], upd
             stored = old.metadata.settings.AMP if old else ""
             arithmetic = choose_arithmetic(amp, stored, models, dataset, job.device)
         dtype, settings["AMP"] = distributed.broadcast(arithmetic)
-        done = extract(job, new, dataset, dtype)
+        chunks = extract(job, new, stamps[rows], dataset, dtype)
         if not distributed.is_main:
             return 0
-        errors = dict(item for chunk in done.chunks for item in chunk.errors.items())
-        database = _write(job, pictures, (origin, stamps), done, errors, old)
+        errors = dict(item for chunk in chunks for item in chunk.errors.items())
+        database = _write(job, pictures, (origin, stamps), chunks, errors, old)
         # So that no query has to make them.
         open_quantised(database, signals_of(database, **{**distance, "model_weights": ()}))
         clustering.follow(distance, database)
-    _report(database, old, origin, done, {new.paths[row]: errors[row] for row in sorted(errors)})
+    _report(database, old, origin, {new.paths[row]: errors[row] for row in sorted(errors)})
     return 1 if errors else 0
 
 
@@ -143,13 +141,13 @@ def _write(
     job: Job,
     pictures: Pictures,
     changes: tuple[np.ndarray, np.ndarray],
-    done: Extracted,
+    chunks: Sequence[Chunk],
     errors: dict[int, str],
     old: FeatureDatabase | None,
 ) -> FeatureDatabase:
     """Write the database, if it changes.
 
-    `changes` are those of `find_changes`; `done` and `errors` are of the new pictures.
+    `changes` are those of `find_changes`; `chunks` and `errors` are of the new pictures.
     """
     base, count = job.base, len(old.categories) if old else 0
     places, stamps = changes[0].copy(), changes[1]
@@ -160,11 +158,10 @@ def _write(
         _remove_chunks(base)
         raise UserError(f"{base}: no picture can be read: {errors[min(errors)]}")
     matrices = {}
-    for name, form in {**job.columns, **OF_FILES}.items():
+    for name, form in job.columns.items():
         parts = [(base / name, np.arange(count))] if old else []
-        parts += [(chunk.file, count + chunk.rows) for chunk in done.chunks]
+        parts += [(chunk.file, count + chunk.rows) for chunk in chunks]
         matrices[name] = Stacked(name, form, parts)
-    stamps[rows] = matrices.pop(STAMPS).take(count + np.arange(len(rows))).view(np.int64)
     if not (old and is_same(old, pictures, places)):
         weight, bias = (tensor.cpu().numpy() for tensor in job.models[0].net.net.classifier())
         records = [model.record for model in job.models]
@@ -185,14 +182,10 @@ def _report(
     database: FeatureDatabase,
     old: FeatureDatabase | None,
     origin: np.ndarray,
-    done: Extracted,
     errors: dict[str, str],
 ) -> None:
     """Print what was done; what was skipped goes to standard error, links as one line."""
-    seconds = done.seconds
-    speed = done.count / seconds if seconds else 0.0
-    where = f"{len(database.categories):,} pictures in {database.base / DEEP}"
-    print(f"{where}: {seconds:.1f} s, {speed:.1f} pictures/s")
+    print(f"{len(database.categories):,} pictures in {database.base / DEEP}")
     if old:
         kept = int((origin >= 0).sum())
         dropped = len(np.setdiff1d(np.arange(len(old.categories)), origin))

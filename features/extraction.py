@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +21,21 @@ from config import Config
 from data import DETAIL, TRANSFORM, PictureDataset, Transform, eval_transform, make_loader
 from features.chunks import Chunk, missing_rows, read_chunks, save_chunk, split_rows
 from features.database import COLOR, CONTENT, PALETTE, deep_file, unit_rows
-from features.incremental import DIGEST, STAMP_BYTES, fingerprint, open_file
-from features.inference import CPU_BATCH, faster, features_in_order, one_thread
+from features.incremental import DIGEST, digest_of
+from features.inference import CPU_BATCH, features_in_order, fold_batch_norms
 from features.metadata import ModelRecord
-from net import (
-    Architecture,
-    FeatureNet,
-    Network,
-    extract_features,
-    find_model,
-    load_net,
-    read_split,
-)
+from net import Architecture, FeatureNet, extract_features, find_model, load_net, read_split
 from network.color import PALETTE_BINS, color_features
 from network.device import amp_type, explain_out_of_memory, query_type, to_device
 from network.distributed import Distributed, per_process
 from pictures.decode import PictureError
-from pictures.folder import picture_file
 from pictures.table import Pictures
 from utils import UserError, evenly_spaced, file_stamp, progress_bar, sha256_of
 
 SAVE_SECONDS, MAX_CHUNK = 10.0, 16_384  # of work that a kill may cost; pictures
 INFINITE = "the network's features of it are infinite or NaN; try --amp off, or another model"
-STAMPS = "stamps"  # a matrix that is not one of the database
 MAX_COSINE_CHANGE = 1e-3  # of an embedding by 16 bits
 
-OF_FILES = {STAMPS: (STAMP_BYTES, "|u1"), CONTENT: (DIGEST, "|u1")}
 Columns = Mapping[str, tuple[int, str]]  # width and dtype of each matrix, by its file's name
 
 
@@ -81,35 +71,18 @@ class Job:
 
     @property
     def columns(self) -> Columns:
-        """The matrices of all models, in the order of the features."""
-        return {name: form for model in self.models for name, form in model.columns.items()}
+        """The matrices of all models, in the order of the features, then what pictures hold."""
+        columns = {name: form for model in self.models for name, form in model.columns.items()}
+        return columns | {CONTENT: (DIGEST, "|u1")}
 
 
-@dataclass(frozen=True)
-class Extracted:
-    """What the models make of the pictures of an extraction.
-
-    Attributes
-    ----------
-    chunks : the features; of the main process only
-    count, seconds : pictures that this run has extracted, and the time without compilation
-    """
-
-    chunks: Sequence[Chunk]
-    count: int
-    seconds: float
-
-
-class Readable(Dataset[tuple[Tensor, str, Tensor]]):
+class Readable(Dataset[tuple[list[Tensor], str, bytes]]):
     """A dataset whose unreadable pictures become zeros and a reason instead of an error.
-
-    With each picture comes what it is made of, see `incremental.look`: its bytes are hashed and
-    decoded from one open file.
 
     Parameters
     ----------
-    dataset : whose transform gives what `packed` gives
-    sides : of the picture of each model, in px
+    dataset : whose transform gives a picture for each model
+    sides : of these, in px
     """
 
     def __init__(self, dataset: PictureDataset, *sides: int) -> None:
@@ -119,40 +92,22 @@ class Readable(Dataset[tuple[Tensor, str, Tensor]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, str, Tensor]:
-        """Picture, see `packed`; why it cannot be read, or ""; 56 + 32 bytes of `look`."""
+    def __getitem__(self, row: int) -> tuple[list[Tensor], str, bytes]:
+        """A picture for each model; why it cannot be read, or ""; see `incremental.digest_of`."""
         source = self.dataset
-        made_of = np.zeros(STAMP_BYTES + DIGEST, np.uint8)
+        # Hashed first: a file that is replaced meanwhile is then extracted again by an update.
+        path, box = source.pictures.paths[row], source.pictures.boxes[row]
+        digest = digest_of(source.base, path, box, source.crop) or bytes(DIGEST)
         try:
-            try:
-                with open_file(picture_file(source.base, source.pictures.paths[row])) as content:
-                    made_of = fingerprint(content, source.pictures.boxes[row], source.crop)
-                    image = source.transform(source.picture(row, content))
-            except OSError:  # reading it by its path says what is wrong
-                image = source[row][0]
-            reason = ""
+            images: Any = source[row][0]
+            return images, "", digest
         except PictureError as error:
-            image = packed([torch.zeros(s, s, 3, dtype=torch.uint8) for s in self.sides])
-            reason = str(error)
-        return image, reason, torch.from_numpy(made_of)
+            images = [torch.zeros(side, side, 3, dtype=torch.uint8) for side in self.sides]
+            return images, str(error), digest
 
 
-def packed(images: Sequence[Tensor]) -> Tensor:
-    """A picture as each model takes it, H x W x 3, uint8: of several models, all in one vector."""
-    return images[0] if len(images) == 1 else torch.cat([image.flatten() for image in images])
-
-
-def unpacked(images: Tensor, sides: Sequence[int]) -> list[Tensor]:
-    """A batch of `packed` pictures -> for each model N x H x W x 3."""
-    if images.dim() > 2:
-        return [images]
-    parts = images.split([3 * side**2 for side in sides], 1)
-    shaped = zip(parts, sides, strict=True)
-    return [part.unflatten(1, (side, side, 3)).contiguous() for part, side in shaped]
-
-
-def _transformed(picture: Image.Image, transforms: Sequence[Transform]) -> Tensor:
-    return packed([transform(picture) for transform in transforms])
+def _transformed(picture: Image.Image, transforms: Sequence[Transform]) -> Any:
+    return [transform(picture) for transform in transforms]
 
 
 def dataset_of(
@@ -167,11 +122,11 @@ def dataset_of(
     return Readable(dataset, *(network.crop_size for network in networks))
 
 
-def key_of(facts: Any, pictures: Pictures) -> str:
-    """A hash of some facts and of the paths and boxes of pictures."""
+def key_of(facts: Any, paths: Sequence[str], known: np.ndarray) -> str:
+    """A hash of some facts, of the paths of pictures, and of what is known of them."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    digest.update("\n".join(pictures.paths).encode(errors="surrogateescape"))
-    digest.update(pictures.boxes.tobytes())
+    digest.update("\n".join(paths).encode(errors="surrogateescape"))
+    digest.update(known.tobytes())
     return digest.hexdigest()
 
 
@@ -192,6 +147,7 @@ def load_models(
     models: list[LoadedModel] = []
     for number, (name, file) in enumerate(zip(names, files, strict=True)):
         net, architecture = load_net(file, default)
+        net.backbone = fold_batch_norms(net.backbone)
         columns, colors = {deep_file(number): (net.dim, "<f4")}, []
         if not number:
             colors = color_features(settings_of(config, device))
@@ -247,9 +203,9 @@ def _keeps_embeddings(
     With depthwise convolutions, as in MobileNet, they often do not.
     """
     rows = evenly_spaced(len(dataset), CPU_BATCH).tolist()
-    images = unpacked(torch.stack([dataset[row][0] for row in rows]), dataset.sides)
+    images = zip(*(dataset[row][0] for row in rows), strict=True)
     changes = []
-    for model, own in zip(models, images, strict=True):
+    for model, own in zip(models, map(torch.stack, images), strict=True):
         exact, rounded = (
             unit_rows(extract_features(model.net, own, device, dtype)[0]) for dtype in (None, kind)
         )
@@ -258,16 +214,25 @@ def _keeps_embeddings(
 
 
 def extract(
-    job: Job, pictures: Pictures, dataset: Readable, dtype: torch.dtype | None
-) -> Extracted:
+    job: Job,
+    pictures: Pictures,
+    stamps: np.ndarray,
+    dataset: Readable,
+    dtype: torch.dtype | None,
+) -> list[Chunk]:
     """Extract what earlier runs have not: this process its part of the pictures.
 
     Parameters
     ----------
     job : by what
     pictures : all of the extraction
+    stamps : of these, see `incremental.find_changes`
     dataset : these, for the models
     dtype : 16-bit type of the networks; None: float32
+
+    Returns
+    -------
+    The features; to the main process only.
 
     Raises
     ------
@@ -275,20 +240,24 @@ def extract(
     """
     distributed, total = job.distributed, len(pictures)
     records = [model.record for model in job.models]
-    key = key_of([[record.model_dump() for record in records], job.settings], pictures)
+    facts = [[record.model_dump() for record in records], job.settings]
+    key = distributed.broadcast(key_of(facts, pictures.paths, stamps))
     folder = job.base / f".extract_{key[:16]}"
     if distributed.is_main:
         for other in set(job.base.glob(".extract_*")) - {folder}:
             shutil.rmtree(other)
     saved = read_chunks(folder) if distributed.is_main else []
     rest = distributed.broadcast(missing_rows(saved, total))
-    if total:
+    if len(rest):
         resumed = f", going on from {total - len(rest):,}" if len(rest) < total else ""
         names = ", ".join(record.file for record in records)
         print(f"{total:,} pictures, {names} on {job.device}{resumed}", flush=True)
-    seconds = _extract_by(job, dataset, rest, folder, dtype) if len(rest) else 0.0
-    distributed.barrier()
-    return Extracted(read_chunks(folder) if distributed.is_main else [], len(rest), seconds)
+        start = time.perf_counter()
+        _extract_by(job, dataset, rest, folder, dtype)
+        distributed.barrier()
+        seconds = time.perf_counter() - start
+        print(f"{seconds:.1f} s, {len(rest) / seconds:.1f} pictures/s")
+    return read_chunks(folder) if distributed.is_main else []
 
 
 def _extract_by(
@@ -297,56 +266,43 @@ def _extract_by(
     rest: np.ndarray,
     folder: Path,
     dtype: torch.dtype | None,
-) -> float:
-    """Extract the part of this process of some rows of a dataset to chunks; returns the seconds."""
+) -> None:
+    """Extract the part of this process of some rows of a dataset to chunks."""
     device, size = job.device, job.settings["EXTRACT_BATCH_SIZE"]
     size = min(size, CPU_BATCH) if device.type == "cpu" else size
     rows = split_rows(rest, job.distributed.world_size, size)[job.distributed.rank]
     own, workers = Subset(dataset, rows.tolist()), per_process(job.workers)
-    paths, shown = dataset.dataset.pictures.paths, job.distributed.is_main
-    bar = progress_bar(len(rows), "extracting", "picture", shown=shown)
-    with one_thread() as threads, bar, explain_out_of_memory("EXTRACT_BATCH_SIZE"):
-        waiting = iter(make_loader(own, workers, device, batch_size=size))
-        # The loader's processes read while the network is compiled.
-        nets: list[Network] = []
-        for model, side in zip(job.models, dataset.sides, strict=True):
-            nets.append(faster(model.net, len(dataset), size, side, device, dtype))
-
-        def fused(images: Tensor) -> list[Tensor]:
-            pairs = zip(nets, unpacked(images, dataset.sides), strict=True)
-            return [feature for net, own in pairs for feature in net(own)]
-
-        start = saved = time.perf_counter()
-        batches = ((images, companions) for images, *companions in waiting)
-        done, first = 0, 0
+    bar = progress_bar(len(rows), "extracting", "picture", shown=job.distributed.is_main)
+    with bar, explain_out_of_memory("EXTRACT_BATCH_SIZE"):
+        batches = make_loader(own, workers, device, batch_size=size)
+        nets = [model.net for model in job.models]
+        saved, done, first = time.perf_counter(), 0, 0
         unsaved: list[Any] = []
-        results = features_in_order(fused, batches, device, dtype, threads)
-        for features, (reasons, made_of) in results:
-            unsaved.append((reasons, [*features, made_of.numpy()]))
-            done += len(reasons)
-            bar.update(len(reasons))
+        for features, rest_of_batch in features_in_order(nets, batches, device, dtype):
+            unsaved.append([*features, *rest_of_batch])
+            done += len(features[0])
+            bar.update(len(features[0]))
             late = time.perf_counter() - saved > SAVE_SECONDS
             if late or done == len(rows) or done - first >= MAX_CHUNK:
+                paths = [dataset.dataset.pictures.paths[row] for row in rows[first:done]]
                 _save(folder, job.columns, rows[first:done], unsaved, paths)
                 first, unsaved, saved = done, [], time.perf_counter()
-        return time.perf_counter() - start
 
 
 def _save(
     folder: Path,
     columns: Columns,
     rows: np.ndarray,
-    batches: Sequence[tuple[Sequence[str], Sequence[np.ndarray]]],
+    batches: Sequence[Sequence[Any]],
     paths: Sequence[str],
 ) -> None:
-    """Save batches as a chunk: for each why pictures have no features, and the arrays."""
-    *features, made_of = map(np.concatenate, zip(*(arrays for _, arrays in batches), strict=True))
-    sound = np.all([np.isfinite(feature).all(axis=1) for feature in features], axis=0)
-    reasons = [reason for batch, _ in batches for reason in batch]
+    """Save batches as a chunk: features, why pictures have none, and what these hold."""
+    *features, reasons, digests = zip(*batches, strict=True)
+    content = np.frombuffer(b"".join(chain(*digests)), np.uint8).reshape(-1, DIGEST)
+    matrices = dict(zip(columns, [*map(np.concatenate, features), content], strict=True))
+    sound = np.all([np.isfinite(matrix).all(axis=1) for matrix in matrices.values()], axis=0)
     errors = [
-        reason or ("" if ok else f"{paths[row]!a}: {INFINITE}")
-        for row, reason, ok in zip(rows.tolist(), reasons, sound, strict=True)
+        reason or ("" if ok else f"{path!a}: {INFINITE}")
+        for path, reason, ok in zip(paths, chain(*reasons), sound, strict=True)
     ]
-    matrices = dict(zip(columns, features, strict=True))
-    matrices[STAMPS], matrices[CONTENT] = np.split(made_of, [STAMP_BYTES], axis=1)
     save_chunk(folder, rows, errors, matrices)

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +21,13 @@ from pictures.table import Pictures, align
 from utils import UserError, atomic_write, file_stamp, progress_bar
 
 STAMPS_FILE = ".all_content.npz"
-STAMP = 3 + 4  # size, inode, time of the last change, and the box
-STAMP_BYTES, DIGEST = 8 * STAMP, 32
+STAMP, DIGEST = 3 + 4, 32  # numbers: size, inode, time of the last change, box; bytes
 # Settings that an update must share.
 SAME = ("COLOR_TOP_N", "PALETTE", "FLIP", "CROP_TO_BBOX", "TRANSFORM")
 
 
-def look(base: Path, path: str, box: np.ndarray, crop: bool) -> np.ndarray:
-    """The stamp of a picture and the SHA-256 of its content.
+def digest_of(base: Path, path: str, box: np.ndarray, crop: bool) -> bytes:
+    """The SHA-256 of what a picture holds.
 
     Parameters
     ----------
@@ -38,34 +37,13 @@ def look(base: Path, path: str, box: np.ndarray, crop: bool) -> np.ndarray:
 
     Returns
     -------
-    56 + 32 bytes, uint8; zeros where it cannot be read.
+    32 bytes; none where it cannot be read.
     """
-    with suppress(OSError, PictureError), open_file(picture_file(base, path)) as content:
-        return fingerprint(content, box, crop)
-    return np.zeros(STAMP_BYTES + DIGEST, np.uint8)
-
-
-def open_file(path: Path) -> BinaryIO:
-    """Open a regular file for reading; opening a pipe would wait for its writer."""
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    return open(path, "rb")
-
-
-def fingerprint(content: BinaryIO, box: np.ndarray, crop: bool) -> np.ndarray:
-    """As `look`, of an open file, which is then at its beginning again.
-
-    The stamp is taken first: what is written to the file later gives it another one.
-    """
-    stamp = _stamp_of(content.fileno(), box)
-    digest = hashlib.sha256((box.tobytes() if crop else b"") + content.read())
-    content.seek(0)
-    return np.concatenate([stamp.view(np.uint8), np.frombuffer(digest.digest(), np.uint8)])
-
-
-def _stamp_of(file: str | int, box: np.ndarray) -> np.ndarray:
-    """Size in bytes, inode, time of the last change in ns, and box of a picture, int64."""
-    return np.array([*file_stamp(file), *box], np.int64)
+    with suppress(OSError, PictureError):
+        file = picture_file(base, path)
+        if file.is_file():  # opening a pipe would wait for its writer
+            return hashlib.sha256((box.tobytes() if crop else b"") + file.read_bytes()).digest()
+    return b""
 
 
 def database_to_update(
@@ -100,7 +78,7 @@ def database_to_update(
 
 
 def find_changes(
-    database: FeatureDatabase | None, pictures: Pictures, crop: bool
+    base: Path, database: FeatureDatabase | None, pictures: Pictures, crop: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compare the pictures of a collection with those that a database was made of.
 
@@ -108,22 +86,23 @@ def find_changes(
 
     Parameters
     ----------
+    base : DATASET_BASE
     database : with `content`; None: there is none, and all pictures are new
     pictures : the table of the N pictures as they are now
-    crop : see `look`
+    crop : see `digest_of`
 
     Returns
     -------
     For each picture the row of the database that has its features, N, int64, -1 where none has;
-    and its stamp, N x 7, int64, zeros where none has.
+    and its stamp, N x 7, int64, zeros where it cannot be read.
     """
     paths, boxes = pictures.paths, pictures.boxes
     now, origin = np.zeros((len(paths), STAMP), np.int64), np.full(len(paths), -1)
-    if database is None or database.content is None:
-        return origin, now
     for row, path in enumerate(paths):
         with suppress(OSError, ValueError):
-            now[row] = _stamp_of(f"{database.base}/{path}", boxes[row])
+            now[row] = [*file_stamp(f"{base}/{path}"), *boxes[row]]
+    if database is None or database.content is None:
+        return origin, now
     old = align(paths, list(database.paths))
     untouched = (old >= 0) & (now == _read_stamps(database)[old]).all(1) & now.any(1)
     origin[untouched] = old[untouched]
@@ -131,12 +110,8 @@ def find_changes(
     row_of = {digest.tobytes(): row for row, digest in enumerate(database.content)}
     with progress_bar(len(rest), "comparing", "picture", shown=len(rest) > 0) as bar:
         for row in rest.tolist():
-            found = look(database.base, paths[row], boxes[row], crop)
-            now[row] = found[:STAMP_BYTES].view(np.int64)
-            if found.any():  # else it cannot be read
-                origin[row] = row_of.get(found[STAMP_BYTES:].tobytes(), -1)
+            origin[row] = row_of.get(digest_of(base, paths[row], boxes[row], crop), -1)
             bar.update()
-    now[origin < 0] = 0
     return origin, now
 
 

@@ -1,9 +1,8 @@
-"""Networks made faster: the same values, whichever way they are computed, and compiled once."""
+"""inference.py: features in order, whatever is computed at once; folded batch norms."""
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -12,16 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.utils import counters
 
 from features import extraction
 from features.extraction import Readable
-from features.inference import (
-    MIN_PICTURES_TO_COMPILE,
-    faster,
-    features_in_order,
-    one_thread,
-)
+from features.inference import features_in_order, fold_batch_norms
 from net import Architecture, EmbeddingNet, FeatureNet, extract_features, initial_net
 from network.color import ColorFeature, Palette
 from network.device import to_device
@@ -31,7 +24,6 @@ from utils import UserError
 
 CPU = torch.device("cpu")
 PICTURES = torch.randint(256, (8, 64, 64, 3), dtype=torch.uint8)
-ENOUGH = MIN_PICTURES_TO_COMPILE["cpu"]
 
 
 def feature_net() -> FeatureNet:
@@ -56,40 +48,6 @@ def assert_same(found: list[np.ndarray], expected: list[np.ndarray], tolerance: 
         assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    """However many the tests were started with."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_a_compiled_network_gives_the_same_features_and_is_compiled_once() -> None:
-    """Seen to fail with three graphs where `one_thread` did not set the number of threads.
-
-    Then the thread of a loader that pins memory, which sets the number of threads to 1, made
-    PyTorch compile again.
-    """
-    plain = extract_features(feature_net(), PICTURES, CPU, None)
-    counters.clear()
-    with one_thread():
-        fast = faster(feature_net(), ENOUGH, len(PICTURES), 64, CPU, None)
-        loader = threading.Thread(target=torch.set_num_threads, args=(1,))
-        loader.start()
-        loader.join()
-        batches = [(PICTURES, "all"), (PICTURES[:3], "some"), (PICTURES, "all")]
-        found = list(features_in_order(fast, batches, CPU, None, threads=2))
-    assert counters["stats"]["unique_graphs"] == 1
-    assert [companion for _, companion in found] == ["all", "some", "all"]
-    assert_same(found[0][0], plain, 1e-5)
-    for features, companion in found:
-        rows = len(PICTURES) if companion == "all" else 3
-        for one, other in zip(features, found[0][0], strict=True):
-            np.testing.assert_array_equal(one, other[:rows])
-
-
 class Untraceable(nn.Module):
     """A backbone that does different things with different pictures."""
 
@@ -102,33 +60,27 @@ class Untraceable(nn.Module):
 
 
 @pytest.mark.parametrize("traceable", [True, False])
-def test_few_pictures_are_not_compiled_for(traceable: bool) -> None:
-    """Batch norms are folded where they can be."""
+def test_batch_norms_are_folded_where_they_can_be(traceable: bool) -> None:
+    """The features are the same to rounding."""
     plain = extract_features(feature_net(), PICTURES, CPU, None)
     net = feature_net()
     if not traceable:
         net.net.backbone = Untraceable(net.net.backbone)
-    fast = faster(net, ENOUGH - 1, len(PICTURES), 64, CPU, None)
-    assert fast is net
+    net.net.backbone = fold_batch_norms(net.net.backbone)
     folded = not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
     assert folded == traceable
-    assert_same(extract_features(fast, PICTURES, CPU, None), plain, 1e-5)
+    assert_same(extract_features(net, PICTURES, CPU, None), plain, 1e-5)
 
 
-def test_without_a_compiler_it_is_slower_and_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    from torch._inductor import config
-
-    plain = extract_features(feature_net(), PICTURES, CPU, None)
-    with config.patch({"cpp.cxx": ("/nonexistent/g++",), "fx_graph_cache": False}):
-        torch._dynamo.reset()
-        fast = faster(feature_net(), ENOUGH, len(PICTURES), 64, CPU, None)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("extraction will be slower, torch.compile fails: ")
-    assert_same(extract_features(fast, PICTURES, CPU, None), plain, 1e-5)
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of PyTorch's threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
-def test_batches_run_at_once_on_a_cpu() -> None:
+def test_batches_run_at_once_on_a_cpu(threads: Callable[[int], None]) -> None:
     """As many as there are threads, results in order; the first error is raised."""
     running, most, lock = [0], [0], threading.Lock()
 
@@ -149,32 +101,27 @@ def test_batches_run_at_once_on_a_cpu() -> None:
     def batches() -> Iterator[tuple[torch.Tensor, int]]:
         for i in range(16):
             begun[0] += 1
-            yield PICTURES[i % 8, None], i
+            yield [PICTURES[i % 8, None]], i
 
-    for features, i in features_in_order(Slow(), batches(), CPU, None, 3):
+    threads(3)
+    for features, (i,) in features_in_order([Slow()], batches(), CPU, None):
+        assert torch.get_num_threads() == 1
         assert begun[0] - len(found) <= 7  # not too far ahead
         found.append((features, i))
     assert most[0] == 3
+    assert torch.get_num_threads() == 3
     assert [number for _, number in found] == list(range(16))
     for features, i in found:
         np.testing.assert_array_equal(features[0], PICTURES[i % 8, None].flatten(1)[:, :2].float())
     with pytest.raises(ValueError, match="no pictures"):
-        list(features_in_order(Slow(), [(PICTURES[:1], 0), (PICTURES[:0], 1)], CPU, None, 2))
-
-
-def test_the_number_of_threads_is_restored() -> None:
-    before = torch.get_num_threads()
-    with suppress(KeyError), one_thread() as threads:
-        assert threads == before
-        assert torch.get_num_threads() == 1
-        raise KeyError
-    assert torch.get_num_threads() == before
+        list(features_in_order([Slow()], [([PICTURES[:1]], 0), ([PICTURES[:0]], 1)], CPU, None))
+    assert torch.get_num_threads() == 3
 
 
 def test_the_mode_of_cudnn_is_restored() -> None:
     """It is one of the whole process, and slow where pictures have many sizes."""
     assert not torch.backends.cudnn.benchmark
-    for _ in features_in_order(feature_net(), [(PICTURES, 0)], CPU, None, 1):
+    for _ in features_in_order([feature_net()], [([PICTURES], 0)], CPU, None):
         assert torch.backends.cudnn.benchmark
     assert not torch.backends.cudnn.benchmark
 
@@ -183,7 +130,7 @@ def test_16_bits_are_used_where_embeddings_stay_the_same() -> None:
     class Dataset(list):
         sides = (64,)
 
-    net, dataset = feature_net(), Dataset([(picture,) for picture in PICTURES])
+    net, dataset = feature_net(), Dataset([([picture],) for picture in PICTURES])
     model = [SimpleNamespace(net=net)]
     assert extraction._keeps_embeddings(model, dataset, CPU, torch.bfloat16)
     norm = nn.BatchNorm2d(32).eval()
@@ -203,12 +150,12 @@ def test_batches_on_a_gpu_stay_there(fake_cuda: torch.device, dtype: torch.dtype
     net = initial_net(Architecture("resnet18", 16, ["a", "b"], 64, 64), "none")
     features = FeatureNet(net, [ColorFeature(4), Palette()], True).eval()
     to_device(features, fake_cuda)
-    batches = [(pictures(count), count) for count in (4, 4, 4, 2)]
-    found = list(features_in_order(features, batches, fake_cuda, dtype, 1))
-    for arrays, count in found:
+    batches = [([pictures(count)], count) for count in (4, 4, 4, 2)]
+    found = list(features_in_order([features], batches, fake_cuda, dtype))
+    for arrays, (count,) in found:
         assert [array.shape for array in arrays] == [(count, n) for n in (16, 12, 512)]
         assert all(array.dtype == np.float32 for array in arrays)
-    assert [count for _, count in found] == [4, 4, 4, 2]
+    assert [count for _, (count,) in found] == [4, 4, 4, 2]
 
 
 def test_a_gpu_without_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +164,7 @@ def test_a_gpu_without_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     def exhausted(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr(extraction, "faster", exhausted)
+    monkeypatch.setattr(extraction, "features_in_order", exhausted)
     dataset = Readable(mock.MagicMock(), 64)
     model = extraction.LoadedModel(feature_net(), mock.Mock(), {})
     job = extraction.Job(Path(), [model], {"EXTRACT_BATCH_SIZE": 4}, 0, Distributed(), CPU)

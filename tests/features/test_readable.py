@@ -1,6 +1,5 @@
-"""One picture of an extraction: its file is opened once, its errors are reasons."""
+"""One picture of an extraction: its errors are reasons; and in which arithmetic it is made."""
 
-import builtins
 import hashlib
 import os
 from pathlib import Path
@@ -13,7 +12,6 @@ from PIL import Image
 from data import PictureDataset, eval_transform
 from features import extraction
 from features.extraction import Readable, choose_arithmetic
-from features.incremental import STAMP_BYTES, look
 from network import device as arithmetic
 from pictures.folder import read_folder
 
@@ -27,38 +25,30 @@ def readable(tmp_path: Path) -> Readable:
         Image.fromarray(noise).save(tmp_path / "hat" / name)
     (tmp_path / "hat" / "b.png").write_bytes(b"no picture")
     pictures = read_folder(tmp_path, 0.1)
-    dataset = PictureDataset(tmp_path, pictures, eval_transform(32, 32), False)
+    transform = eval_transform(32, 32)
+    dataset = PictureDataset(tmp_path, pictures, lambda picture: [transform(picture)], False)
     return Readable(dataset, 32)
 
 
-def test_a_file_is_opened_once(readable: Readable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen to fail with `look` followed by the dataset's own reading."""
-    opened = []
-    real = builtins.open
-    monkeypatch.setattr(
-        builtins, "open", lambda file, *rest: opened.append(str(file)) or real(file, *rest)
-    )
-    image, reason, made_of = readable[0]
-    assert [Path(name).name for name in opened if name.endswith(".png")] == ["a.png"]
+def test_a_picture_comes_with_the_hash_of_its_content(readable: Readable) -> None:
+    (image,), reason, digest = readable[0]
     assert reason == ""
-    assert torch.equal(image, readable.dataset[0][0])
+    assert torch.equal(image, readable.dataset[0][0][0])
     content = (readable.dataset.base / "hat" / "a.png").read_bytes()
-    assert made_of[STAMP_BYTES:].numpy().tobytes() == hashlib.sha256(content).digest()
-    boxes, paths = readable.dataset.pictures.boxes, readable.dataset.pictures.paths
-    np.testing.assert_array_equal(made_of, look(readable.dataset.base, paths[0], boxes[0], False))
+    assert digest == hashlib.sha256(content).digest()
 
 
 def test_what_cannot_be_read_becomes_zeros_and_a_reason(readable: Readable) -> None:
-    image, reason, made_of = readable[1]
+    (image,), reason, digest = readable[1]
     assert not image.any()
     assert image.shape == (32, 32, 3)
     assert "hat/b.png: cannot be read as a picture: no format that Pillow knows" in reason
-    assert made_of.any()  # an update reads it again only if it has changed
+    assert digest == hashlib.sha256(b"no picture").digest()
     gone = readable.dataset.base / "hat" / "c.png"
     gone.unlink()
-    image, reason, made_of = readable[2]
+    (image,), reason, digest = readable[2]
     assert not image.any()
-    assert not made_of.any()
+    assert digest == bytes(32)
     assert reason == f"{gone}: no such file"
     os.mkfifo(gone)  # opened, it would wait for a writer
     assert "no regular file" in readable[2][1]

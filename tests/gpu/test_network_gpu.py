@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch._dynamo.utils import counters
 
 import feature_extractor
 import train
 from config import Config
-from features import inference
 from features.database import open_database, unit_rows
 from search import Searcher
 from utils import UserError
@@ -70,18 +68,6 @@ def test_float32_is_float32(base: Path, on_cpu: list[np.ndarray]) -> None:
     """TF32 would change a few of a thousand parts."""
     found, expected = extract(base, "cuda", "--amp", "off")[0], on_cpu[0]
     assert np.abs(found - expected).max() < 5e-4 * np.abs(expected).max()
-
-
-def test_a_compiled_extraction_compiles_once(
-    base: Path, on_cpu: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    """With the loader's thread that pins memory, and a last batch that is not whole."""
-    monkeypatch.setattr(inference, "MIN_PICTURES_TO_COMPILE", {"cuda": 1})
-    counters.clear()
-    found = extract(base, "cuda", "--extract-batch-size", "64")
-    assert "torch.compile fails" not in capsys.readouterr().err
-    assert counters["stats"]["unique_graphs"] == 1
-    assert_close(found, on_cpu)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])

@@ -22,7 +22,7 @@ from torch import nn
 from config import Config
 from data import make_loader
 from features.extraction import LoadedModel, Readable, dataset_of, load_models
-from features.inference import CPU_BATCH, faster
+from features.inference import CPU_BATCH
 from net import extract_features
 from network.device import amp_type, autocast, pick_device
 from pictures.collection import read_collection
@@ -58,14 +58,13 @@ def extraction_parts(base: str, device: str, amp: str, batches: int) -> dict[str
     size, side = config.EXTRACT_BATCH_SIZE, pictures.sides[0]
     loader = make_loader(pictures, config.NUM_WORKERS, where, batch_size=size)
     reading = iter(loader)
-    waiting = len(next(reading)[0])  # the processes have started
+    waiting = len(next(reading)[1])  # the processes have started
     start = time.perf_counter()
-    decoded = sum(len(images) for images, *_ in reading)
+    decoded = sum(len(reasons) for _, reasons, _ in reading)
     decoding = decoded / (time.perf_counter() - start) if decoded else float(waiting)
 
     model, _ = _models(base, device)
     dtype = amp_type(where, amp)
-    fast = faster(model.net, len(pictures), size, side, where, dtype)
     images = torch.randint(256, (size, side, side, 3), dtype=torch.uint8)
     x = images.to(where)
     with torch.inference_mode(), autocast(where, dtype):
@@ -73,7 +72,7 @@ def extraction_parts(base: str, device: str, amp: str, batches: int) -> dict[str
             synchronize()
             start = time.perf_counter()
             for _ in range(count):
-                fast(x)
+                model.net(x)
             synchronize()
     network = batches * size / (time.perf_counter() - start)
     return {"loader": decoding, "workers": config.NUM_WORKERS, "network": network}
@@ -85,7 +84,7 @@ def eager(base: str, amp: str) -> int:
     config, device = Config(), pick_device("cpu")
     loader = make_loader(pictures, config.NUM_WORKERS, device, batch_size=config.EXTRACT_BATCH_SIZE)
     dtype = amp_type(device, amp)
-    found = [extract_features(model.net, images, device, dtype) for images, *_ in loader]
+    found = [extract_features(model.net, images[0], device, dtype) for images, *_ in loader]
     for number, parts in enumerate(zip(*found, strict=True)):
         np.save(Path(base) / f"eager_{number}.npy", np.concatenate(parts))
     return len(pictures)

@@ -1,16 +1,12 @@
 """Measure extraction, training and exact search on a GPU: `make gpu`.
 
 python -m tools.benchmark.gpu                              about 5 minutes on an H100
-python -m tools.benchmark.gpu --compiled                   2 to 3 minutes more
 python -m tools.benchmark.gpu --only search large          some parts
 python -m tools.benchmark.gpu --tiny --device cpu          to see that every part runs
 
 Runs tests/gpu first, then prints a table and writes gpu.json. Nothing is downloaded: pictures and
 features are made, the networks are untrained. A part that fails is reported as a row of its own;
 the others go on, and the exit status is 1.
-
-Extraction and training compile their networks only for large collections. With --compiled the
-sizes are those of DeepFashion, and they do.
 """
 
 import subprocess
@@ -33,7 +29,7 @@ from tools.benchmark.inputs import BLOCK, DIM, PALETTE, QUERIES, random_features
 from tools.benchmark.network import amp_name, photos, printed_rate, training
 from tools.benchmark.rows import Row, compare_rates, compare_times
 from tools.benchmark.search import TOP_N, rows_of, search_one
-from tools.benchmark.sizes import COMPILED, GPU, Sizes
+from tools.benchmark.sizes import GPU, Sizes
 from tools.benchmark.timing import ROOT, Run, interleaved, run_child
 from tools.benchmark.timing import run_script as run_project_script
 from utils import UserError, run_script
@@ -243,15 +239,9 @@ def _faiss_gpu(
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__ or "", PARTS, "gpu.json")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
-    parser.add_argument(
-        "--compiled",
-        action="store_true",
-        help="as many pictures and steps as with DeepFashion, so that networks are compiled:"
-        " 2 to 3 minutes more",
-    )
     args = parser.parse_args(argv)
     facts = gpu_facts(pick_device(args.device))
-    sizes = sizes_of(args, COMPILED if args.compiled else GPU)
+    sizes = sizes_of(args, GPU)
     parts = {name: partial(PARTS[name], args.folder, sizes, args.device) for name in args.only}
     return measure(parts, facts, args.output)
 

@@ -5,7 +5,6 @@ threads; the runs of a round are interleaved.
 """
 
 import re
-import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,15 +87,14 @@ def cold_start(folder: Path, sizes: Sizes) -> Iterator[Row]:
 
 
 def extraction(folder: Path, sizes: Sizes) -> Iterator[Row]:
-    """Extraction on the CPU, beside PyTorch without compilation and beside OpenVINO.
+    """Extraction on the CPU, beside PyTorch in a plain loop and beside OpenVINO.
 
     PyTorch has the same pictures from the same files, OpenVINO the network alone. The steady rate
-    is the script's own, without its start and compilation.
+    is the script's own, without its start.
     """
     base, amp = photos(folder, sizes), amp_name("cpu")
     runs = []
     for _ in range(min(3, sizes.rounds)):
-        shutil.rmtree(base / "inductor", ignore_errors=True)  # each round compiles
         whole, output = run_script("feature_extractor.py", base, "--device=cpu", f"--amp={amp}")
         eager, _ = run_child(base, "eager", amp)
         openvino = float("nan")

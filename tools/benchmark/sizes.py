@@ -1,6 +1,6 @@
 """How much each part of the benchmark measures."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Sizes:
     photos : pictures of an extraction
     backbone, side : the network, and the side of its input in px
     batch, metric_batch : pictures a training step for cross entropy and for the metric loss
-    epochs : of the training, which decide with the pictures whether it compiles its network
+    epochs : of the training
     steps : training steps of one timing
     batches : batches of one timing of the network alone
     evaluated : queries and gallery pictures of an evaluation
@@ -40,8 +40,6 @@ class Sizes:
 
 CPU = Sizes()
 GPU = Sizes(photos=40_960, batch=64, steps=100, batches=100)
-# So many pictures and steps as DeepFashion has: the networks are compiled.
-COMPILED = replace(GPU, photos=102_400, epochs=20)
 TINY = Sizes(
     rows=2000, large_rows=3000, queries=20, clusters=4, photos=96, backbone="resnet18", side=128,
     batch=4, metric_batch=8, steps=2, batches=2, evaluated=(30, 40), rounds=1,

@@ -80,7 +80,6 @@ def run_python(base: Path, *arguments: str) -> tuple[float, str]:
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
     environment |= {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
-    environment["TORCHINDUCTOR_CACHE_DIR"] = str(base / "inductor")
     environment["CI"] = "1"  # keeps OpenVINO's converter from reporting its use to its vendor
     command, start = [sys.executable, *arguments], time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=base)  # noqa: S603
