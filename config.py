@@ -7,23 +7,22 @@ Change a default here, or override it for one run, the strongest first:
     FASHION_EPOCH=3                  a line in the file .env of the working folder
 """
 
-import difflib
 import os
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-# The metrics of scipy.spatial.distance.cdist that every supported SciPy has.
-METRICS = (
+# Of scipy.spatial.distance.cdist: those that every supported SciPy has.
+Metric = Literal[
     "braycurtis", "canberra", "chebyshev", "cityblock", "correlation", "cosine", "dice",
     "euclidean", "hamming", "jaccard", "jensenshannon", "mahalanobis", "minkowski",
     "rogerstanimoto", "russellrao", "seuclidean", "sokalsneath", "sqeuclidean", "yule",
-)  # fmt: skip
+]  # fmt: skip
+METRICS: tuple[str, ...] = get_args(Metric)
 MAX_PIXELS = 4096  # of a side of the network's input, which has to fit into the memory
 ENV_PREFIX = "FASHION_"
 ENV_FILE, ENV_CODING = ".env", "utf-8-sig"  # Windows editors write a byte-order mark
@@ -35,8 +34,6 @@ def _cores() -> int:
 
 
 def _setting(group: str, meaning: str, default: Any, **limits: Any) -> Any:
-    if isinstance(default, float):
-        limits.setdefault("allow_inf_nan", False)
     return Field(default, title=group, description=meaning, **limits)
 
 
@@ -77,22 +74,10 @@ def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-def _two_metrics(value: Any) -> Any:
-    metrics = _split(value)
-    if len(metrics) != 2:
-        raise ValueError("must be two metrics, as in euclidean,cosine")
-    for metric in metrics:
-        if metric not in METRICS:
-            near = difflib.get_close_matches(metric, METRICS, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ValueError(f"{metric!r} is not one of {', '.join(METRICS)}{hint}")
-    return metrics
-
-
 _Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-_Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Weight = Annotated[float, Field(ge=0)]
 _Weights = Annotated[tuple[_Weight, ...], NoDecode, BeforeValidator(_split)]
-_TwoMetrics = Annotated[tuple[str, str], NoDecode, BeforeValidator(_two_metrics)]
+_Metrics = Annotated[tuple[Metric, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Config(BaseSettings):
@@ -103,6 +88,7 @@ class Config(BaseSettings):
         env_file=ENV_FILE,
         env_file_encoding=ENV_CODING,
         frozen=True,
+        allow_inf_nan=False,
         extra="ignore",
     )
 
@@ -145,17 +131,10 @@ class Config(BaseSettings):
         le=MAX_PIXELS,
     )
     CROP_SIZE: int = _data(
-        "px of a side of the square cut from it (as IMG_SIZE)",
-        224,
-        ge=16,
-        le=MAX_PIXELS,
+        "px of a side of the square cut from it (as IMG_SIZE)", 224, ge=16, le=MAX_PIXELS
     )
     TRAIN_SIZE: int = _data(
-        "px of a side of training crops; 0: 6/7 of CROP_SIZE, for crops show garments larger"
-        " (original: CROP_SIZE)",
-        0,
-        ge=0,
-        le=MAX_PIXELS,
+        "px of training crops; 0: 6/7 of CROP_SIZE (original: CROP_SIZE)", 0, ge=0, le=MAX_PIXELS
     )
 
     # --- network
@@ -250,9 +229,11 @@ class Config(BaseSettings):
     PALETTE: bool = _database("add a second colour signal, the palette (512-d)", True)
 
     # --- ranking
-    DISTANCE_METRIC: _TwoMetrics = _ranking(
+    DISTANCE_METRIC: _Metrics = _ranking(
         "metrics of deep and colour features, any two of scipy's cdist, as deep,colour",
         ("euclidean", "euclidean"),
+        min_length=2,
+        max_length=2,
     )
     MODEL_WEIGHTS: _Weights = _ranking(
         "weights of the deep distances of MODELS: X,Y,...; none: 1 each", ()
@@ -298,7 +279,11 @@ class Config(BaseSettings):
     )
 
     # --- machine
-    DEVICE: str = _machine("auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps", "auto")
+    DEVICE: str = _machine(
+        "auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps",
+        "auto",
+        pattern=r"^(auto|cpu|cuda|cuda:\d+|mps)$",
+    )
     AMP: Literal["auto", "off", "bf16", "fp16"] = _machine(
         "16-bit arithmetic: auto uses it where it is faster and leaves embeddings as they are",
         "auto",
@@ -314,7 +299,9 @@ class Config(BaseSettings):
     )
     PORT: int = _server("port of the page; 0 takes a free one", 8000, ge=0, le=65535)
     PUBLIC_URL: str = _server(
-        "address of the page behind a proxy, as https://shop.example/search/; none: no proxy", ""
+        "address of the page behind a proxy, as https://shop.example/search/; none: no proxy",
+        "",
+        pattern=r"^(https?://[^\s?#@/:][^\s?#@]*)?$",
     )
     TOKEN: str = _server("token that requests must send; none: no token is needed", "")
     USER: str = _server("user name that requests must send, with PASSWORD", "")
@@ -363,21 +350,6 @@ class Config(BaseSettings):
     def _not_above_img_size(cls, value: int, info: ValidationInfo) -> int:
         if value > info.data.get("IMG_SIZE", value):
             raise ValueError(f"must not be greater than IMG_SIZE, which is {info.data['IMG_SIZE']}")
-        return value
-
-    @field_validator("DEVICE")
-    @classmethod
-    def _known_device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-            raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
-        return value
-
-    @field_validator("PUBLIC_URL")
-    @classmethod
-    def _web_address(cls, value: str) -> str:
-        url = urlsplit(value)
-        if value and not (re.fullmatch(r"https?://[^\s?#@]+", value) and url.hostname):
-            raise ValueError("must be as https://shop.example/search/")
         return value
 
 

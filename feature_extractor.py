@@ -39,14 +39,13 @@ from features.watch import changes_below
 from features.writer import Stacked, finish_writing, write_database
 from network.distributed import init_distributed
 from pictures.collection import read_collection
-from pictures.folder import allow_roots, leads_out, link_remedy
+from pictures.folder import allow_roots
 from pictures.table import Pictures
 from search import clustering
 from search.quantised import open_quantised
 from search.signals import signals_of
-from utils import UserError, locked, parse_args, run_script, shown
+from utils import UserError, locked, parse_args, run_script
 
-MAX_LINKS = 3  # that are named
 USES = (
     "DATASET_BASE", "CATEGORIES", "ALLOWED_ROOTS", "TRUNCATED", "CROP_TO_BBOX",
     "ENABLE_INSHOP_DATASET", "VAL_SHARE", "IMG_SIZE", "CROP_SIZE", "BACKBONE", "INTER_DIM",
@@ -112,9 +111,9 @@ def run(job: Job, pictures: Pictures, amp: str, distance: Mapping[str, Any], upd
         old = None
         if distributed.is_main:
             finish_writing(base)
-            old = database_to_update(base, records, settings, amp) if update else None
-        origin, stamps = find_changes(base, old, pictures, crop)
-        rows = distributed.broadcast(np.flatnonzero(origin < 0))
+            old = database_to_update(base, records, settings) if update else None
+        places, stamps = find_changes(base, old, pictures, crop)
+        rows = distributed.broadcast(np.flatnonzero(places < 0))
         if old:
             print(f"{len(pictures):,} pictures, {len(rows):,} of them new or changed")
             clustering.follow(distance, old)  # the last update may have been killed before
@@ -125,52 +124,46 @@ def run(job: Job, pictures: Pictures, amp: str, distance: Mapping[str, Any], upd
             stored = old.metadata.settings.AMP if old else ""
             arithmetic = choose_arithmetic(amp, stored, models, dataset, job.device)
         dtype, settings["AMP"] = distributed.broadcast(arithmetic)
-        chunks = extract(job, new, stamps[rows], dataset, dtype)
+        chunks = extract(job, dataset, stamps[rows], dtype)
         if not distributed.is_main:
             return 0
-        errors = dict(item for chunk in chunks for item in chunk.errors.items())
-        database = _write(job, pictures, (origin, stamps), chunks, errors, old)
+        errors = dict(sorted(item for chunk in chunks for item in chunk.errors.items()))
+        count = len(old.categories) if old else 0
+        places[rows] = count + np.arange(len(rows))
+        places[rows[list(errors)]] = -1
+        if not (places >= 0).any():
+            _remove_chunks(base)
+            raise UserError(f"{base}: no picture can be read: {next(iter(errors.values()))}")
+        database = _write(job, pictures, places, chunks, old)
+        save_stamps(database, stamps[places >= 0])
+        _remove_chunks(base)
         # So that no query has to make them.
         open_quantised(database, signals_of(database, **{**distance, "model_weights": ()}))
         clustering.follow(distance, database)
-    _report(database, old, origin, {new.paths[row]: errors[row] for row in sorted(errors)})
+    _report(database, count, places, [*errors.values()])
     return 1 if errors else 0
 
 
 def _write(
     job: Job,
     pictures: Pictures,
-    changes: tuple[np.ndarray, np.ndarray],
+    places: np.ndarray,
     chunks: Sequence[Chunk],
-    errors: dict[int, str],
     old: FeatureDatabase | None,
 ) -> FeatureDatabase:
-    """Write the database, if it changes.
-
-    `changes` are those of `find_changes`; `chunks` and `errors` are of the new pictures.
-    """
+    """Write the database, if it changes; `places` as for `write_database`."""
     base, count = job.base, len(old.categories) if old else 0
-    places, stamps = changes[0].copy(), changes[1]
-    rows = np.flatnonzero(places < 0)
-    places[rows] = np.arange(len(rows)) + count
-    places[rows[sorted(errors)]] = -1
-    if not (places >= 0).any():
-        _remove_chunks(base)
-        raise UserError(f"{base}: no picture can be read: {errors[min(errors)]}")
-    matrices = {}
-    for name, form in job.columns.items():
-        parts = [(base / name, np.arange(count))] if old else []
-        parts += [(chunk.file, count + chunk.rows) for chunk in chunks]
-        matrices[name] = Stacked(name, form, parts)
     if not (old and is_same(old, pictures, places)):
+        matrices = {}
+        for name in job.matrices:
+            parts = [(base / name, np.arange(count))] if old else []
+            parts += [(chunk.file, count + chunk.rows) for chunk in chunks]
+            matrices[name] = Stacked(name, parts)
         weight, bias = (tensor.cpu().numpy() for tensor in job.models[0].net.net.classifier())
         records = [model.record for model in job.models]
         settings = FeatureSettings(**job.settings)
         write_database(base, pictures, matrices, places, (weight, bias), records, settings, old)
-    database = open_database(base)
-    save_stamps(database, stamps[places >= 0])
-    _remove_chunks(base)
-    return database
+    return open_database(base)
 
 
 def _remove_chunks(base: Path) -> None:
@@ -179,30 +172,17 @@ def _remove_chunks(base: Path) -> None:
 
 
 def _report(
-    database: FeatureDatabase,
-    old: FeatureDatabase | None,
-    origin: np.ndarray,
-    errors: dict[str, str],
+    database: FeatureDatabase, count: int, places: np.ndarray, errors: Sequence[str]
 ) -> None:
-    """Print what was done; what was skipped goes to standard error, links as one line."""
+    """Print what was done with the `count` old pictures; what was skipped to standard error."""
     print(f"{len(database.categories):,} pictures in {database.base / DEEP}")
-    if old:
-        kept = int((origin >= 0).sum())
-        dropped = len(np.setdiff1d(np.arange(len(old.categories)), origin))
-        extracted = len(origin) - kept
-        print(f"{kept:,} kept, {extracted:,} extracted, {dropped:,} dropped")
+    if count:
+        kept = int(((places >= 0) & (places < count)).sum())
+        dropped = len(np.setdiff1d(np.arange(count), places))
+        print(f"{kept:,} kept, {len(places) - kept:,} extracted, {dropped:,} dropped")
     if errors:
         print(f"{len(errors):,} pictures were skipped:", file=sys.stderr)
-    base = database.base
-    targets = {path: leads_out(base, path) for path in errors}
-    links = [path for path, target in targets.items() if target]
-    if links:
-        names = ", ".join(map(shown, links[:MAX_LINKS])) + ", ..." * (len(links) > MAX_LINKS)
-        remedy = link_remedy([targets[path] for path in links])
-        print(f"  {len(links):,} links out of {shown(base)} ({names}); {remedy}", file=sys.stderr)
-    for path, reason in errors.items():
-        if not targets[path]:
-            print(f"  {reason}", file=sys.stderr)
+        print(*(f"  {reason}" for reason in errors), sep="\n", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from search.engines import ENGINES, SCRIPTS, NamedEngine
 from search.matches import Match
 from search.query import Cut, Query, Stopwatch, find_query
 from search.sheet import Row, draw_sheet
-from utils import UserError, atomic_write, one_line, parse_args, run_script
+from utils import UserError, atomic_write, parse_args, run_script, shown
 
 USES = (
     *("DATASET_BASE", "TRUNCATED", "DUMPED_MODEL", "MODELS", "EXTRACT_BATCH_SIZE", *DISTANCE),
@@ -61,7 +61,7 @@ def print_answer(
         values += "".join(f"{record[name]:>12.5f}" for name in names)
         line = f"{record['rank']:>5}{values}  {record['category']:<{width}}  {record['path']}"
         said = remark(record["copies"], record["duplicate_of"])
-        print(one_line(f"{line}  ({said})" if said else line))
+        print(shown(f"{line}  ({said})" if said else line))
 
 
 def print_remarks(present: float | None, own: Sequence[str]) -> None:
@@ -69,7 +69,7 @@ def print_remarks(present: float | None, own: Sequence[str]) -> None:
     if present is not None:
         print(f"the item is {describe_presence(present)}")
     if own:
-        print(one_line(f"left out, as the query itself: {', '.join(own)}"))
+        print(shown(f"left out, as the query itself: {', '.join(own)}"))
 
 
 def save_sheet(picture: Image.Image, path: Path) -> None:
@@ -183,7 +183,7 @@ def _title(named: NamedEngine, category: str | None) -> str:
 
 
 def _print_query(query: Query, first: bool) -> None:
-    print("" if first else "\n", f"query: {one_line(query.name)}", sep="")
+    print("" if first else "\n", f"query: {shown(query.name)}", sep="")
     for n, garment in enumerate(query.garments):
         print("also found" if n else "cut to", *garment)
 
@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print_remarks(found.present, found.left_out)
             if args.min_probability and not records:
                 line = f"{query.name}: no answer reaches a probability of {args.min_probability:g}"
-                print(one_line(line), file=sys.stderr if args.json else sys.stdout)
+                print(shown(line), file=sys.stderr if args.json else sys.stdout)
             shared = {k: v for k, v in watch.seconds.items() if not k.endswith("query")}
             facts: dict[str, Any] = {"query": query.name, "engine": named.name}
             if args.bbox == ["auto"]:

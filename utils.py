@@ -1,12 +1,10 @@
 """The helpers that several modules share: command line, errors, atomic files, progress."""
 
 import argparse
-import difflib
 import errno
 import glob
 import hashlib
 import io
-import json
 import os
 import re
 import shlex
@@ -64,7 +62,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse, but an error is one line instead of the usage."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {one_line(message)} (see --help)", file=sys.stderr)
+        print(f"{self.prog}: {shown(message)} (see --help)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -101,17 +99,12 @@ def parse_args(
         add_arguments(parser)
     parser.usage = parser.format_usage().removeprefix("usage: ").strip() + " [--SETTING VALUE ...]"
     _add_settings(parser, uses)
-    argv = sys.argv[1:] if argv is None else argv
-    not_used = {flag_of(name) for name in Config.model_fields.keys() - set(uses)}
-    for flag in (argument.split("=")[0] for argument in argv):
-        if flag in not_used:
-            parser.error(f"{flag}: {parser.prog} does not use this setting")
     arguments = parser.parse_args(argv)
     given = {name: vars(arguments).pop(name) for name in uses if name in arguments}
     try:
-        fault = _wrong_variable()
-        if fault:
-            parser.error(fault)
+        for name in _variables():
+            if name.upper().removeprefix(ENV_PREFIX) not in Config.model_fields:
+                parser.error(f"{name}: no such setting (environment or {ENV_FILE})")
         return Config(**given), arguments
     except (OSError, UnicodeDecodeError) as error:
         parser.error(f"{ENV_FILE}: cannot be read as UTF-8 text: {error}")
@@ -141,26 +134,17 @@ def _add_settings(parser: argparse.ArgumentParser, uses: Sequence[str]) -> None:
             )
 
 
+def _variables() -> list[str]:
+    """Names of the FASHION_ variables, of the environment and of .env."""
+    names = [*os.environ, *dotenv_values(ENV_FILE, encoding=ENV_CODING)]
+    return [n for n in names if n.upper().startswith(ENV_PREFIX) and n != ENV_OF_TESTS]
+
+
 def _metavar(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return "|".join(get_args(field.annotation))
     names: dict[Any, str] = {bool: "true|false", int: "N", float: "X", str: "NAME", Path: "FOLDER"}
     return names.get(field.annotation, "A,B")
-
-
-def _wrong_variable() -> str:
-    """What is wrong with the first FASHION_ variable that is no setting or has no value, or ""."""
-    known = {ENV_PREFIX + name for name in Config.model_fields} | {ENV_OF_TESTS}
-    for name, value in [*os.environ.items(), *dotenv_values(ENV_FILE, encoding=ENV_CODING).items()]:
-        if not name.upper().startswith(ENV_PREFIX):
-            continue
-        if name.upper() not in known:
-            near = difflib.get_close_matches(name.upper(), known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            return f"{name}: no such setting (environment or {ENV_FILE}){hint}"
-        if value is None:
-            return f"{ENV_FILE}: {name} has no value; write {name}=VALUE"
-    return ""
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:
@@ -170,35 +154,29 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     Ctrl-C ends the process without a traceback; files stay whole, see `atomic_write`.
     """
     end_by_ctrl_c()
-    name = Path(sys.argv[0]).name
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
+    status, message = 2, ""
     try:
         status = main() or 0
         sys.stdout.flush()
     except UserError as error:
-        print(f"{name}: {one_line(str(error))}", file=sys.stderr)
-        status = error.status
+        status, message = error.status, str(error)
     except BrokenPipeError:  # `head`, for example, reads no more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:  # of the disk or a file name, not a bug
         if isinstance(error, FileNotFoundError) or not (error.filename or error.errno in NO_SPACE):
             raise
-        where = one_line(str(error.filename or "output"))
-        print(f"{name}: {where}: {error.strerror}", file=sys.stderr)
-        status = 2
+        message = f"{error.filename or 'output'}: {error.strerror}"
     except (RuntimeError, MemoryError) as error:  # torch has no type of its own for a lost worker
-        _stop_watching_workers()
-        reason = _reason_of_lost_worker(str(error))
-        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-            reason = "the memory of this machine is too small; close other programs"
-        if not reason:
+        with suppress(RuntimeError):  # torch's handler raises one for each worker that ends
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        message = _reason_of_lost_worker(error)
+        if not message:
             raise
-        print(
-            f"{name}: {reason}. Run it again to continue (train.py: with --resume)", file=sys.stderr
-        )
-        status = 2
+    if message:
+        print(f"{Path(sys.argv[0]).name}: {shown(message)}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -208,23 +186,18 @@ def end_by_ctrl_c() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _stop_watching_workers() -> None:
-    """Remove torch's signal handler, which raises an error for each worker that ends."""
-    while hasattr(signal, "SIGCHLD"):
-        with suppress(RuntimeError):  # another worker may end at this moment
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return
-
-
-def _reason_of_lost_worker(error: str) -> str:
-    """Why a process that reads pictures ended; "" where the error is another one."""
-    last = error.rstrip().rpartition("\n")[2]
+def _reason_of_lost_worker(error: Exception) -> str:
+    """Why the memory or a process that reads pictures is lost; "" where it is another error."""
+    text, reason = str(error), ""
+    last = text.rstrip().rpartition("\n")[2]
     # Torch has many wordings: unable to allocate, open, resize, mmap or write to /torch_PID_N.
-    if re.search("shared memory|</torch_|Bus error", last):
-        return "no shared memory is left (/dev/shm); make it larger, or set NUM_WORKERS to 0"
-    if "DataLoader worker (pid" in error:
-        return f"{last.split('. ')[0].rstrip('. ')}; if memory is short, set NUM_WORKERS lower"
-    return ""
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        reason = "the memory of this machine is too small; close other programs"
+    elif re.search("shared memory|</torch_|Bus error", last):
+        reason = "no shared memory is left (/dev/shm); make it larger, or set NUM_WORKERS to 0"
+    elif "DataLoader worker (pid" in text:
+        reason = f"{last.split('. ')[0].rstrip('. ')}; if memory is short, set NUM_WORKERS lower"
+    return reason and f"{reason}. Run it again to continue (train.py: with --resume)"
 
 
 @contextmanager
@@ -242,8 +215,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for other in path.parent.glob(f".{glob.escape(path.name.split('.')[0])}.*.part"):
-            if _is_abandoned(other):
+            try:
+                os.kill(int(other.name.split(".")[-2]), 0)
+            except ProcessLookupError:  # its writer has ended
                 other.unlink(missing_ok=True)
+            except (ValueError, OverflowError, PermissionError):
+                pass  # not a name of ours, or another user's process
         try:
             yield part
             with open(part, "rb") as file:
@@ -262,17 +239,6 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _is_abandoned(part: Path) -> bool:
-    """Whether the process that wrote it has ended."""
-    try:
-        os.kill(int(part.name.split(".")[-2]), 0)
-    except ProcessLookupError:
-        return True
-    except (ValueError, OverflowError, PermissionError):
-        pass  # not a name of ours, or another user's process
-    return False
 
 
 @contextmanager
@@ -309,11 +275,9 @@ def writing(path: Path) -> Iterator[None]:
 def needs_package(error: ImportError, what: str, install: str) -> UserError:
     """The error of what needs a package that is missing, or is there but cannot be imported.
 
-    `install` is the command that mends the first; it would not mend the second.
+    `install` is the command that mends the first.
     """
-    if isinstance(error, ModuleNotFoundError):
-        return UserError(f"{what} needs {error.name}; run: {install}")
-    return UserError(f"{what} needs {error.name}, which cannot be imported: {one_line(str(error))}")
+    return UserError(f"{what} needs {error.name} ({shown(error)}); run: {install}")
 
 
 def sha256_of(path: Path) -> str:
@@ -325,7 +289,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def file_stamp(file: Path | str | int) -> FileStamp:
+def file_stamp(file: Path | str) -> FileStamp:
     """Size in bytes, inode, and time of the last change in ns, which no program can set back."""
     status = os.stat(file)
     return status.st_size, status.st_ino, status.st_ctime_ns
@@ -336,23 +300,9 @@ def evenly_spaced(count: int, max_count: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(max_count, count)).astype(np.int64))
 
 
-def parsed_json(content: str | bytes) -> Any:
-    """The value of a JSON text; a `ValueError` where it is none or too deeply nested."""
-    try:
-        return json.loads(content)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def one_line(text: str) -> str:
-    """A text with line breaks and control characters escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def shown(path: Path | str) -> str:
-    """A path for a message, by `ascii` if it has line breaks, control characters or surrogates."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)
+def shown(text: object) -> str:
+    """A path or another text for a message: line breaks and control characters are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 @cache

@@ -71,12 +71,6 @@ def read_archive(path: Path, forms: Mapping[str, tuple[str, int]]) -> dict[str, 
     return arrays
 
 
-def all_finite(features: np.ndarray, block: int = 8192) -> bool:
-    """Whether a matrix holds neither NaN nor infinity."""
-    starts = range(0, len(features), block)
-    return all(bool(np.isfinite(features[start : start + block]).all()) for start in starts)
-
-
 def _reason(error: Exception) -> str:
     message = getattr(error, "strerror", None) or str(error).strip("\"'")
     return message.partition("\n")[0] or type(error).__name__

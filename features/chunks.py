@@ -9,8 +9,6 @@ import numpy as np
 from features.arrays import archive, read_archive
 from utils import atomic_write
 
-FORMS = {"rows": ("i", 1), "errors": ("U", 1)}
-
 
 @dataclass(frozen=True)
 class Chunk:
@@ -46,7 +44,7 @@ def read_chunks(folder: Path) -> list[Chunk]:
     found = []
     for file in sorted(folder.glob("*.npz")):
         try:
-            rows, errors = read_archive(file, FORMS).values()
+            rows, errors = read_archive(file, {"rows": ("i", 1), "errors": ("U", 1)}).values()
         except ValueError:
             file.unlink()
             continue

@@ -1,6 +1,5 @@
 """The feature database on disk: the names of its files, and the one way to read it."""
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 from features.arrays import map_array, read_archive
 from features.metadata import Metadata
 from pictures.table import category_key
-from utils import UserError, atomic_write, command, file_stamp, parsed_json, sha256_of
+from utils import UserError, atomic_write, command, file_stamp, sha256_of
 
 DEEP, COLOR, PALETTE = "all_feat.npy", "all_color_feat.npy", "all_palette_feat.npy"
 CATEGORY, ITEM, CONTENT = "all_category.npy", "all_item.npy", "all_content.npy"
@@ -113,26 +112,6 @@ class FeatureDatabase:
         return rows
 
 
-class Keys:
-    """Keys of the pictures: hashes of their paths, which an update does not move.
-
-    Attributes
-    ----------
-    of_rows : N, int64; the key of each row
-    """
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        hashes = (hashlib.blake2b(path.encode(), digest_size=8).digest() for path in paths)
-        self.of_rows = np.frombuffer(b"".join(hashes), "<i8").astype(np.int64)
-        self._order = np.argsort(self.of_rows)
-
-    def rows(self, keys: np.ndarray) -> np.ndarray:
-        """Rows of some keys; keys that no row has are left out."""
-        places = np.searchsorted(self.of_rows, keys, sorter=self._order)
-        rows = self._order[np.minimum(places, len(self._order) - 1)]
-        return rows[self.of_rows[rows] == keys]
-
-
 def deep_file(number: int) -> str:
     """Name of the file of a model's embeddings; models are numbered from 0."""
     return f"all_feat_{number + 1}.npy" if number else DEEP
@@ -148,19 +127,17 @@ def open_database(base: Path) -> FeatureDatabase:
     UserError : it is missing or unfinished, or its files are not those that all_feat.json describes
     """
     for _ in range(MAX_TRIES):
-        before = _read_info(base)
+        info = _read_info(base)
         try:
-            database, failure = _open_files(base, before), None
+            return _open_files(base, info)
         except UserError as error:
             failure = error
         # All_feat.json is removed before any other file is replaced, and comes back last.
-        is_replaced = before is None and (base / LIST).exists()
-        if before == _read_info(base) and not is_replaced:
+        is_replaced = info is None and (base / LIST).exists()
+        if info == _read_info(base) and not is_replaced:
             break
         time.sleep(PAUSE)
-    if failure:
-        raise failure
-    return database
+    raise failure
 
 
 def _read_info(base: Path) -> bytes | None:
@@ -188,9 +165,8 @@ def _open_files(base: Path, info: bytes | None) -> FeatureDatabase:
             files[name] = _open_file(base / name, metadata)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{base / name}: {fault}{': ' if fault else ''}{error}; {remedy}") from None
-    wrong = first_wrong(base, checksums)
-    if wrong:
-        raise UserError(f"{base / wrong[0]}: {wrong[1]}; {remedy}")
+    if wrong := first_wrong(base, checksums):
+        raise UserError(f"{base / wrong}: not the file that {INFO} describes; {remedy}")
     return FeatureDatabase(
         base=base,
         deep=tuple(files[name] for name in deep),
@@ -220,8 +196,8 @@ def _open_file(path: Path, metadata: Metadata) -> Any:
     return array
 
 
-def first_wrong(base: Path, checksums: Mapping[str, str]) -> tuple[str, str] | None:
-    """The first of some files that has another SHA-256.
+def first_wrong(base: Path, checksums: Mapping[str, str]) -> str:
+    """Name of the first of some files that is missing or has another SHA-256, or "".
 
     Only files that have changed since the last call are read: under 1 s for 1 GB.
 
@@ -229,26 +205,21 @@ def first_wrong(base: Path, checksums: Mapping[str, str]) -> tuple[str, str] | N
     ----------
     base : their folder, where the stamps are saved too if it can be written to
     checksums : the SHA-256 of each file by its name, 64 hexadecimal digits
-
-    Returns
-    -------
-    Its name and what is wrong with it; None: all are right.
     """
-    try:
-        now = {name: [*file_stamp(base / name), sha256] for name, sha256 in checksums.items()}
-        changed = list(checksums)
-        with suppress(OSError, ValueError, AttributeError):
-            before = parsed_json((base / CHECKED).read_bytes())
-            changed = [name for name in checksums if before.get(name) != now[name]]
-        for name in changed:
-            if sha256_of(base / name) != checksums[name]:
-                return name, "not the file that all_feat.json describes"
-    except OSError as error:  # another process may just be replacing it
-        return Path(error.filename).name, str(error.strerror)
-    if changed:
+    before, now = {}, {}
+    with suppress(OSError, ValueError, TypeError):
+        before = dict(json.loads((base / CHECKED).read_bytes()))
+    for name, sha256 in checksums.items():
+        try:
+            now[name] = [*file_stamp(base / name), sha256]
+            if before.get(name) != now[name] and sha256_of(base / name) != sha256:
+                return name
+        except OSError:  # another process may just be replacing it
+            return name
+    if any(before.get(name) != now[name] for name in checksums):
         with suppress(UserError), atomic_write(base / CHECKED) as part:
             part.write_text(json.dumps(now), "utf-8")
-    return None
+    return ""
 
 
 def unit_rows(features: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from features.incremental import DIGEST, digest_of
 from features.inference import CPU_BATCH, features_in_order, fold_batch_norms
 from features.metadata import ModelRecord
 from net import Architecture, FeatureNet, extract_features, find_model, load_net, read_split
-from network.color import PALETTE_BINS, color_features
+from network.color import color_features
 from network.device import amp_type, explain_out_of_memory, query_type, to_device
 from network.distributed import Distributed, per_process
 from pictures.decode import PictureError
@@ -36,16 +36,14 @@ SAVE_SECONDS, MAX_CHUNK = 10.0, 16_384  # of work that a kill may cost; pictures
 INFINITE = "the network's features of it are infinite or NaN; try --amp off, or another model"
 MAX_COSINE_CHANGE = 1e-3  # of an embedding by 16 bits
 
-Columns = Mapping[str, tuple[int, str]]  # width and dtype of each matrix, by its file's name
-
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that makes features, what all_feat.json records of it, and the matrices it makes."""
+    """A model that makes features, what all_feat.json records of it, and its matrices' names."""
 
     net: FeatureNet
     record: ModelRecord
-    columns: Columns
+    matrices: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -70,10 +68,9 @@ class Job:
     device: torch.device
 
     @property
-    def columns(self) -> Columns:
+    def matrices(self) -> list[str]:
         """The matrices of all models, in the order of the features, then what pictures hold."""
-        columns = {name: form for model in self.models for name, form in model.columns.items()}
-        return columns | {CONTENT: (DIGEST, "|u1")}
+        return [*chain(*(model.matrices for model in self.models)), CONTENT]
 
 
 class Readable(Dataset[tuple[list[Tensor], str, bytes]]):
@@ -148,16 +145,13 @@ def load_models(
     for number, (name, file) in enumerate(zip(names, files, strict=True)):
         net, architecture = load_net(file, default)
         net.backbone = fold_batch_norms(net.backbone)
-        columns, colors = {deep_file(number): (net.dim, "<f4")}, []
-        if not number:
-            colors = color_features(settings_of(config, device))
-            widths = {COLOR: 3 * config.COLOR_TOP_N, PALETTE: PALETTE_BINS**3}
-            columns |= {key: (widths[key], "<f4") for key in [COLOR, PALETTE][: len(colors)]}
+        colors = [] if number else color_features(settings_of(config, device))
         record = ModelRecord(
             file=name, sha256=sha256_of(file), network=architecture, held_out=read_split(file)
         )
         features = to_device(FeatureNet(net, colors, config.FLIP).eval(), device)
-        models.append(LoadedModel(features, record, columns))
+        matrices = [deep_file(number), COLOR, PALETTE][: 1 + len(colors)]
+        models.append(LoadedModel(features, record, matrices))
     if stamps != [file_stamp(file) for file in files]:
         raise UserError(f"{', '.join(names)}: replaced while it was read; run this again")
     return models
@@ -214,20 +208,15 @@ def _keeps_embeddings(
 
 
 def extract(
-    job: Job,
-    pictures: Pictures,
-    stamps: np.ndarray,
-    dataset: Readable,
-    dtype: torch.dtype | None,
+    job: Job, dataset: Readable, stamps: np.ndarray, dtype: torch.dtype | None
 ) -> list[Chunk]:
     """Extract what earlier runs have not: this process its part of the pictures.
 
     Parameters
     ----------
     job : by what
-    pictures : all of the extraction
+    dataset : all pictures of the extraction
     stamps : of these, see `incremental.find_changes`
-    dataset : these, for the models
     dtype : 16-bit type of the networks; None: float32
 
     Returns
@@ -238,10 +227,10 @@ def extract(
     ------
     UserError : the memory of the GPU or the disk is too small
     """
-    distributed, total = job.distributed, len(pictures)
+    distributed, total = job.distributed, len(dataset)
     records = [model.record for model in job.models]
     facts = [[record.model_dump() for record in records], job.settings]
-    key = distributed.broadcast(key_of(facts, pictures.paths, stamps))
+    key = distributed.broadcast(key_of(facts, dataset.dataset.pictures.paths, stamps))
     folder = job.base / f".extract_{key[:16]}"
     if distributed.is_main:
         for other in set(job.base.glob(".extract_*")) - {folder}:
@@ -285,13 +274,13 @@ def _extract_by(
             late = time.perf_counter() - saved > SAVE_SECONDS
             if late or done == len(rows) or done - first >= MAX_CHUNK:
                 paths = [dataset.dataset.pictures.paths[row] for row in rows[first:done]]
-                _save(folder, job.columns, rows[first:done], unsaved, paths)
+                _save(folder, job.matrices, rows[first:done], unsaved, paths)
                 first, unsaved, saved = done, [], time.perf_counter()
 
 
 def _save(
     folder: Path,
-    columns: Columns,
+    names: Sequence[str],
     rows: np.ndarray,
     batches: Sequence[Sequence[Any]],
     paths: Sequence[str],
@@ -299,7 +288,7 @@ def _save(
     """Save batches as a chunk: features, why pictures have none, and what these hold."""
     *features, reasons, digests = zip(*batches, strict=True)
     content = np.frombuffer(b"".join(chain(*digests)), np.uint8).reshape(-1, DIGEST)
-    matrices = dict(zip(columns, [*map(np.concatenate, features), content], strict=True))
+    matrices = dict(zip(names, [*map(np.concatenate, features), content], strict=True))
     sound = np.all([np.isfinite(matrix).all(axis=1) for matrix in matrices.values()], axis=0)
     errors = [
         reason or ("" if ok else f"{path!a}: {INFINITE}")

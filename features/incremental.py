@@ -47,7 +47,7 @@ def digest_of(base: Path, path: str, box: np.ndarray, crop: bool) -> bytes:
 
 
 def database_to_update(
-    base: Path, models: Sequence[ModelRecord], settings: Mapping[str, Any], amp: str
+    base: Path, models: Sequence[ModelRecord], settings: Mapping[str, Any]
 ) -> FeatureDatabase | None:
     """The database of a data set; None, with a message, where its features cannot be kept.
 
@@ -55,20 +55,16 @@ def database_to_update(
     ----------
     base : DATASET_BASE
     models : that extract now
-    settings : of the extraction, see `FeatureSettings`
-    amp : the setting AMP: `auto` keeps features of any arithmetic, the others also float32
+    settings : of the extraction, see `FeatureSettings`; in other arithmetic features can be kept
     """
     if not (base / INFO).exists():
         return None
     database = open_database(base)
     metadata = database.metadata
-    kinds = {"float32", {"bf16": "bfloat16", "fp16": "float16"}.get(amp, "float32")}
     if [model.sha256 for model in metadata.models] != [model.sha256 for model in models]:
         reason = "it was made by another model"
     elif any(getattr(metadata.settings, name) != settings[name] for name in SAME):
         reason = "it was made with other settings"
-    elif amp != "auto" and metadata.settings.AMP not in kinds:
-        reason = f"it was made in {metadata.settings.AMP}"
     elif database.content is None:
         reason = "it is of an older version, which did not look at what pictures hold"
     else:
@@ -139,11 +135,11 @@ def _pictures_of(database: FeatureDatabase) -> str:
 
 def is_same(database: FeatureDatabase, pictures: Pictures, places: np.ndarray) -> bool:
     """Whether a database would be written as it is; `places` as for `writer.write_database`."""
-    rows, paths = np.flatnonzero(places >= 0), np.array(pictures.paths, object)
+    rows, skipped = np.flatnonzero(places >= 0), np.flatnonzero(places < 0)
     return (
         np.array_equal(places[rows], np.arange(len(database.categories)))
-        and paths[rows].tolist() == list(database.paths)
-        and paths[places < 0].tolist() == database.metadata.skipped
+        and [pictures.paths[row] for row in rows] == list(database.paths)
+        and [pictures.paths[row] for row in skipped] == database.metadata.skipped
         and pictures.category_names == database.category_names
         and np.array_equal(pictures.categories[rows], database.categories)
         and np.array_equal(pictures.items[rows].astype(str), database.items)

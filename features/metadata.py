@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from net import Architecture, SplitRecord
-from utils import parsed_json
 
 _Architecture = Annotated[Architecture, BeforeValidator(TypeAdapter(Architecture).validate_python)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -94,7 +93,7 @@ class Metadata(_Record):
         """
         try:
             # Not by model_validate_json: names that are not UTF-8 have surrogates.
-            return cls.model_validate(parsed_json(content))
+            return cls.model_validate(json.loads(content))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"]))

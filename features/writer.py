@@ -10,6 +10,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,40 +37,37 @@ BLOCK = 8192  # rows copied at once
 OUTDATED = ("all_feat_*.npy", "all_plain_feat_*", PALETTE, "all_*.codes.npy", "all_*.bounds.npy")
 
 
+@dataclass(frozen=True)
 class Stacked:
     """A matrix whose rows lie in several files, which are opened when they are needed.
 
-    Parameters
+    Attributes
     ----------
     name : of the matrix; its key in an .npz file
-    form : its width and dtype
-    parts : .npy and .npz files, and the numbers of the rows that each has
+    parts : .npy and .npz files, and the numbers of the rows that each has, ascending
     """
 
-    def __init__(
-        self, name: str, form: tuple[int, str], parts: Sequence[tuple[Path, np.ndarray]]
-    ) -> None:
-        self.name, self.form = name, form
-        self.files = [file for file, _ in parts]
-        self.ends = np.cumsum([len(rows) for _, rows in parts])
-        self.place = np.argsort(np.concatenate([rows for _, rows in parts]))
+    name: str
+    parts: Sequence[tuple[Path, np.ndarray]]
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Some of the rows, in any order: M -> M x D."""
-        places = self.place[rows]
-        number = np.searchsorted(self.ends, places, side="right")
-        found = np.empty((len(rows), self.form[0]), self.form[1])
-        for i in np.unique(number):
-            array = np.load(self.files[i], mmap_mode="r")
-            part = array if isinstance(array, np.ndarray) else array[self.name]
-            wanted = number == i
-            found[wanted] = part[places[wanted] - (self.ends[i] - len(part))]
-        return found
+        found, order = [], []
+        for file, numbers in self.parts:
+            places = np.minimum(np.searchsorted(numbers, rows), len(numbers) - 1)
+            here = numbers[places] == rows
+            if here.any():
+                array = np.load(file, mmap_mode="r")
+                part = array if isinstance(array, np.ndarray) else array[self.name]
+                found.append(part[places[here]])
+                order.append(np.flatnonzero(here))
+        return np.concatenate(found)[np.argsort(np.concatenate(order))]
 
     def npy(self, rows: np.ndarray) -> Iterator[bytes | memoryview]:
         """The content of a .npy file of some of the rows, block by block."""
-        header, (width, dtype) = io.BytesIO(), self.form
-        form = {"descr": dtype, "fortran_order": False, "shape": (len(rows), width)}
+        header, row = io.BytesIO(), self.take(rows[:1])
+        shape = len(rows), row.shape[1]
+        form = {"descr": row.dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(header, form)
         yield header.getvalue()
         for start in range(0, len(rows), BLOCK):

@@ -12,7 +12,7 @@ import numpy as np
 from pictures.decode import PictureError
 from pictures.formats import HEIC, INSTALL, kind_of
 from pictures.table import Pictures, choose_validation_by_category, number_categories
-from utils import UserError, atomic_write, one_line, print_once, shown
+from utils import UserError, atomic_write, print_once, shown
 
 SPLIT_FOLDERS = {  # compared without case
     "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
@@ -56,7 +56,7 @@ def find_pictures(folder: Path) -> list[str]:
             elif not MADE_FILE.fullmatch(file):
                 others[kind] += 1
     if others:
-        kinds = [f"{count:,} {one_line(kind)}" for kind, count in others.most_common(MAX_KINDS)]
+        kinds = [f"{count:,} {shown(kind)}" for kind, count in others.most_common(MAX_KINDS)]
         kinds += ["..."] if len(others) > MAX_KINDS else []
         remedy = f"; for {HEIC}: {INSTALL}" if HEIC in others else ""
         print_once(f"{shown(folder)}: left out, no picture: {', '.join(kinds)}{remedy}")

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from features.arrays import all_finite
 from features.database import DEEP, FeatureDatabase, unit_rows
 from search.clusters import CLUSTERS, Clusters, open_clusters, save_clusters
 from search.engine import Engine
@@ -57,7 +56,7 @@ def cluster(
         raise UserError(
             f"N_CLUSTERS is {n_clusters}, but there are {count} pictures; lower it: --n-clusters"
         )
-    if not all_finite(features):
+    if not np.isfinite([features.min(), features.max()]).all():
         raise UserError(f"{DEEP}: holds NaN or infinity; extract the features again")
     others = np.setdiff1d(np.arange(count), queries)
     rows = others if len(others) >= max(n_clusters, len(queries)) else np.arange(count)

@@ -13,7 +13,7 @@ from anyio.to_thread import run_sync
 from fastapi import HTTPException
 
 from config import Config
-from features.database import INFO, Keys
+from features.database import INFO
 from search import Searcher
 from search.engines import ENGINES
 from search.milvus import RECORD
@@ -33,20 +33,22 @@ class Collection(Searcher):
     def __init__(self, config: Config) -> None:
         base = config.DATASET_BASE.absolute()  # as messages name it, see `hide`
         super().__init__(base, config.model_copy(update={"DATASET_BASE": base}))
-        self.keys = Keys(self.database.paths)
+        paths = (path.encode() for path in self.database.paths)
+        ids = b"".join(hashlib.blake2b(path, digest_size=8).digest() for path in paths)
+        self.ids = np.frombuffer(ids, "<u8")
         checksums = repr(sorted(self.database.metadata.sha256.items())).encode()
         self.version = hashlib.sha256(checksums).hexdigest()[:12]
 
     def row(self, picture: str) -> int:
         """The row of a picture by its id; 404 where the collection does not have it."""
-        rows = self.keys.rows(np.array([int(picture, 16)], np.uint64).view(np.int64))
+        rows = np.flatnonzero(self.ids == int(picture, 16))
         if not len(rows):
             raise HTTPException(404, f"no picture {picture} in the collection")
         return int(rows[0])
 
     def picture(self, row: int) -> Picture:
         """The description of a picture."""
-        number = f"{self.keys.of_rows[row].view(np.uint64):016x}"
+        number = f"{self.ids[row]:016x}"
         return Picture(
             id=number,
             path=self.database.paths[row],

@@ -115,13 +115,13 @@ def test_settings_are_frozen_and_leave_a_scripts_own_arguments_apart() -> None:
         (["--inshop-dataset-percent", "80"], ["INSHOP_DATASET_PERCENT", "'80'", "1"]),
         (["--crop-to-bbox=maybe"], ["CROP_TO_BBOX", "'maybe'", "boolean"]),
         (["--amp", "fp8"], ["AMP", "'fp8'", "auto", "off", "bf16", "fp16"]),
-        (["--device", "gpu"], ["DEVICE", "'gpu'", "auto, cpu, cuda, cuda:N or mps"]),
+        (["--device", "gpu"], ["DEVICE", "'gpu'", "auto|cpu|cuda"]),
         (["--recipe", "2018"], ["RECIPE", "'2018'", "modern", "original"]),
         (["--model-weights", "1,x"], ["MODEL_WEIGHTS", "'x'", "number"]),
         (["--model-weights", "1,-2"], ["MODEL_WEIGHTS", "'-2'", "equal to 0"]),
         (["--model-weights", "inf"], ["MODEL_WEIGHTS", "'inf'", "finite"]),
-        (["--distance-metric", "cosine"], ["DISTANCE_METRIC", "'cosine'", "two metrics"]),
-        (["--distance-metric", "cosine,cosin"], ["DISTANCE_METRIC", "'cosin'", "dice", "cosine?"]),
+        (["--distance-metric", "cosine"], ["DISTANCE_METRIC", "'cosine'", "at least 2"]),
+        (["--distance-metric", "cosine,cosin"], ["DISTANCE_METRIC", "'cosin'", "dice"]),
         (["--epohc", "3"], ["--epohc"]),
         (["--epo", "3"], ["--epo"]),
         (["--epoch"], ["--epoch", "expected one argument"]),
@@ -143,8 +143,7 @@ def test_bad_value_is_one_line_and_status_2(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("FASHION_EPOHC=3", ["FASHION_EPOHC", "did you mean FASHION_EPOCH?"]),
-        ("FASHION_QWERTYUIOP=3", ["FASHION_QWERTYUIOP", "no such setting"]),
+        ("FASHION_EPOHC=3", ["FASHION_EPOHC", "no such setting"]),
         ("FASHION_EPOCH=many", ["EPOCH", "'many'", "integer"]),
     ],
 )
@@ -169,7 +168,6 @@ def test_bad_variable_is_refused_as_a_bad_flag_is(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("A=1\n\n  FASHION_EPOCH\n", ".env: FASHION_EPOCH has no value; write FASHION_EPOCH=VALUE"),
         (b"FASHION_EPOCH=\xe9\n", ".env: cannot be read as UTF-8 text: "),
         ("FASHION_EPOCH=3\0\n", "EPOCH (--epoch): '3\\x00' is not allowed"),
         ("\ufeffFASHION_EPOCH=many", "EPOCH (--epoch): 'many' is not allowed"),
@@ -262,16 +260,15 @@ def test_each_script_names_every_setting_that_it_reads(script: str) -> None:
     assert read <= set(module.USES) <= set(Config.model_fields)
 
 
-@pytest.mark.parametrize("argv", [["--epoch", "3"], ["--epoch=3"], ["--epoch"]])
 def test_a_flag_of_a_setting_that_is_not_used_is_refused(
-    argv: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["/somewhere/retrieval.py"])
+    monkeypatch.setattr(sys, "argv", ["/somewhere/kmeans.py"])
     with pytest.raises(SystemExit) as leaving:
-        parse_args(argv, "", ("DATASET_BASE",), lambda parser: parser.add_argument("picture"))
+        parse_args(["--epoch", "3"], "", ("DATASET_BASE",))
     out, error = capsys.readouterr()
     assert (leaving.value.code, out) == (2, "")
-    assert error == "retrieval.py: --epoch: retrieval.py does not use this setting (see --help)\n"
+    assert error == "kmeans.py: unrecognized arguments: --epoch 3 (see --help)\n"
 
 
 def test_a_variable_of_a_setting_that_is_not_used_is_allowed(

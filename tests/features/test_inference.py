@@ -166,7 +166,7 @@ def test_a_gpu_without_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(extraction, "features_in_order", exhausted)
     dataset = Readable(mock.MagicMock(), 64)
-    model = extraction.LoadedModel(feature_net(), mock.Mock(), {})
+    model = extraction.LoadedModel(feature_net(), mock.Mock(), [])
     job = extraction.Job(Path(), [model], {"EXTRACT_BATCH_SIZE": 4}, 0, Distributed(), CPU)
     with pytest.raises(UserError, match="EXTRACT_BATCH_SIZE") as caught:
         extraction._extract_by(job, dataset, np.arange(3), Path(), None)

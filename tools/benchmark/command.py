@@ -17,7 +17,7 @@ import torch
 
 from tools.benchmark.rows import Row, as_markdown, head, write_rows
 from tools.benchmark.sizes import TINY, Sizes
-from utils import one_line
+from utils import shown
 
 LIBRARIES = ("torch", "numpy", "scipy", "faiss-cpu", "openvino")
 EXTRA = "run: pip install -r requirements-benchmark.txt"
@@ -76,7 +76,7 @@ def measure(
             for row in part():
                 _add(rows, row, facts, output)
         except Exception as error:  # whatever it is, the other parts are measured
-            reason = one_line(str(error).strip().split("\n")[0])
+            reason = shown(str(error).strip().split("\n")[0])
             extra = f"; {EXTRA}" if isinstance(error, ModuleNotFoundError) else ""
             text = f"failed: {type(error).__name__}: {reason}{extra}"
             _add(rows, Row(name, text, met=False), facts, output)
