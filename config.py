@@ -98,10 +98,7 @@ class Config(BaseSettings):
         Path("data/deepfashion"),
     )
     CATEGORIES: int = _data(
-        "use categories 1 to N of DeepFashion's lists (20: its upper-body part, 50: all); of your"
-        " own photos all are used",
-        20,
-        ge=1,
+        "of DeepFashion's categories use 1 to N (20: its upper-body part, 50: all)", 20, ge=1
     )
     ALLOWED_ROOTS: _Names = _data(
         "folders outside the data set where links to pictures may lead: X,Y,... (recorded in it)",
@@ -272,10 +269,7 @@ class Config(BaseSettings):
         pattern="^([A-Za-z_][A-Za-z0-9_]{0,199})?$",
     )
     MILVUS_TIMEOUT: float = _milvus(
-        "seconds to wait for an answer of the server; 10 times as long for writing, longer for"
-        " indexing and loading many pictures",
-        20.0,
-        gt=0,
+        "seconds to wait for a server; longer for writing, indexing and loading", 20.0, gt=0
     )
 
     # --- machine

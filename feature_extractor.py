@@ -13,16 +13,14 @@ exit status 1 says that pictures were skipped.
 import argparse
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from config import DISTANCE
-from features.chunks import Chunk
+from config import DISTANCE, Config
 from features.database import DEEP, FeatureDatabase, open_database
 from features.extraction import (
     Job,
@@ -33,11 +31,11 @@ from features.extraction import (
     load_models,
     settings_of,
 )
-from features.incremental import database_to_update, find_changes, is_same, save_stamps
+from features.incremental import Chunk, database_to_update, find_changes, is_same, save_stamps
 from features.metadata import FeatureSettings
 from features.watch import changes_below
 from features.writer import Stacked, finish_writing, write_database
-from network.distributed import init_distributed
+from network.distributed import Distributed, init_distributed
 from pictures.collection import read_collection
 from pictures.folder import allow_roots
 from pictures.table import Pictures
@@ -71,13 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("--watch takes one process; --update may have several")
         for _ in changes_below(base) if args.watch else [None]:
             try:
-                pictures = read_collection(
-                    base, config.CATEGORIES, config.ENABLE_INSHOP_DATASET, config.VAL_SHARE
-                )
-                models = load_models(config, pictures.category_names, device)
-                settings = settings_of(config, device)
-                job = Job(base, models, settings, config.NUM_WORKERS, distributed, device)
-                status = run(job, pictures, config.AMP, config.distance, update)
+                status = run(config, update, distributed, device)
             except UserError as error:  # a list that is just being written, say
                 if not args.watch:
                     raise
@@ -85,24 +77,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def run(job: Job, pictures: Pictures, amp: str, distance: Mapping[str, Any], update: bool) -> int:
+def run(config: Config, update: bool, distributed: Distributed, device: torch.device) -> int:
     """Extract all pictures, or those only that have changed; returns the exit status.
-
-    Parameters
-    ----------
-    job : by what; its settings get the arithmetic, AMP
-    pictures : of the collection
-    amp : the setting AMP
-    distance : the arguments of `signals_of`
-    update : keep the features of what has not changed
 
     Raises
     ------
     UserError : pictures, models or the disk do not allow it, or another process extracts
     """
-    base, models, settings = job.base, job.models, job.settings
-    distributed, crop = job.distributed, settings["CROP_TO_BBOX"]
-    records = [model.record for model in models]
+    base, distance = config.DATASET_BASE, config.distance
+    inshop = config.ENABLE_INSHOP_DATASET
+    pictures = read_collection(base, config.CATEGORIES, inshop, config.VAL_SHARE)
+    models = load_models(config, pictures.category_names, device)
+    records, settings = [model.record for model in models], settings_of(config, device)
+    job = Job(base, models, settings, config.NUM_WORKERS, distributed, device)
     key = key_of([record.sha256 for record in records], pictures.paths, pictures.boxes)
     if key != distributed.broadcast(key):
         rank = distributed.rank
@@ -112,17 +99,16 @@ def run(job: Job, pictures: Pictures, amp: str, distance: Mapping[str, Any], upd
         if distributed.is_main:
             finish_writing(base)
             old = database_to_update(base, records, settings) if update else None
-        places, stamps = find_changes(base, old, pictures, crop)
+        places, stamps = find_changes(base, old, pictures, config.CROP_TO_BBOX)
         rows = distributed.broadcast(np.flatnonzero(places < 0))
         if old:
             print(f"{len(pictures):,} pictures, {len(rows):,} of them new or changed")
             clustering.follow(distance, old)  # the last update may have been killed before
-        new = pictures.select(rows)
-        dataset = dataset_of(base, new, settings, models)
+        dataset = dataset_of(base, pictures.select(rows), settings, models)
         arithmetic: tuple[torch.dtype | None, str] = None, ""
         if distributed.is_main:
             stored = old.metadata.settings.AMP if old else ""
-            arithmetic = choose_arithmetic(amp, stored, models, dataset, job.device)
+            arithmetic = choose_arithmetic(config.AMP, stored, models, dataset, device)
         dtype, settings["AMP"] = distributed.broadcast(arithmetic)
         chunks = extract(job, dataset, stamps[rows], dtype)
         if not distributed.is_main:

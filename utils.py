@@ -102,8 +102,9 @@ def parse_args(
     arguments = parser.parse_args(argv)
     given = {name: vars(arguments).pop(name) for name in uses if name in arguments}
     try:
-        for name in _variables():
-            if name.upper().removeprefix(ENV_PREFIX) not in Config.model_fields:
+        known = {ENV_PREFIX + name for name in Config.model_fields} | {ENV_OF_TESTS}
+        for name in [*os.environ, *dotenv_values(ENV_FILE, encoding=ENV_CODING)]:
+            if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
                 parser.error(f"{name}: no such setting (environment or {ENV_FILE})")
         return Config(**given), arguments
     except (OSError, UnicodeDecodeError) as error:
@@ -132,12 +133,6 @@ def _add_settings(parser: argparse.ArgumentParser, uses: Sequence[str]) -> None:
                 help=f"{field.description} (default: {default_text(name)})".replace("%", "%%"),
                 **(switch if field.annotation is bool else {}),
             )
-
-
-def _variables() -> list[str]:
-    """Names of the FASHION_ variables, of the environment and of .env."""
-    names = [*os.environ, *dotenv_values(ENV_FILE, encoding=ENV_CODING)]
-    return [n for n in names if n.upper().startswith(ENV_PREFIX) and n != ENV_OF_TESTS]
 
 
 def _metavar(field: FieldInfo) -> str:

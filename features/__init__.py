@@ -2,6 +2,6 @@
 
 Begin with `database.open_database`, which gives a `FeatureDatabase`; its description on disk is
 `metadata.Metadata`. feature_extractor.py fills it: `extraction` sends pictures through the networks
-(`inference`: batch by batch), `chunks` are what a stopped run leaves, `writer` writes the files,
-and `incremental` finds what an update has to extract.
+(`inference`: batch by batch), `writer` writes the files, and `incremental` finds what need not be
+extracted: features of an old database or of a stopped run.
 """

@@ -19,9 +19,16 @@ from torch.utils.data import Dataset, Subset
 
 from config import Config
 from data import DETAIL, TRANSFORM, PictureDataset, Transform, eval_transform, make_loader
-from features.chunks import Chunk, missing_rows, read_chunks, save_chunk, split_rows
 from features.database import COLOR, CONTENT, PALETTE, deep_file, unit_rows
-from features.incremental import DIGEST, digest_of
+from features.incremental import (
+    DIGEST,
+    Chunk,
+    digest_of,
+    missing_rows,
+    read_chunks,
+    save_chunk,
+    split_rows,
+)
 from features.inference import CPU_BATCH, features_in_order, fold_batch_norms
 from features.metadata import ModelRecord
 from net import Architecture, FeatureNet, extract_features, find_model, load_net, read_split

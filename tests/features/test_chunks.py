@@ -1,11 +1,11 @@
-"""chunks.py: features that survive a kill, and what the next run takes from them."""
+"""Chunks of incremental.py: features that survive a kill, and what the next run takes of them."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from features.chunks import Chunk, missing_rows, read_chunks, save_chunk, split_rows
+from features.incremental import Chunk, missing_rows, read_chunks, save_chunk, split_rows
 
 
 def test_what_was_saved_is_read_without_damaged_chunks(
