@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from network.architecture import Architecture, parse_architecture
-from network.backbones import WeightsError, build_backbone, load_weights
+from network.backbones import build_backbone, load_weights
 from network.checkpoint import read_checkpoint, weights_of, write_checkpoint
 from network.device import autocast, copy_to
-from network.image_text import PREFIX, build_image_text, find_weights
+from network.image_text import PREFIX
 from network.layers import AveragePooling, CosineClassifier, GeM, Normalize
 from utils import UserError, command
 
 Network = Callable[[Tensor], list[Tensor]]  # pictures N x H x W x 3, uint8 -> features N x D each
+HEADS = ["fc.weight", "fc2.weight"]
 LENGTH = 10.0  # of a normalised embedding: its distances then compare with those of 2018
 
 
@@ -183,44 +184,23 @@ def initial_net(architecture: Architecture, pretrained: str) -> EmbeddingNet:
     ------
     UserError : an unknown backbone, weights that cannot be had, or that are another backbone's
     """
-    name, file = architecture.backbone, Path(pretrained)
+    name, state = architecture.backbone, {}
     of_open_clip = name.startswith(PREFIX)
-    by_name = pretrained in {"imagenet", "none"} or (of_open_clip and not file.is_file())
-    state = {} if by_name else _read_weights(file)[0]
-    if not all(bool(value.isfinite().all()) for value in state.values()):
-        raise UserError(f"PRETRAINED {pretrained}: holds NaN or infinity")
+    if pretrained not in {"imagenet", "none"} and (not of_open_clip or Path(pretrained).is_file()):
+        state = _read_weights(Path(pretrained))[0]
     is_checkpoint = any(key.startswith("backbone.") for key in state)
-    weights = None if by_name or is_checkpoint else file
-    if of_open_clip and by_name and pretrained != "none":
-        weights = find_weights(name, pretrained)
-    try:
-        of_library = state if weights and not of_open_clip else None
-        backbone = _backbone(architecture, pretrained == "imagenet", of_library, weights)
-        channels = _channels(backbone, name, architecture.crop_size)
-        net = EmbeddingNet(backbone, channels, architecture)
-        if isinstance(net.fc, nn.Linear):
-            # Orthonormal rows keep the distances of the pretrained features best.
-            nn.init.orthogonal_(net.fc.weight)
-            nn.init.zeros_(net.fc.bias)
-        if is_checkpoint:
-            load_weights(net, state, name, may_lack=("fc.", "fc2.", "norm.", "pool."))
-    except WeightsError as error:
-        raise UserError(f"PRETRAINED {pretrained}: {error}") from None
+    source, weights = ("none", None) if is_checkpoint else (pretrained, state)
+    backbone = build_backbone(architecture, source, weights)
+    channels = _channels(backbone, name, architecture.crop_size)
+    net = EmbeddingNet(backbone, channels, architecture)
+    if isinstance(net.fc, nn.Linear):
+        # Orthonormal rows keep the distances of the pretrained features best.
+        nn.init.orthogonal_(net.fc.weight)
+        nn.init.zeros_(net.fc.bias)
+    if is_checkpoint:
+        refused = f"PRETRAINED {pretrained}: not the weights of a {name}"
+        load_weights(net, state, refused, may_lack=("fc.", "fc2.", "norm.", "pool."))
     return net
-
-
-def _backbone(
-    architecture: Architecture,
-    imagenet: bool = False,
-    state: dict[str, Tensor] | None = None,
-    weights: Path | None = None,
-) -> nn.Module:
-    """The backbone of an architecture; `weights` are a file of open_clip's."""
-    name, config, model = architecture.backbone, architecture.open_clip, None
-    if config:
-        model = build_image_text(name, config, architecture.crop_size, weights)
-    pooled = architecture.pooling == "model"
-    return build_backbone(name, imagenet, state, pooled=pooled, image_text=model)
 
 
 @torch.inference_mode()
@@ -303,44 +283,27 @@ def load_net(path: Path, default: Architecture | None = None) -> tuple[Embedding
     UserError : the file cannot be read, or is of another network
     """
     state, architecture = _read_weights(path)
-    has_fc = architecture is None or architecture.inter_dim > 0
-    for key in ("fc.weight", "fc2.weight") if has_fc else ("fc2.weight",):
+    heads = ["fc2.weight"] if architecture and not architecture.inter_dim else HEADS
+    for key in heads:
         if key not in state or state[key].ndim != 2:
             raise UserError(f"{path}: holds no matrix {key}: not a checkpoint of this project")
     if architecture is None:
         if default is None:
             raise UserError(f"{path}: a bare state dict does not say which network it belongs to")
         architecture = _architecture_of_2018(state, default)
-    categories, dim = state["fc2.weight"].shape
-    channels = state["fc.weight" if has_fc else "fc2.weight"].shape[1]
-    dims = architecture.category_dims
-    expected = channels if dims else architecture.inter_dim or channels
-    fits = not dims or len(state["fc.weight"]) + dims == architecture.inter_dim
-    if not fits or (categories, dim) != (len(architecture.categories), expected):
-        raise UserError(
-            f"{path}: fc2 is {categories} x {dim}, but this network's is"
-            f" {len(architecture.categories)} x {expected}: of an earlier version; train again"
-        )
-    net = EmbeddingNet(_backbone(architecture), channels, architecture)
-    try:
-        load_weights(net, state, architecture.backbone)
-    except WeightsError as error:
-        raise UserError(f"{path}: {error}") from None
+    channels = state[heads[0]].shape[1]
+    net = EmbeddingNet(build_backbone(architecture), channels, architecture)
+    load_weights(net, state, f"{path}: not the weights of a {architecture.backbone}")
     return net.eval(), architecture
 
 
 def _architecture_of_2018(state: dict[str, Tensor], default: Architecture) -> Architecture:
     """The architecture of a bare state dict: `default`, with the dimensions of the weights."""
-    logits, names = len(state["fc2.weight"]), default.categories
-    if len(names) < logits:
-        names = [f"category {number + 1}" for number in range(logits)]
-    return replace(
-        default,
-        inter_dim=len(state["fc.weight"]),
-        categories=names[:logits],
-        pooling="avg",
-        normalised=False,
-    )
+    dim, logits = len(state["fc.weight"]), len(state["fc2.weight"])
+    names = [f"category {number + 1}" for number in range(logits)]
+    if len(default.categories) >= logits:
+        names = default.categories[:logits]
+    return replace(default, inter_dim=dim, categories=names, pooling="avg", normalised=False)
 
 
 @torch.inference_mode()

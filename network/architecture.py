@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from config import MAX_PIXELS, Config
-from network.backbones import import_timm
-from network.image_text import PREFIX, read_config
+from network.image_text import INSTALL, PREFIX, read_config
 from network.layers import MEAN, STD
-from utils import UserError
+from utils import UserError, needs_package
 
 Side = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 _Mean = Annotated[float, Field(allow_inf_nan=False)]
@@ -73,17 +72,20 @@ class Architecture:
 _ARCHITECTURE = TypeAdapter(Architecture)
 
 
-def parse_architecture(
-    record: Any, path: Path, problem: str = "written by another version ({}); train again"
-) -> Architecture:
-    """Check the architecture that a checkpoint records; unknown fields are ignored."""
+def parse_architecture(record: Any, source: Path | str) -> Architecture:
+    """Check a record of an architecture, of the checkpoint or model `source`.
+
+    Unknown fields are ignored.
+    """
     try:
         return _ARCHITECTURE.validate_python(record)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "network"
-        cause = problem.format(f"{place}: {first['msg']}")
-        raise UserError(f"{path}: {cause}") from None
+        raise UserError(
+            f"{source}: no network that this version can build ({place}: {first['msg']}); train"
+            " again, or take another model"
+        ) from None
 
 
 def new_architecture(config: Config, categories: list[str]) -> Architecture:
@@ -96,43 +98,59 @@ def new_architecture(config: Config, categories: list[str]) -> Architecture:
     ------
     UserError : no such model, or its configuration cannot be had
     """
-    name = config.BACKBONE
-    of_torchvision = not name.startswith(("timm/", PREFIX))
+    name, size, crop = config.BACKBONE, config.IMG_SIZE, config.CROP_SIZE
+    fed: dict[str, Any] = {}
+    if name.startswith(("timm/", PREFIX)):
+        of_timm = name.startswith("timm/")
+        fed = _timm_input(name) if of_timm else _open_clip_input(name, config.PRETRAINED)
+        given, side, share = config.model_fields_set, fed.pop("side"), fed.pop("share")
+        if "CROP_SIZE" not in given:
+            crop = min(side, size) if "IMG_SIZE" in given else side
+        if "IMG_SIZE" not in given:
+            size = math.floor(crop / share)
     pooling = config.POOLING
     if pooling == "auto":
-        pooling = "avgmax" if of_torchvision else "model"
-    fed = _open_clip_input if name.startswith(PREFIX) else _timm_input
-    facts = {} if of_torchvision else fed(name, config.PRETRAINED)
-    size, crop = config.IMG_SIZE, config.CROP_SIZE
-    if share := facts.pop("share", None):
-        given = config.model_fields_set & {"IMG_SIZE", "CROP_SIZE"}
-        crop = facts.pop("crop_size")
-        if "CROP_SIZE" in given:
-            crop = config.CROP_SIZE
-        elif "IMG_SIZE" in given:
-            crop = min(crop, config.IMG_SIZE)
-        if not isinstance(crop, int):
-            raise UserError(f"BACKBONE {name}: its configuration has the image size {crop!r}")
-        size = config.IMG_SIZE if "IMG_SIZE" in given else math.floor(crop / share)
-    record = dict(facts, img_size=size, crop_size=crop, pooling=pooling)
-    record |= {"backbone": name, "inter_dim": config.INTER_DIM, "categories": categories}
-    problem = "cannot be fed as its configuration has it ({}); take another model"
-    return parse_architecture(record | {"normalised": config.NORMALIZE}, Path(name), problem)
+        pooling = "model" if fed else "avgmax"
+    record = {"backbone": name, "inter_dim": config.INTER_DIM, "categories": categories}
+    record |= {"img_size": size, "crop_size": crop, "pooling": pooling}
+    return parse_architecture({**record, "normalised": config.NORMALIZE, **fed}, name)
 
 
-def _timm_input(name: str, _: str) -> dict[str, Any]:
-    """How timm feeds a model: fields of an `Architecture`, and the share of img_size seen."""
+def import_timm(name: str) -> Any:
+    """timm, which has a model `name`."""
+    try:
+        import timm
+    except ImportError as error:
+        raise needs_package(error, f"BACKBONE {name}", INSTALL) from None
+    if not timm.is_model(name.removeprefix("timm/")):
+        raise unknown_model(name)
+    try:
+        timm.models.get_pretrained_cfg(name.removeprefix("timm/"))
+    except RuntimeError as error:  # no such tag
+        raise UserError(f"BACKBONE {name}: {error}") from None
+    return timm
+
+
+def unknown_model(name: str) -> UserError:
+    """The error of a BACKBONE that no library has."""
+    return UserError(
+        f"BACKBONE {name!r}: not a torchvision classification model, timm/NAME or {PREFIX}NAME;"
+        " for instance resnet50, mobilenet_v2, convnext_tiny"
+    )
+
+
+def _timm_input(name: str) -> dict[str, Any]:
+    """How timm feeds a model: fields of an `Architecture`, its side in px, the share of it seen."""
     timm = import_timm(name)
     facts = timm.models.get_pretrained_cfg(name.removeprefix("timm/"))
     facts = timm.data.resolve_data_config(pretrained_cfg=facts.to_dict() if facts else {})
-    side, mean = min(facts["input_size"][1:]), facts["mean"]
     return {
-        "mean": mean,
+        "mean": facts["mean"],
         "std": facts["std"],
         "interpolation": facts["interpolation"],
         "resize": OF_TIMM[facts["crop_mode"]],
-        "fill": tuple(round(255 * value) for value in mean),
-        "crop_size": side,
+        "fill": tuple(round(255 * value) for value in facts["mean"]),
+        "side": min(facts["input_size"][1:]),
         "share": facts["crop_pct"],
     }
 
@@ -142,17 +160,15 @@ def _open_clip_input(name: str, pretrained: str) -> dict[str, Any]:
     config = read_config(name, pretrained)
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-    given = config["preprocess_cfg"]
-    facts = merge_preprocess_dict(PreprocessCfg(), given if isinstance(given, dict) else {})
+    facts = merge_preprocess_dict(PreprocessCfg(), config["preprocess_cfg"])
     side = config["model_cfg"]["vision_cfg"].get("image_size", facts["size"])
-    side = min(side, default=0) if isinstance(side, list | tuple) else side
     return {
         "mean": facts["mean"],
         "std": facts["std"],
         "interpolation": "bilinear" if facts["interpolation"] == "bilinear" else "bicubic",
         "resize": facts["resize_mode"],
         "fill": (facts["fill_color"],) * 3,
-        "crop_size": side,
+        "side": min(side) if isinstance(side, list | tuple) else side,
         "share": 1.0,
         "open_clip": config,
     }

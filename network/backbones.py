@@ -7,74 +7,77 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from network.image_text import INSTALL, PREFIX
-from utils import UserError, needs_package
+from network.architecture import Architecture, import_timm, unknown_model
+from network.image_text import PREFIX, build_image_text, find_weights
+from utils import UserError
 
 HEADS = ("fc.", "classifier.", "head")  # how the names of classifiers begin
 
 
-class WeightsError(Exception):
-    """Weights that are not those of the network they are loaded into."""
-
-
 def build_backbone(
-    name: str,
-    imagenet: bool = False,
+    architecture: Architecture,
+    pretrained: str = "none",
     weights: Mapping[str, Tensor] | None = None,
-    *,
-    pooled: bool = False,
-    image_text: nn.Module | None = None,
 ) -> nn.Module:
     """Build a backbone: N x 3 x H x W -> N x C x h x w.
+
+    With POOLING=model it gives a pair, the map and the model's own pooled output N x D: what its
+    classifier gets, or the image's place in the space of an image-text model.
 
     A ResNet's state dict gets the keys 0, 1, 4 ... 7 for conv1, bn1, layer1 ... layer4, as in the
     2018 project. A vision transformer's patch tokens are laid out as a map.
 
     Parameters
     ----------
-    name : a torchvision classification model, timm/NAME or open_clip/NAME
-    imagenet : load the library's ImageNet weights (downloaded by it on first use)
+    architecture : what to build
+    pretrained : imagenet loads the library's weights (downloaded by it on first use); of open_clip
+        also a tag or a file
     weights : a state dict in the library's own names, with or without the classifier
-    pooled : give a pair, the map and the model's own pooled output N x D: what its classifier
-        gets, or the image's place in the space of an image-text model
-    image_text : the model of an open_clip/NAME, with its weights; its text tower is not trained
 
     Raises
     ------
-    UserError : no such model, or its ImageNet weights cannot be had
-    WeightsError : `weights` are another model's
+    UserError : no such model, its weights cannot be had, or `weights` are another model's
     """
-    if image_text:
-        return _ImageTextFeatures(image_text, pooled)
-    of_timm = name.startswith("timm/")
-    model = (_timm_model if of_timm else _torchvision_model)(name, imagenet)
-    if of_timm:
+    name, pooled = architecture.backbone, architecture.pooling == "model"
+    if architecture.open_clip:
+        file = None if pretrained == "none" else find_weights(name, pretrained)
+        size = architecture.crop_size
+        return _ImageTextFeatures(
+            build_image_text(name, architecture.open_clip, size, file), pooled
+        )
+    build = _timm_model if name.startswith("timm/") else _torchvision_model
+    model: Any = build(name, pretrained == "imagenet")
+    if name.startswith("timm/"):
         module: nn.Module = _TimmFeatures(model, pooled)
+    elif hasattr(model, "class_token"):
+        module = _VitFeatures(model, pooled)
     else:
-        head = _torchvision_head(model) if pooled else None
-        module = _torchvision_conv_map(model, pooled)
-        module = module if head is None else _WithHead(module, head)
-    if weights is not None:
+        module = _torchvision_conv_map(model)
+        if pooled:
+            module = _WithHead(module, _torchvision_head(model))
+    if weights:
         own = model.state_dict()
         used = {k: v for k, v in weights.items() if k in own or not k.startswith(HEADS)}
-        load_weights(model, used, name, may_lack=() if pooled else HEADS)
+        source = f"PRETRAINED {pretrained}: not the weights of a {name}"
+        load_weights(model, used, source, () if pooled else HEADS)
     return module
 
 
 def load_weights(
-    module: nn.Module, weights: Mapping[str, Tensor], name: str, may_lack: tuple[str, ...] = ()
+    module: nn.Module, weights: Mapping[str, Tensor], refused: str, may_lack: tuple[str, ...] = ()
 ) -> None:
     """Load weights by name.
 
     Parameters
     ----------
-    module : of the backbone `name`
+    module : gets them
     weights : a state dict
-    may_lack : how the names of tensors begin that may be missing, superfluous or of another shape
+    refused : how the message begins where a tensor is missing, superfluous or of another shape
+    may_lack : how the names of tensors begin that may be so
 
     Raises
     ------
-    WeightsError : another tensor is missing, superfluous or of another shape
+    UserError
     """
     own = module.state_dict()
     fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
@@ -85,9 +88,9 @@ def load_weights(
         if key not in fitting and not key.startswith(may_lack) and "num_batches_tracked" not in key
     ]
     if wrong:
-        raise WeightsError(
-            f"not the weights of a {name}: {len(wrong)} tensors are missing, of another shape or of"
-            f" no use, {wrong[0]} among them"
+        raise UserError(
+            f"{refused}: {len(wrong)} tensors are missing, of another shape or of no use,"
+            f" {wrong[0]} among them"
         )
     for key, value in fitting.items():
         own[key].copy_(value)
@@ -98,8 +101,7 @@ class _VitFeatures(nn.Module):
 
     def __init__(self, vit: Any, pooled: bool) -> None:
         super().__init__()
-        self.vit: Any = vit
-        self.pooled = pooled
+        self.vit, self.pooled = vit, pooled
         vit.heads = nn.Identity()
 
     def forward(self, x: Tensor) -> Any:
@@ -180,27 +182,20 @@ LAYERS = {
 }
 
 
-def _library_model(backbone: nn.Module) -> tuple[str, Any]:
-    """The model of timm or open_clip within a backbone, and how its names begin there."""
-    if isinstance(backbone, _TimmFeatures):
-        return "model.", backbone.model
-    if isinstance(backbone, _ImageTextFeatures):
-        visual = backbone.model.visual
-        return (
-            ("model.visual.trunk.", visual.trunk)
-            if hasattr(visual, "trunk")
-            else ("model.visual.", visual)
-        )
-    return "", None
+def _library_model(backbone: nn.Module) -> Any:
+    """The image model of timm or open_clip within a backbone; None of torchvision's."""
+    model = getattr(backbone, "model", None)
+    visual = getattr(model, "visual", model)
+    return getattr(visual, "trunk", visual)
 
 
-def layer_depths(backbone: nn.Module) -> dict[str, int]:
-    """The depth of the layer that each parameter of a transformer belongs to, from 0, by name.
+def layer_depths(backbone: nn.Module) -> dict[Tensor, int]:
+    """The depth of the layer that each parameter of a transformer belongs to, from 0.
 
     Of timm and open_clip only; empty for other backbones. What comes after the blocks may be left
     out.
     """
-    prefix, model = _library_model(backbone)
+    model = _library_model(backbone)
     if hasattr(model, "patch_embed"):
         matcher = model.group_matcher()
     elif hasattr(model, "class_embedding"):
@@ -209,8 +204,8 @@ def layer_depths(backbone: nn.Module) -> dict[str, int]:
         return {}
     from timm.models import group_parameters
 
-    found = group_parameters(model, matcher, reverse=True)
-    return {prefix + name: depth for name, depth in found.items()}
+    depths = group_parameters(model, matcher, reverse=True)
+    return {model.get_parameter(name): depth for name, depth in depths.items()}
 
 
 def checkpoint_gradients(backbone: nn.Module, name: str) -> None:
@@ -220,37 +215,17 @@ def checkpoint_gradients(backbone: nn.Module, name: str) -> None:
     ------
     UserError : its library cannot
     """
-    _, model = _library_model(backbone)
     try:
-        model.set_grad_checkpointing(True)
-        able = not hasattr(model, "attnpool")  # open_clip's ResNet ignores it
+        _library_model(backbone).set_grad_checkpointing(True)
     except (AttributeError, AssertionError):
-        able = False
-    if not able:
         raise UserError(
             f"GRAD_CHECKPOINTING: {name} has none; take a transformer of timm/ or {PREFIX}, or set"
             " TRAIN_BATCH_SIZE lower"
-        )
+        ) from None
 
 
-def _torchvision_head(model: Any) -> nn.Module | None:
-    """The pooling, and the layers of the classifier before the last, which is removed."""
-    if hasattr(model, "class_token"):
-        return None
-    head = getattr(model, "classifier", None)
-    layers = [*head] if isinstance(head, nn.Sequential) and isinstance(head[-1], nn.Linear) else []
-    model.fc = model.head = nn.Identity()
-    model.classifier = nn.Sequential(*layers[:-1])  # so that weights are loaded into them
-    pool = getattr(model, "avgpool", None) or nn.AdaptiveAvgPool2d(1)
-    # Of VGG they take vectors; of ConvNeXt a map, which they make one of.
-    flat = [] if any(isinstance(layer, nn.Flatten) for layer in layers) else [nn.Flatten()]
-    return nn.Sequential(pool, *flat, *layers[:-1])
-
-
-def _torchvision_conv_map(model: Any, pooled: bool) -> nn.Module:
+def _torchvision_conv_map(model: Any) -> nn.Module:
     """Cut the pooling and the classifier off."""
-    if hasattr(model, "class_token"):  # ViT
-        return _VitFeatures(model, pooled)
     if hasattr(model, "permute"):  # Swin
         return nn.Sequential(model.features, model.norm, model.permute)
     if hasattr(model, "features"):  # VGG, MobileNet, EfficientNet, ConvNeXt, DenseNet ...
@@ -266,67 +241,55 @@ def _torchvision_conv_map(model: Any, pooled: bool) -> nn.Module:
     return nn.Sequential(*parts)
 
 
+def _torchvision_head(model: Any) -> nn.Module:
+    """The pooling, and the layers of the classifier before the last, which is removed."""
+    head = getattr(model, "classifier", None)
+    layers = [*head] if isinstance(head, nn.Sequential) and isinstance(head[-1], nn.Linear) else []
+    model.fc = model.head = nn.Identity()
+    model.classifier = nn.Sequential(*layers[:-1])  # so that weights are loaded into them
+    pool = getattr(model, "avgpool", None) or nn.AdaptiveAvgPool2d(1)
+    # Of VGG they take vectors; of ConvNeXt a map, which they make one of.
+    flat = [] if any(isinstance(layer, nn.Flatten) for layer in layers) else [nn.Flatten()]
+    return nn.Sequential(pool, *flat, *layers[:-1])
+
+
 def _torchvision_model(name: str, imagenet: bool) -> nn.Module:
     from torchvision import models
 
     # These two expect another normalisation of their input, and have auxiliary classifiers.
     if name not in models.list_models(module=models, exclude=("googlenet", "inception_v3")):
-        raise _unknown(name)
+        raise unknown_model(name)
     if not imagenet:
         return models.get_model(name, weights=None)
     # The first weights of each model, not the newest: those the literature's figures start from.
     weights = next(iter(models.get_model_weights(name)))
-    place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     try:
         # First so that no code in the file is run; torchvision's own loading would run it.
         weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
         return models.get_model(name, weights=weights)
     except Exception as error:  # of many types
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"PRETRAINED imagenet: {weights.url} cannot be downloaded to {place}, or is damaged"
-            f" there ({reason}); get it elsewhere, or set PRETRAINED to the file, or to none"
-        ) from None
-
-
-def import_timm(name: str) -> Any:
-    """timm, which has a model `name`."""
-    try:
-        import timm
-    except ImportError as error:
-        raise needs_package(error, f"BACKBONE {name}", INSTALL) from None
-    if not timm.is_model(name.removeprefix("timm/")):
-        raise _unknown(name)
-    try:
-        timm.models.get_pretrained_cfg(name.removeprefix("timm/"))
-    except RuntimeError as error:  # no such tag
-        raise UserError(f"BACKBONE {name}: {error}") from None
-    return timm
+        place = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+        what = f"{weights.url} cannot be downloaded to {place}, or is damaged there"
+        raise _not_downloaded(what, error) from None
 
 
 def _timm_model(name: str, imagenet: bool) -> nn.Module:
     timm, own_name = import_timm(name), name.removeprefix("timm/")
-
-    def create(**sizes: bool) -> nn.Module:
-        return timm.create_model(own_name, pretrained=imagenet, num_classes=0, **sizes)
-
+    how: dict[str, Any] = {"pretrained": imagenet, "num_classes": 0}
     try:
         try:
-            return create(dynamic_img_size=True)  # of vision transformers
+            return timm.create_model(own_name, **how, dynamic_img_size=True)  # of transformers
         except TypeError:
-            return create()
+            return timm.create_model(own_name, **how)
     except Exception as error:  # the hub's client raises many types when it is out of reach
         if not imagenet:
             raise
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"PRETRAINED imagenet: model.safetensors of {name} cannot be downloaded ({reason}); get"
-            " it elsewhere, and set PRETRAINED to the file, or to none"
-        ) from None
+        raise _not_downloaded(f"model.safetensors of {name} cannot be downloaded", error) from None
 
 
-def _unknown(name: str) -> UserError:
+def _not_downloaded(what: str, error: Exception) -> UserError:
+    reason = str(error).strip().split("\n")[0]
     return UserError(
-        f"BACKBONE {name!r}: not a torchvision classification model, timm/NAME or {PREFIX}NAME;"
-        " for instance resnet50, mobilenet_v2, convnext_tiny"
+        f"PRETRAINED imagenet: {what} ({reason}); get it elsewhere, and set PRETRAINED to the file,"
+        " or to none"
     )

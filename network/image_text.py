@@ -1,12 +1,12 @@
 """Image-text models of open_clip: pictures and words in one space."""
 
-import codecs
 import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from utils import UserError, needs_package
 PREFIX, HUB, FOLDER = "open_clip/", "hf-hub:", "local-dir:"
 CONFIG = "open_clip_config.json"
 INSTALL = "pip install -r requirements-models.txt"
-MAX_REASON = 800  # characters of an error of another library
 WEIGHTS = {".safetensors", ".bin", ".pth", ".pt"}
 
 
@@ -38,27 +37,23 @@ def read_config(name: str, pretrained: str) -> dict[str, Any]:
     own = name.removeprefix(PREFIX)
     with _explained(name) as open_clip:
         if own.startswith((HUB, FOLDER)):
-            text = _file(open_clip, own, CONFIG).read_bytes()
+            file = _file(open_clip, own, CONFIG)
             try:
-                config = json.loads(text.removeprefix(codecs.BOM_UTF8))
-                parts = [config["model_cfg"][part] for part in ("vision_cfg", "text_cfg")]
-                if not all(isinstance(part, dict) for part in parts):
-                    raise TypeError("no table")
-            except (ValueError, TypeError, LookupError):
-                raise ValueError(
-                    f"its {CONFIG} is damaged, or has no model_cfg with vision_cfg and text_cfg;"
-                    " get it again"
-                ) from None
-            return {key: config.get(key) or {} for key in ("model_cfg", "preprocess_cfg")}
-        config = {"model_cfg": open_clip.get_model_config(own)}
-        if config["model_cfg"] is None:
+                config = json.loads(file.read_bytes())
+                parts = {key: config.get(key) or {} for key in ("model_cfg", "preprocess_cfg")}
+                parts["model_cfg"]["vision_cfg"].get("image_size")
+            except (ValueError, LookupError, AttributeError):
+                raise ValueError(f"{file} is damaged; get it again") from None
+            return parts
+        model_config = open_clip.get_model_config(own)
+        if model_config is None:
             raise ValueError("no model of open_clip (open_clip.list_models())")
         tags = open_clip.list_pretrained_tags_by_model(own)
         tag = pretrained if pretrained in tags else next(iter(tags), "")
         facts = open_clip.get_pretrained_cfg(own, tag)
         if tag == pretrained and facts.get("quick_gelu"):  # else NAME's own: tags may not say so
-            config["model_cfg"]["quick_gelu"] = True
-        return {**config, "preprocess_cfg": facts}
+            model_config["quick_gelu"] = True
+        return {"model_cfg": model_config, "preprocess_cfg": facts}
 
 
 def find_weights(name: str, pretrained: str) -> Path:
@@ -91,13 +86,9 @@ def find_weights(name: str, pretrained: str) -> Path:
         try:
             return Path(open_clip.download_pretrained(facts))
         except Exception as error:  # of many types
-            source = facts.get("hf_hub") or facts.get("url")
-            twin = f"{own}-quickgelu"  # a file does not say which activation it was trained with
-            is_twin = facts.get("quick_gelu") and open_clip.get_model_config(twin)
-            also = f", and BACKBONE to {PREFIX}{twin}" if is_twin else ""
             raise ValueError(
-                f"the weights {source} cannot be downloaded ({error}); get them elsewhere, and set"
-                f" PRETRAINED to the file{also}"
+                f"the weights {facts.get('hf_hub') or facts.get('url')} cannot be downloaded"
+                f" ({error}); get them elsewhere, and set PRETRAINED to the file"
             ) from None
 
 
@@ -184,7 +175,7 @@ def _file(open_clip: Any, own: str, file: str) -> Path:
     except Exception as error:  # of many types
         folder = Path("models", model.rpartition("/")[2])
         raise ValueError(
-            f"{file or 'its weights'} cannot be downloaded ({_reason(error)[:200]}); put"
+            f"{file or 'its weights'} cannot be downloaded ({shorten(str(error), 200)}); put"
             f" {needed} of {model} into {folder}, and set BACKBONE to {PREFIX}{FOLDER}{folder}"
         ) from None
 
@@ -201,13 +192,7 @@ def _explained(name: str) -> Iterator[Any]:
         yield open_clip
     except ImportError as error:  # a text tower of another library
         raise needs_package(error, f"BACKBONE {name}", f"pip install {error.name}") from None
-    except Exception as error:  # of many types
-        raise UserError(f"BACKBONE {name}: {_reason(error)}") from None
+    except Exception as error:  # of many types; what does not fit into a network has many lines
+        raise UserError(f"BACKBONE {name}: {shorten(str(error) or repr(error), 800)}") from None
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _reason(error: Exception) -> str:
-    """An error in one line; what does not fit into a network is named in PyTorch's second one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:MAX_REASON] or type(error).__name__

@@ -228,7 +228,7 @@ def test_what_is_no_whole_checkpoint_is_refused_by_name(tmp_path: Path, write, s
 
 
 def test_weights_of_another_backbone_cannot_start_training(tmp_path: Path) -> None:
-    torch.save(build_backbone("resnet18").state_dict(), tmp_path / "other.pth")
+    torch.save(build_backbone(ARCHITECTURE).state_dict(), tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"PRETRAINED .*other.pth.*mobilenet_v2"):
         initial_net(
             Architecture("mobilenet_v2", 16, ["a"], 72, 64),

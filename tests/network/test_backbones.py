@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from network.backbones import WeightsError, build_backbone
+from network.architecture import Architecture
+from network.backbones import build_backbone
 from network.device import autocast, to_device
 from utils import UserError
 
@@ -22,6 +23,12 @@ def seen_by(model: nn.Module, path: str, x: Tensor) -> Tensor:
         model.eval()(x)
     hook.remove()
     return seen[0]
+
+
+def build(
+    name: str, pretrained: str = "none", weights: dict[str, Tensor] | None = None
+) -> nn.Module:
+    return build_backbone(Architecture(name, 0, [], 64, 64), pretrained, weights)
 
 
 def conv_map_of(backbone: nn.Module, x: Tensor) -> Tensor:
@@ -78,7 +85,7 @@ def test_conv_map_is_what_the_model_pools(name: str, pooling: str, side: int) ->
     torch.manual_seed(0)
     model = models.get_model(name, weights=None)
     statistics_of_use(model, side)
-    backbone = build_backbone(name, weights=model.state_dict())
+    backbone = build(name, weights=model.state_dict())
     x = pictures(side)
     assert_same(conv_map_of(backbone, x), seen_by(model, pooling, x))
 
@@ -97,7 +104,7 @@ def test_pooled_conv_map_is_what_the_head_gets(name: str, head: str) -> None:
     torch.manual_seed(0)
     model = models.get_model(name, weights=None)
     statistics_of_use(model, 64)
-    backbone = build_backbone(name, weights=model.state_dict())
+    backbone = build(name, weights=model.state_dict())
     x = pictures(64)
     conv_map = conv_map_of(backbone, x)
     assert conv_map.shape[2:] == (2, 2)
@@ -113,7 +120,7 @@ def test_vision_transformer_lays_its_patch_tokens_out_in_reading_order() -> None
     x = pictures(224)
     with torch.inference_mode():
         model.eval()(x)
-    found = conv_map_of(build_backbone("vit_b_32", weights=model.state_dict()), x)
+    found = conv_map_of(build("vit_b_32", weights=model.state_dict()), x)
     assert found.shape == (2, 768, 7, 7)
     for row, column in ((0, 0), (0, 6), (3, 2), (6, 6)):
         assert_same(found[:, :, row, column], tokens[0][:, 1 + 7 * row + column])
@@ -124,7 +131,7 @@ def test_an_unknown_name_is_refused(name: str) -> None:
     if name.startswith("timm/"):
         pytest.importorskip("timm", reason="timm is not installed")
     with pytest.raises(UserError, match=name):
-        build_backbone(name)
+        build(name)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +145,8 @@ def test_an_unknown_name_is_refused(name: str) -> None:
 )
 def test_weights_of_another_model_are_refused(name: str, other: str) -> None:
     state = models.get_model(other, weights=None).state_dict()
-    with pytest.raises(WeightsError, match=f"not the weights of a {name}"):
-        build_backbone(name, weights=state)
+    with pytest.raises(UserError, match=f"not the weights of a {name}"):
+        build(name, weights=state)
 
 
 def test_weights_without_classifier_load(shared) -> None:
@@ -149,7 +156,7 @@ def test_weights_without_classifier_load(shared) -> None:
     model = models.mobilenet_v2(weights=None)
     model.load_state_dict(state, strict=False)
     x = pictures(64)
-    found = conv_map_of(build_backbone("mobilenet_v2", weights=state), x)
+    found = conv_map_of(build("mobilenet_v2", weights=state), x)
     assert_same(found.mean((2, 3)), seen_by(model, "classifier", x))
 
 
@@ -160,17 +167,17 @@ def test_a_failed_download_says_where_the_file_goes_and_reads_it_there(
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("no_proxy", "")
     with pytest.raises(UserError) as caught:
-        build_backbone("squeezenet1_1", imagenet=True)
+        build("squeezenet1_1", "imagenet")
     place = next(word for word in str(caught.value).split() if word.startswith(str(tmp_path)))
     place = Path(place.rstrip(","))
     place.write_text("404: not found")
     with pytest.raises(UserError, match=place.name):
-        build_backbone("squeezenet1_1", imagenet=True)
+        build("squeezenet1_1", "imagenet")
     torch.manual_seed(0)
     model = models.squeezenet1_1(weights=None)
     torch.save(model.state_dict(), place)
     x = pictures(64)
-    found = conv_map_of(build_backbone("squeezenet1_1", imagenet=True), x)
+    found = conv_map_of(build("squeezenet1_1", "imagenet"), x)
     assert_same(found, seen_by(model, "classifier", x))
 
 
@@ -195,14 +202,14 @@ def test_timm_models_give_a_conv_map(name: str, side: int, as_map) -> None:
     x = pictures(side)
     with torch.inference_mode():
         expected = as_map(model.forward_features(x))
-    backbone = build_backbone(f"timm/{name}", weights=model.state_dict())
+    backbone = build(f"timm/{name}", weights=model.state_dict())
     assert_same(conv_map_of(backbone, x), expected)
 
 
 def test_missing_timm_is_said_with_the_command_that_mends_it(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)  # the import fails
     with pytest.raises(UserError, match=r"pip install -r requirements-models\.txt"):
-        build_backbone("timm/resnet18")
+        build("timm/resnet18")
 
 
 class _Malicious:
@@ -222,7 +229,7 @@ def test_no_code_in_downloaded_weights_is_run(monkeypatch, tmp_path: Path) -> No
     place.mkdir(parents=True)
     torch.save(_Malicious(tmp_path / "ran"), place / "squeezenet1_1-b8a52dc0.pth")
     with pytest.raises(UserError, match=r"squeezenet1_1-b8a52dc0\.pth, or is damaged"):
-        build_backbone("squeezenet1_1", imagenet=True)
+        build("squeezenet1_1", "imagenet")
     assert not (tmp_path / "ran").exists()
 
 
@@ -246,7 +253,7 @@ def test_backbones_run_on_cuda(name: str, side: int, fake_cuda: torch.device) ->
     """One of each family, in bf16."""
     if name.startswith("timm/"):
         pytest.importorskip("timm", reason="timm is not installed")
-    backbone = to_device(build_backbone(name).eval(), fake_cuda)
+    backbone = to_device(build(name).eval(), fake_cuda)
     with torch.inference_mode(), autocast(fake_cuda, torch.bfloat16):
         conv_map = backbone(torch.zeros(2, 3, side, side, device=fake_cuda))
     assert conv_map.device == fake_cuda

@@ -15,7 +15,7 @@ from config import Config
 from data import eval_transform
 from net import EmbeddingNet, initial_net, load_net, save_checkpoint
 from network.architecture import new_architecture
-from network.image_text import find_weights, read_config
+from network.image_text import read_config
 from utils import UserError
 
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
@@ -215,11 +215,7 @@ def test_what_open_clip_does_not_have_is_one_line(tmp_path: Path) -> None:
     [
         ({"model_cfg": None}, "open_clip_config.json is damaged"),
         ({"model_cfg": {**TOWERS["ViT"], "vision_cfg": "x"}}, "open_clip_config.json is damaged"),
-        (
-            {"model_cfg": {**TOWERS["ViT"], "vision_cfg": {**VIT, "image_size": "big"}}},
-            "size 'big'",
-        ),
-        ({"preprocess_cfg": {"mean": 0.5}}, r"as its configuration has it \(mean: "),
+        ({"preprocess_cfg": {"mean": 0.5}}, r"can build \(mean: "),
         ({"model_cfg": {**TOWERS["ViT"], "embed_dim": 25}}, "size mismatch for "),
     ],
 )
@@ -274,12 +270,3 @@ def test_a_tag_that_timm_does_not_have_is_one_line() -> None:
 def test_the_activation_is_that_of_the_weights(name: str, tag: str, quick: bool) -> None:
     pytest.importorskip("open_clip")
     assert read_config(f"open_clip/{name}", tag)["model_cfg"].get("quick_gelu", False) is quick
-
-
-def test_openais_weights_from_a_file_need_the_other_activation(monkeypatch) -> None:
-    pytest.importorskip("open_clip")
-    for proxy in ("https_proxy", "HTTPS_PROXY"):
-        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setenv("no_proxy", "")
-    with pytest.raises(UserError, match=r"the file, and BACKBONE to open_clip/RN50-quickgelu$"):
-        find_weights("open_clip/RN50", "openai")
