@@ -22,7 +22,6 @@ from network.layers import AveragePooling, CosineClassifier, GeM, Normalize
 from utils import UserError, command
 
 Network = Callable[[Tensor], list[Tensor]]  # pictures N x H x W x 3, uint8 -> features N x D each
-HEADS = ["fc.weight", "fc2.weight"]
 LENGTH = 10.0  # of a normalised embedding: its distances then compare with those of 2018
 
 
@@ -58,6 +57,7 @@ class EmbeddingNet(nn.Module):
     Attributes
     ----------
     normalize : pictures as loaders give them, N x H x W x 3, uint8 -> the input of `forward`
+    architecture : as given
     dim, category_dims : D, the length of the embedding, and see `Architecture`
     """
 
@@ -65,6 +65,7 @@ class EmbeddingNet(nn.Module):
         super().__init__()
         self.dim = dim = architecture.inter_dim or channels
         categories, pooling = len(architecture.categories), architecture.pooling
+        self.architecture = architecture
         self.normalised, self.category_dims = architecture.normalised, architecture.category_dims
         self.normalize = Normalize(architecture.mean, architecture.std)
         self.backbone = backbone
@@ -80,14 +81,8 @@ class EmbeddingNet(nn.Module):
         self.frozen = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embed pictures.
+        """Embed pictures N x 3 x H x W, float32, as `normalize` gives them.
 
-        Parameters
-        ----------
-        x : N x 3 x H x W, float32, as `normalize` gives it
-
-        Returns
-        -------
         Category logits N x K and embedding N x D, both float32, and the conv map N x C x h x w.
         """
         found = self.backbone(x)
@@ -179,15 +174,13 @@ def initial_net(architecture: Architecture, pretrained: str) -> EmbeddingNet:
     pretrained : `imagenet` (the library's own weights), `none`, a tag of open_clip/NAME, or a file:
         backbone weights in the library's names, with or without the classifier, or a checkpoint of
         this project or of the 2018 one
-
-    Raises
-    ------
-    UserError : an unknown backbone, weights that cannot be had, or that are another backbone's
     """
     name, state = architecture.backbone, {}
     of_open_clip = name.startswith(PREFIX)
     if pretrained not in {"imagenet", "none"} and (not of_open_clip or Path(pretrained).is_file()):
-        state = _read_weights(Path(pretrained))[0]
+        state = weights_of(read_checkpoint(Path(pretrained)), Path(pretrained))
+        if not all(bool(value.isfinite().all()) for value in state.values()):
+            raise UserError(f"PRETRAINED {pretrained}: holds NaN or infinity")
     is_checkpoint = any(key.startswith("backbone.") for key in state)
     source, weights = ("none", None) if is_checkpoint else (pretrained, state)
     backbone = build_backbone(architecture, source, weights)
@@ -217,24 +210,14 @@ def _channels(backbone: nn.Module, name: str, crop_size: int) -> int:
         ) from None
 
 
-def save_checkpoint(
-    path: Path, net: EmbeddingNet, architecture: Architecture, **facts: Any
-) -> None:
+def save_checkpoint(path: Path, net: EmbeddingNet, **facts: Any) -> None:
     """Write a checkpoint: the weights, what is needed to build the network, and plain facts."""
     # Without channels_last strides and device: equal values make equal files.
     state = {
         key: value.cpu().clone(memory_format=torch.contiguous_format)
         for key, value in net.state_dict().items()
     }
-    write_checkpoint(path, {"network": asdict(architecture), "state_dict": state, **facts})
-
-
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], Architecture | None]:
-    """Read a checkpoint's weights and its architecture; for a bare state dict that is None."""
-    content = read_checkpoint(path)
-    record = content.get("network")
-    architecture = None if record is None else parse_architecture(record, path)
-    return weights_of(content, path), architecture
+    write_checkpoint(path, {"network": asdict(net.architecture), "state_dict": state, **facts})
 
 
 def read_split(path: Path) -> SplitRecord | str | None:
@@ -251,12 +234,7 @@ def model_places(base: Path, name: str) -> tuple[Path, Path]:
 
 
 def find_model(base: Path, name: str) -> Path:
-    """The file that a DUMPED_MODEL setting means.
-
-    Raises
-    ------
-    UserError : there is none
-    """
+    """The file that a DUMPED_MODEL setting means; a `UserError` where there is none."""
     places = model_places(base, name)
     for path in places:
         if path.is_file():
@@ -266,40 +244,38 @@ def find_model(base: Path, name: str) -> Path:
     )
 
 
-def load_net(path: Path, default: Architecture | None = None) -> tuple[EmbeddingNet, Architecture]:
-    """Build the network of a checkpoint and load its weights.
+def load_net(path: Path, default: Architecture | None = None) -> EmbeddingNet:
+    """Build the network of a checkpoint and load its weights, in evaluation mode.
 
     Parameters
     ----------
     path : a checkpoint of this project, or a bare state dict in the layout of the 2018 one
     default : the architecture of a bare state dict; its dimensions are taken from the weights
-
-    Returns
-    -------
-    The network in evaluation mode, and its architecture.
-
-    Raises
-    ------
-    UserError : the file cannot be read, or is of another network
     """
-    state, architecture = _read_weights(path)
-    heads = ["fc2.weight"] if architecture and not architecture.inter_dim else HEADS
-    for key in heads:
+    content = read_checkpoint(path)
+    state, record = weights_of(content, path), content.get("network")
+    first = "fc.weight" if "fc.weight" in state else "fc2.weight"
+    for key in (first, "fc2.weight"):
         if key not in state or state[key].ndim != 2:
             raise UserError(f"{path}: holds no matrix {key}: not a checkpoint of this project")
-    if architecture is None:
-        if default is None:
-            raise UserError(f"{path}: a bare state dict does not say which network it belongs to")
+    if record is not None:
+        architecture = parse_architecture(record, path)
+    elif default:
         architecture = _architecture_of_2018(state, default)
-    channels = state[heads[0]].shape[1]
+    else:
+        raise UserError(f"{path}: a bare state dict does not say which network it belongs to")
+    # Else a wrong number would take all memory before it is found.
+    if architecture.inter_dim not in (0, len(state[first]) + architecture.category_dims):
+        raise UserError(f"{path}: its {first} is not of INTER_DIM={architecture.inter_dim}")
+    channels = state[first].shape[1]
     net = EmbeddingNet(build_backbone(architecture), channels, architecture)
     load_weights(net, state, f"{path}: not the weights of a {architecture.backbone}")
-    return net.eval(), architecture
+    return net.eval()
 
 
 def _architecture_of_2018(state: dict[str, Tensor], default: Architecture) -> Architecture:
     """The architecture of a bare state dict: `default`, with the dimensions of the weights."""
-    dim, logits = len(state["fc.weight"]), len(state["fc2.weight"])
+    dim, logits = len(state.get("fc.weight", [])), len(state["fc2.weight"])
     names = [f"category {number + 1}" for number in range(logits)]
     if len(default.categories) >= logits:
         names = default.categories[:logits]
@@ -313,12 +289,7 @@ def start_features(
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> Callable[[], list[np.ndarray]]:
-    """Begin with a batch: as `extract_features`, but on a GPU nothing is waited for.
-
-    Returns
-    -------
-    A function that waits for the features and returns them.
-    """
+    """Begin with `extract_features`, on a GPU without waiting: a function waits for the result."""
     with autocast(device, dtype):
         features = [feature.float() for feature in net(copy_to(device, images))]
     widths = [feature.shape[1] for feature in features]
@@ -343,16 +314,12 @@ def extract_features(
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> list[np.ndarray]:
-    """Features of one batch of pictures.
+    """The features of one batch of pictures, float32.
 
     Parameters
     ----------
     net : a `FeatureNet`, also compiled; on `device`, in evaluation mode
     images : B x H x W x 3, uint8
     device, dtype : where and in which 16-bit type (None: float32) the network runs
-
-    Returns
-    -------
-    Those of the network, float32.
     """
     return start_features(net, images, device, dtype)()

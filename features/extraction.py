@@ -150,11 +150,11 @@ def load_models(
     stamps = [file_stamp(file) for file in files]
     models: list[LoadedModel] = []
     for number, (name, file) in enumerate(zip(names, files, strict=True)):
-        net, architecture = load_net(file, default)
+        net = load_net(file, default)
         net.backbone = fold_batch_norms(net.backbone)
         colors = [] if number else color_features(settings_of(config, device))
         record = ModelRecord(
-            file=name, sha256=sha256_of(file), network=architecture, held_out=read_split(file)
+            file=name, sha256=sha256_of(file), network=net.architecture, held_out=read_split(file)
         )
         features = to_device(FeatureNet(net, colors, config.FLIP).eval(), device)
         matrices = [deep_file(number), COLOR, PALETTE][: 1 + len(colors)]

@@ -73,10 +73,7 @@ _ARCHITECTURE = TypeAdapter(Architecture)
 
 
 def parse_architecture(record: Any, source: Path | str) -> Architecture:
-    """Check a record of an architecture, of the checkpoint or model `source`.
-
-    Unknown fields are ignored.
-    """
+    """Check the record of a checkpoint or model, `source`; unknown fields are ignored."""
     try:
         return _ARCHITECTURE.validate_python(record)
     except ValidationError as error:
@@ -92,11 +89,8 @@ def new_architecture(config: Config, categories: list[str]) -> Architecture:
     """The architecture that the settings describe.
 
     A model of timm or open_clip is fed as its library feeds it, but for sizes that are set, and
-    POOLING=auto takes its own pooled output.
-
-    Raises
-    ------
-    UserError : no such model, or its configuration cannot be had
+    POOLING=auto takes its own pooled output. A `UserError` where there is no such model, or its
+    configuration cannot be had.
     """
     name, size, crop = config.BACKBONE, config.IMG_SIZE, config.CROP_SIZE
     fed: dict[str, Any] = {}
@@ -104,6 +98,8 @@ def new_architecture(config: Config, categories: list[str]) -> Architecture:
         of_timm = name.startswith("timm/")
         fed = _timm_input(name) if of_timm else _open_clip_input(name, config.PRETRAINED)
         given, side, share = config.model_fields_set, fed.pop("side"), fed.pop("share")
+        if not isinstance(side, int):
+            raise UserError(f"BACKBONE {name}: its configuration has the image size {side!r}")
         if "CROP_SIZE" not in given:
             crop = min(side, size) if "IMG_SIZE" in given else side
         if "IMG_SIZE" not in given:
@@ -124,10 +120,6 @@ def import_timm(name: str) -> Any:
         raise needs_package(error, f"BACKBONE {name}", INSTALL) from None
     if not timm.is_model(name.removeprefix("timm/")):
         raise unknown_model(name)
-    try:
-        timm.models.get_pretrained_cfg(name.removeprefix("timm/"))
-    except RuntimeError as error:  # no such tag
-        raise UserError(f"BACKBONE {name}: {error}") from None
     return timm
 
 
@@ -142,7 +134,10 @@ def unknown_model(name: str) -> UserError:
 def _timm_input(name: str) -> dict[str, Any]:
     """How timm feeds a model: fields of an `Architecture`, its side in px, the share of it seen."""
     timm = import_timm(name)
-    facts = timm.models.get_pretrained_cfg(name.removeprefix("timm/"))
+    try:
+        facts = timm.models.get_pretrained_cfg(name.removeprefix("timm/"))
+    except RuntimeError as error:  # no such tag
+        raise UserError(f"BACKBONE {name}: {error}") from None
     facts = timm.data.resolve_data_config(pretrained_cfg=facts.to_dict() if facts else {})
     return {
         "mean": facts["mean"],

@@ -32,11 +32,8 @@ def build_backbone(
     architecture : what to build
     pretrained : imagenet loads the library's weights (downloaded by it on first use); of open_clip
         also a tag or a file
-    weights : a state dict in the library's own names, with or without the classifier
-
-    Raises
-    ------
-    UserError : no such model, its weights cannot be had, or `weights` are another model's
+    weights : a state dict in the library's own names, with or without the classifier; a `UserError`
+        where it is another model's
     """
     name, pooled = architecture.backbone, architecture.pooling == "model"
     if architecture.open_clip:
@@ -66,18 +63,10 @@ def build_backbone(
 def load_weights(
     module: nn.Module, weights: Mapping[str, Tensor], refused: str, may_lack: tuple[str, ...] = ()
 ) -> None:
-    """Load weights by name.
+    """Load a state dict by name.
 
-    Parameters
-    ----------
-    module : gets them
-    weights : a state dict
-    refused : how the message begins where a tensor is missing, superfluous or of another shape
-    may_lack : how the names of tensors begin that may be so
-
-    Raises
-    ------
-    UserError
+    A `UserError` that begins by `refused` where a tensor is missing, superfluous or of another
+    shape, unless its name begins by one of `may_lack`.
     """
     own = module.state_dict()
     fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
@@ -209,12 +198,7 @@ def layer_depths(backbone: nn.Module) -> dict[Tensor, int]:
 
 
 def checkpoint_gradients(backbone: nn.Module, name: str) -> None:
-    """Have a backbone keep few activations for the backward pass, and compute the others again.
-
-    Raises
-    ------
-    UserError : its library cannot
-    """
+    """Have a backbone keep few activations for the backward pass, and compute the others again."""
     try:
         _library_model(backbone).set_grad_checkpointing(True)
     except (AttributeError, AssertionError):

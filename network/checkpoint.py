@@ -27,12 +27,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without running any code from it.
-
-    Raises
-    ------
-    UserError : no such file, or no checkpoint
-    """
+    """Read a checkpoint without running any code from it."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
@@ -54,28 +49,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def weights_of(content: Any, path: Path) -> dict[str, Tensor]:
+def weights_of(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """The tensors by name that a file holds, out of what training programs wrap them in.
 
     Averaged weights (EMA) come before the others. Prefixes of compiled, parallel and averaged
     models are removed.
-
-    Raises
-    ------
-    UserError : it holds no state dict
     """
     state = content
-    while isinstance(state, dict) and any(isinstance(state.get(name), dict) for name in WRAPPERS):
-        state = next(state[name] for name in WRAPPERS if isinstance(state.get(name), dict))
-    if not isinstance(state, dict) or not state:
-        raise UserError(f"{path}: holds no state dict; name a checkpoint that train.py wrote")
+    while inner := [state[name] for name in WRAPPERS if isinstance(state.get(name), dict)]:
+        state = inner[0]
+    wrong = next((key for key, value in state.items() if not isinstance(value, Tensor)), None)
+    if wrong is not None or not state:
+        reason = f"{shown(str(wrong))} is not a tensor" if state else "it is empty"
+        raise UserError(
+            f"{path}: no state dict, for {reason}; name a checkpoint that train.py wrote, or save"
+            " the weights alone, as torch.save(model.state_dict(), FILE)"
+        )
     weights = {}
     for key, value in state.items():
-        if not isinstance(value, Tensor):
-            raise UserError(
-                f"{path}: {shown(str(key))} is not a tensor: no state dict; save the weights alone,"
-                " as torch.save(model.state_dict(), FILE)"
-            )
         name = str(key)
         while name.startswith(PREFIXES):
             name = name.partition(".")[2]

@@ -53,15 +53,9 @@ class ColorFeature(nn.Module):
 
 
 def lab_of_rgb(rgb: Tensor) -> Tensor:
-    """Convert sRGB to CIELAB.
+    """Convert sRGB to CIELAB: N x 3 x ..., 0 to 1 -> N x 3 x ...
 
-    Parameters
-    ----------
-    rgb : N x 3 x ..., 0 to 1
-
-    Returns
-    -------
-    N x 3 x ...: L in 0 to 100, a and b in about -110 to 110 (CIE 15, white point D65).
+    L in 0 to 100, a and b in about -110 to 110 (CIE 15, white point D65).
     """
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     xyz = torch.einsum("ij,nj...->ni...", rgb.new_tensor(XYZ_OF_RGB), linear)

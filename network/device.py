@@ -20,10 +20,6 @@ def pick_device(name: str) -> torch.device:
     What is called float32 is computed in float32: by default cuDNN's convolutions round their
     input to TF32, 10 bits. A card with a number becomes the current one, or threads of PyTorch
     (a loader's, that pins memory) would use the first card, too.
-
-    Raises
-    ------
-    UserError : this machine has no such device
     """
     cards, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     if name == "auto":
@@ -42,12 +38,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def to_device(module: M, device: torch.device) -> M:
-    """Move a module with its constants, in the memory layout that convolutions run fastest in.
-
-    Raises
-    ------
-    UserError : the memory of the GPU is too small
-    """
+    """Move a module with its constants, in the memory layout that convolutions run fastest in."""
     with explain_out_of_memory():
         return module.to(device).to(memory_format=torch.channels_last)
 
@@ -55,7 +46,7 @@ def to_device(module: M, device: torch.device) -> M:
 def copy_to(device: torch.device, tensor: Tensor) -> Tensor:
     """A tensor on a device. The CPU waits for the copy, except on CUDA from pinned memory.
 
-    Elsewhere (MPS) PyTorch would copy from memory that may have been used again since.
+    On MPS PyTorch would copy from memory that may have been used again since.
     """
     return tensor.to(device, non_blocking=device.type == "cuda")
 
@@ -71,15 +62,11 @@ def amp_type(device: torch.device, amp: str) -> torch.dtype | None:
 
 
 def query_type(stored: str, device: torch.device) -> torch.dtype | None:
-    """The type in which to compute features for a database made in a type, maybe on another device.
+    """The type in which to compute features for a database made in the type `stored`.
 
     The same one where the device has it, so that equal pictures get equal features; else float32,
-    whose features differ from the stored ones by the rounding of these.
-
-    Parameters
-    ----------
-    stored : float32, float16 or bfloat16, as all_feat.json names it
-    device : where the network is to run
+    whose features differ from the stored ones by the rounding of these. `stored` is float32,
+    float16 or bfloat16, as all_feat.json names it.
     """
     kind = None if stored == "float32" else getattr(torch, stored)
     return kind if kind and has_type(device, kind) else None
@@ -109,13 +96,9 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 @contextmanager
 def explain_out_of_memory(*settings: str) -> Iterator[None]:
-    """Turn an exhausted memory into a message that names the settings to lower.
+    """Turn an exhausted memory into a `UserError` that names the settings to lower.
 
     So too a batch of one picture, in which a batch norm has nothing to compare.
-
-    Raises
-    ------
-    UserError
     """
     lower = f"set {' or '.join(settings)} lower, or " if settings else ""
     try:

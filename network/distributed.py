@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.device import pick_device
-from utils import UserError
 
 T = TypeVar("T")
 
@@ -66,13 +65,9 @@ class Distributed:
     def all_gather(self, rows: Tensor, total: int) -> Tensor:
         """The rows of all processes in their original order: n x ... of each -> total x ...
 
-        A loss of the result gives the rows of this process the gradient that a single process
-        would give them, once `DistributedDataParallel` has averaged over the processes.
-
-        Parameters
-        ----------
-        rows : those of `shard(total)`; further ones are ignored
-        total : number of rows of all processes
+        `rows` are those of `shard(total)`; further ones are ignored. A loss of the result gives the
+        rows of this process the gradient that a single process would give them, once
+        `DistributedDataParallel` has averaged over the processes.
         """
         if not dist.is_initialized():
             return rows
@@ -98,22 +93,10 @@ class Distributed:
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[tuple[Distributed, torch.device]]:
-    """Join the other processes that `torchrun` started; without it, do nothing.
+    """Join the other processes that `torchrun` started; gives the processes, and this one's device.
 
-    Only the main process prints to standard output.
-
-    Parameters
-    ----------
-    device : the setting DEVICE; `auto` and `cuda` give each process of a machine its own card.
-        Several processes cannot use MPS: with `auto` they use the CPU
-
-    Yields
-    ------
-    The processes, and the device of this one.
-
-    Raises
-    ------
-    UserError : the device is missing, or the processes cannot connect
+    Only the main process prints to standard output. With DEVICE `auto` and `cuda` each process of
+    a machine has its own card.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = pick_device(device)
@@ -123,18 +106,9 @@ def init_distributed(device: str) -> Iterator[tuple[Distributed, torch.device]]:
     on_cuda = chosen.type == "cuda"
     if on_cuda and chosen.index is None:
         chosen = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
-    if chosen.type == "mps":  # gloo has no collectives for it
-        if device != "auto":
-            raise UserError(f"DEVICE {device}: not for several processes; set DEVICE=cpu")
-        chosen = pick_device("cpu")
     nccl = on_cuda and dist.is_nccl_available()
-    try:
-        dist.init_process_group(
-            "nccl" if nccl else "gloo", timeout=TIMEOUT, device_id=chosen if nccl else None
-        )
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"the {world_size} processes cannot connect: {reason}") from None
+    kind, card = ("nccl", chosen) if nccl else ("gloo", None)
+    dist.init_process_group(kind, timeout=TIMEOUT, device_id=card)
     distributed = Distributed(dist.get_rank(), world_size)
     try:
         with redirect_stdout(sys.stdout if distributed.is_main else open(os.devnull, "w")):

@@ -14,7 +14,6 @@ from torchvision.ops import nms
 from network.checkpoint import read_checkpoint, write_checkpoint
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in px
-Window = tuple[float, float, float, float]
 
 KEY = "garments"  # of the head in a checkpoint
 HIDDEN = 64  # channels
@@ -26,10 +25,6 @@ class BoxHead(nn.Module):
     """Of each cell of a conv map, whether it is in the middle of a garment, and the garment's box.
 
     A detector of one class without anchors, as FCOS (Tian et al., ICCV 2019), of one scale.
-
-    Parameters
-    ----------
-    channels : C of the conv map
     """
 
     def __init__(self, channels: int) -> None:
@@ -58,15 +53,10 @@ def cell_centres(height: int, width: int) -> Tensor:
 
 
 def choose_boxes(logits: Tensor, boxes: Tensor) -> Tensor:
-    """The boxes of the garments of one picture, the surest first.
+    """The boxes of the garments of one picture, the surest first: M x 4, within 0 to 1.
 
-    Parameters
-    ----------
-    logits, boxes : hw and hw x 4, of `BoxHead`
-
-    Returns
-    -------
-    M x 4, M at most `MAX_GARMENTS`, within 0 to 1; none where no score reaches `MIN_SCORE`.
+    `logits` and `boxes` are hw and hw x 4, of `BoxHead`. M is at most `MAX_GARMENTS`, and 0 where
+    no score reaches `MIN_SCORE`.
     """
     scores, boxes = logits.sigmoid(), boxes.clamp(0, 1)
     best = nms(boxes, scores, SAME_GARMENT)[:MAX_GARMENTS]
@@ -98,8 +88,8 @@ class GarmentFinder:
         return [(x1, y1, x2, y2) for x1, y1, x2, y2 in corners if x1 < x2 and y1 < y2]
 
 
-def square(picture: Image.Image, side: int, window: Window | None = None) -> Tensor:
-    """A window (None: all) of an RGB picture, distorted to a square: side x side x 3, uint8."""
+def square(picture: Image.Image, side: int, window: Any = None) -> Tensor:
+    """A window x1, y1, x2, y2 of an RGB picture (None: all) as a square: side x side x 3, uint8."""
     scaled = picture.resize((side, side), Image.Resampling.BILINEAR, window)
     return torch.from_numpy(np.array(scaled))
 

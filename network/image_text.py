@@ -29,10 +29,6 @@ def read_config(name: str, pretrained: str) -> dict[str, Any]:
     name : open_clip/NAME, open_clip/hf-hub:ORG/NAME or open_clip/local-dir:FOLDER
     pretrained : of open_clip/NAME the tag of its weights; others have the configuration of the
         first tag
-
-    Raises
-    ------
-    UserError : no such model, or its configuration cannot be had
     """
     own = name.removeprefix(PREFIX)
     with _explained(name) as open_clip:
@@ -59,14 +55,8 @@ def read_config(name: str, pretrained: str) -> dict[str, Any]:
 def find_weights(name: str, pretrained: str) -> Path:
     """The file of a model's weights, downloaded where it is not in its folder.
 
-    Parameters
-    ----------
-    name : see `read_config`
-    pretrained : a file; else of open_clip/NAME the tag of its weights, of others "imagenet"
-
-    Raises
-    ------
-    UserError : there is none, or it cannot be downloaded
+    `name` is as for `read_config`; `pretrained` is a file; else of open_clip/NAME the tag of its
+    weights, of others "imagenet".
     """
     own = name.removeprefix(PREFIX)
     if Path(pretrained).is_file():
@@ -99,14 +89,9 @@ def build_image_text(
 
     Parameters
     ----------
-    name : of the model, for messages
-    config : see `read_config`
+    name, config : see `read_config`
     size : of the input in px; position embeddings of another size are resized
     weights : their file; None: random ones
-
-    Raises
-    ------
-    UserError : weights of another model, a size it cannot take, or a package that is missing
     """
     with _explained(name) as open_clip, tempfile.TemporaryDirectory() as folder:
         Path(folder, CONFIG).write_text(json.dumps(config))
@@ -132,10 +117,6 @@ class TextTower:
         hub
     prompt : what a text becomes, in place of {}
     device : of the model
-
-    Raises
-    ------
-    UserError : its tokenizer cannot be had
     """
 
     def __init__(

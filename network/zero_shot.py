@@ -23,10 +23,6 @@ class ZeroShot:
     pretrained, prompt : the settings PRETRAINED and TEXT_PROMPT
     names : of the K categories
     device : where it runs
-
-    Raises
-    ------
-    UserError : no image-text model, or it cannot be had
     """
 
     def __init__(

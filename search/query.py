@@ -217,8 +217,8 @@ def load_query_nets(
         )
     nets, architectures = [], []
     for number, path in enumerate(models):
-        net, architecture = load_net(path, database.metadata.models[number].network)
+        net = load_net(path, database.metadata.models[number].network)
         colors = [] if number else color_features(settings.model_dump())
         nets.append(to_device(FeatureNet(net, colors, settings.FLIP).eval(), device))
-        architectures.append(architecture)
+        architectures.append(net.architecture)
     return nets, architectures

@@ -103,7 +103,8 @@ def test_a_checkpoint_of_2018_gives_the_features_of_torchvisions_resnet50(
     torch.save(state, tmp_path / "model_best.pth.tar")
 
     bare = Architecture("resnet50", 64, [f"category {i}" for i in range(50)], 256, 224)
-    net, network = load_net(tmp_path / "model_best.pth.tar", bare)
+    net = load_net(tmp_path / "model_best.pth.tar", bare)
+    network = net.architecture
     assert (network.inter_dim, network.categories) == (512, bare.categories[:20])
     resnet.avgpool.register_forward_hook(lambda *hooked: seen.append(hooked[2].flatten(1)))
     seen: list[Tensor] = []
@@ -118,19 +119,19 @@ def test_a_checkpoint_of_2018_gives_the_features_of_torchvisions_resnet50(
 
 def test_a_checkpoint_comes_back_and_equal_weights_are_equal_files(tmp_path: Path) -> None:
     net = untrained()
-    save_checkpoint(tmp_path / "a.pth.tar", net, ARCHITECTURE, epoch=3)
-    again, network = load_net(tmp_path / "a.pth.tar", Architecture("alexnet", 9, ["x"], 1, 1))
-    assert network == ARCHITECTURE
+    save_checkpoint(tmp_path / "a.pth.tar", net, epoch=3)
+    again = load_net(tmp_path / "a.pth.tar", Architecture("alexnet", 9, ["x"], 1, 1))
+    assert again.architecture == ARCHITECTURE
     assert not again.training
     with torch.inference_mode():
         for found, expected in zip(again(pictures()), net(pictures()), strict=True):
             assert torch.equal(found, expected)
     save_checkpoint(
-        tmp_path / "other_name.pth", again.to(memory_format=torch.channels_last), network, epoch=3
+        tmp_path / "other_name.pth", again.to(memory_format=torch.channels_last), epoch=3
     )
     one, other = ((tmp_path / name).read_bytes() for name in ("a.pth.tar", "other_name.pth"))
     assert one == other
-    save_checkpoint(tmp_path / "b.pth.tar", untrained(seed=1), ARCHITECTURE, epoch=3)
+    save_checkpoint(tmp_path / "b.pth.tar", untrained(seed=1), epoch=3)
     assert (tmp_path / "b.pth.tar").read_bytes() != one
 
 
@@ -138,7 +139,7 @@ def test_a_checkpoint_comes_back_and_equal_weights_are_equal_files(tmp_path: Pat
 def test_training_starts_from_a_checkpoint_of_the_project(tmp_path: Path, inter_dim: int) -> None:
     """Its backbone whatever the embedding; its heads where they have the same shape."""
     net = untrained()
-    save_checkpoint(tmp_path / "model.pth.tar", net, ARCHITECTURE)
+    save_checkpoint(tmp_path / "model.pth.tar", net)
     wanted = Architecture("resnet18", inter_dim, ARCHITECTURE.categories, 72, 64)
     found = initial_net(wanted, str(tmp_path / "model.pth.tar")).state_dict()
     for key, value in net.state_dict().items():
@@ -176,7 +177,7 @@ def test_a_malicious_checkpoint_is_refused_and_runs_nothing(tmp_path: Path, writ
 
 
 def _truncated(path: Path) -> None:
-    save_checkpoint(path, untrained(), ARCHITECTURE)
+    save_checkpoint(path, untrained())
     path.write_bytes(path.read_bytes()[:-1000])
 
 
@@ -189,7 +190,9 @@ def _without(*gone: str):
 
 
 def _of_mobilenet(path: Path) -> None:
-    save_checkpoint(path, untrained(), replace(ARCHITECTURE, backbone="mobilenet_v2"))
+    net = untrained()
+    net.architecture = replace(ARCHITECTURE, backbone="mobilenet_v2")
+    save_checkpoint(path, net)
 
 
 def _saved(content):
@@ -318,27 +321,27 @@ def test_flip_embeds_the_mirror_image_too(normalised: bool) -> None:
 def test_a_normalised_checkpoint_comes_back(tmp_path: Path, pooling: str) -> None:
     network = replace(ARCHITECTURE, pooling=pooling, normalised=True)
     net = untrained(network)
-    save_checkpoint(tmp_path / "a.pth.tar", net, network)
-    again, loaded = load_net(tmp_path / "a.pth.tar")
-    assert loaded == network
+    save_checkpoint(tmp_path / "a.pth.tar", net)
+    again = load_net(tmp_path / "a.pth.tar")
+    assert again.architecture == network
     with torch.inference_mode():
         np.testing.assert_array_equal(again(pictures())[1], net(pictures())[1])
 
 
 def test_a_checkpoint_from_before_pooling_was_a_choice_loads(tmp_path: Path) -> None:
     net = untrained()
-    save_checkpoint(tmp_path / "new.pth.tar", net, ARCHITECTURE)
+    save_checkpoint(tmp_path / "new.pth.tar", net)
     content = read_checkpoint(tmp_path / "new.pth.tar")
     del content["network"]["pooling"], content["network"]["normalised"]
     torch.save(content, tmp_path / "old.pth.tar")
-    assert load_net(tmp_path / "old.pth.tar")[1] == ARCHITECTURE
+    assert load_net(tmp_path / "old.pth.tar").architecture == ARCHITECTURE
 
 
 @pytest.mark.parametrize("held_out", [None, {"inshop": True, "val_share": 0.2, "digest": "0123"}])
 def test_a_checkpoint_says_what_was_held_out_of_its_training(tmp_path: Path, held_out) -> None:
     net = untrained()
-    save_checkpoint(tmp_path / "said.pth.tar", net, ARCHITECTURE, held_out=held_out)
-    save_checkpoint(tmp_path / "silent.pth.tar", net, ARCHITECTURE)
+    save_checkpoint(tmp_path / "said.pth.tar", net, held_out=held_out)
+    save_checkpoint(tmp_path / "silent.pth.tar", net)
     torch.save(net.state_dict(), tmp_path / "bare.pth.tar")
     assert read_split(tmp_path / "said.pth.tar") == held_out
     assert read_split(tmp_path / "silent.pth.tar") == "unknown"
@@ -389,5 +392,5 @@ def test_what_is_no_weights_is_one_line_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"could run code; .* torch\.save\(model\.state_dict"):
         initial_net(ARCHITECTURE, str(tmp_path / "whole.pth"))
     torch.save({"model": {"weight": [1.0, 2.0]}}, tmp_path / "list.pth")
-    with pytest.raises(UserError, match="weight is not a tensor: no state dict; save"):
+    with pytest.raises(UserError, match=r"no state dict, for weight is not a tensor; .* save"):
         initial_net(ARCHITECTURE, str(tmp_path / "list.pth"))

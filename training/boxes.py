@@ -1,13 +1,14 @@
 """Training of the head that finds garments, after that of the network, which it leaves as it is."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from config import Config
@@ -53,7 +54,7 @@ class Views(Dataset[tuple[Tensor, Tensor]]):
         window = np.array([0, 0, *picture.size], float)
         if self.count:
             window = random_window(window[2:], box, rng)
-        pixels = square(picture, self.side, (window[0], window[1], window[2], window[3]))
+        pixels = square(picture, self.side, tuple(window))
         seen = np.clip((box - np.tile(window[:2], 2)) / np.tile(window[2:] - window[:2], 2), 0, 1)
         if self.count and rng.random() < 0.5:
             pixels, seen = pixels.flip(1), np.array([1 - seen[2], seen[1], 1 - seen[0], seen[3]])
@@ -106,13 +107,10 @@ def train_boxes(
     splits: Splits,
     path: Path,
     net: EmbeddingNet,
-    crop_size: int,
     device: torch.device,
     amp: torch.dtype | None,
 ) -> None:
     """Train a head on a network's conv map and add it to the checkpoint `path`.
-
-    `crop_size` is that of the network's input in px.
 
     There is none where pictures are not cut to boxes, where the training part has too few boxes,
     and where whole pictures have a better mean IoU with the boxes of the validation part than
@@ -125,13 +123,15 @@ def train_boxes(
     if not config.CROP_TO_BBOX or len(pictures) < MIN_BOXES or not len(measured):
         return
     conv_map = conv_map_of(to_device(net.eval(), device), device, amp)
+    crop_size = net.architecture.crop_size
     side, channels = side_and_channels(conv_map, SCALE * crop_size, crop_size)
     count = min(PASSES * len(pictures), MAX_VIEWS)
     torch.manual_seed(0)
     head = BoxHead(channels).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, -(-count // BATCH))
-    views = make_loader(Views(pictures, side, count), workers, device, batch_size=BATCH)
+    load = partial(make_loader, workers=workers, device=device, batch_size=BATCH)
+    views = load(Views(pictures, side, count))
     with progress_bar(count, "learning to find garments", "picture") as bar:
         for images, boxes in views:
             box_loss(head, conv_map(images).clone(), boxes.to(device)).backward()
@@ -139,7 +139,7 @@ def train_boxes(
             optimizer.zero_grad()
             schedule.step()
             bar.update(len(images))
-    whole, found = mean_iou(head.eval(), conv_map, Views(measured, side), workers, device)
+    whole, found = mean_iou(head.eval(), conv_map, load(Views(measured, side)))
     print(
         f"garments: mean IoU {found:.1%} with the {len(measured):,} boxes of the validation part,"
         f" of whole pictures {whole:.1%}" + ("" if found > whole else ": the boxes are not used")
@@ -163,16 +163,12 @@ def side_and_channels(conv_map: Callable[[Tensor], Tensor], *sides: int) -> tupl
 
 @torch.inference_mode()
 def mean_iou(
-    head: BoxHead,
-    conv_map: Callable[[Tensor], Tensor],
-    views: Views,
-    workers: int,
-    device: torch.device,
+    head: BoxHead, conv_map: Callable[[Tensor], Tensor], views: DataLoader
 ) -> tuple[float, float]:
     """Mean IoU with the boxes of whole pictures: of all of the picture, and of the surest box."""
     whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
     values = []
-    for images, boxes in make_loader(views, workers, device, batch_size=BATCH):
+    for images, boxes in views:
         for *found, box in zip(*head(conv_map(images)), boxes, strict=True):
             best = torch.cat([choose_boxes(*found).cpu(), whole])[:1]
             values.append(box_iou(torch.cat([whole, best]), box[None])[:, 0])

@@ -1,6 +1,5 @@
 """One training run: steps, validations, checkpoints."""
 
-import inspect
 import math
 import shutil
 import time
@@ -16,15 +15,26 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from config import Config
 from evaluation.metrics import balanced_score
-from net import EmbeddingNet, save_checkpoint
+from net import EmbeddingNet, SplitRecord, save_checkpoint
 from network.color import Palette
 from network.device import autocast, copy_to, explain_out_of_memory, to_device
 from network.distributed import Distributed
 from pictures.samplers import TrainBatches
-from training.losses import TrainingLoss
-from training.optimizer import Updater, rate_factor
-from training.resume import Progress, ResumePoint
+from pictures.splits import Splits
+from training.loaders import build_loaders
+from training.losses import build_loss
+from training.optimizer import build_optimizer, rate_factor, update
+from training.resume import (
+    DATA,
+    RESUME_POINT,
+    Progress,
+    explain_damage,
+    identity_of,
+    read_resume_point,
+    require_same,
+)
 from training.validation import (
     Predictions,
     is_stable,
@@ -47,43 +57,51 @@ class Trainer:
 
     Attributes
     ----------
+    config : the settings of the run
+    splits : the pictures
     net : what is trained
-    loss : what is minimised
-    updater : changes the weights
+    device, amp : where the network lies, and the 16-bit type it computes in
+    distributed : the processes that train together; each loader gives this one its part
+    loss, optimizer, scaler : what is minimised, and see `update`
     loader, batches : the training pictures, and the sampler of whole batches
     quick_loader : some validation pictures with categories
     validation : by "category" and, where there are items, by "item": all validation pictures, and
         how many of all processes', from the first on, have a retrieval score
-    palette_weight : of the palette's distance beside the embedding's in that score
-    resume_point : saves and restores the run
-    epochs : of the whole run
-    freeze : the setting FREEZE_PARAM
-    split : record of the split, for the checkpoints
-    device, amp : where the network lies, and the 16-bit type it computes in
-    distributed : the processes that train together; each loader gives this one its part
+    resume_point, identity, parts : its file, what a resumed run must share, and by name what has
+        a state beside the network
     progress : how far the run is
     """
 
+    config: Config
+    splits: Splits
     net: EmbeddingNet
-    loss: TrainingLoss
-    updater: Updater
-    loader: DataLoader
-    batches: TrainBatches
-    quick_loader: DataLoader
-    validation: dict[str, tuple[DataLoader, int]]
-    palette_weight: float
-    resume_point: ResumePoint
-    epochs: int
-    freeze: str
-    split: dict[str, Any]
     device: torch.device
     amp: torch.dtype | None
     distributed: Distributed
-    progress: Progress
 
     def __post_init__(self) -> None:
-        self.models = self.resume_point.path.parent
-        self.palette = to_device(Palette(), self.device)
+        config, splits, device = self.config, self.splits, self.device
+        metric_size = config.TRIPLET_BATCH_SIZE if config.metric_weight else 0
+        how = config.TRAIN_BATCH_SIZE, metric_size, config.inshop_share, config.PER_CLASS
+        shard = self.distributed.shard
+        self.batches = TrainBatches(splits.train, splits.labelled, *how, config.SEED, shard)
+        self.loss = build_loss(config, splits, self.net).to(device)
+        if self.distributed.world_size > 1:
+            if device.type == "cuda":  # else batch norms see the pictures of one process alone
+                self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
+            torch.manual_seed(config.SEED + self.distributed.rank)  # of what dropout draws
+        self.optimizer = build_optimizer(config, self.net, self.loss.metric)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == torch.float16)
+        self.loader, self.quick_loader, self.validation = build_loaders(
+            config, splits, self.batches, self.net, device, self.distributed
+        )
+        self.models = config.DATASET_BASE / "models"
+        self.resume_point = self.models / RESUME_POINT
+        self.identity = identity_of(config, splits, f"{self.amp or torch.float32} on {device.type}")
+        self.parts: dict[str, Any] = {"metric": self.loss.metric, "optimizer": self.optimizer}
+        self.parts["scaler"] = self.scaler
+        self.progress = Progress(frozen=config.FREEZE_PARAM != "false")
+        self.palette = to_device(Palette(), device)
         self.writer: Any = None
         self._freeze_backbone(self.progress.frozen)
 
@@ -92,41 +110,30 @@ class Trainer:
         self.net.freeze_backbone(frozen)
         self.wrapped: nn.Module = self.net
         if dist.is_initialized():
-            known = inspect.signature(DistributedDataParallel).parameters
-            names = "forward_sync_buffers", "broadcast_buffers"  # since PyTorch 2.14, before
-            name = next(name for name in names if name in known)
-            # Synchronised batch norms have the same statistics in all processes already.
-            flags: dict[str, Any] = {name: self.device.type == "cpu"}
-            # Some timm models have parameters that their features do not use.
-            self.wrapped = DistributedDataParallel(self.net, static_graph=True, **flags)
+            # Static: some timm models have parameters that their features do not use.
+            self.wrapped = DistributedDataParallel(self.net, static_graph=True)
 
     def resume(self) -> None:
-        """Continue from the resume point.
-
-        Raises
-        ------
-        UserError : it is damaged, or of a run with other settings
-        """
-        self.progress = self.resume_point.load()
+        """Continue from the resume point; a `UserError` if it is of a run with other settings."""
+        content = read_resume_point(self.resume_point)
+        with explain_damage(self.resume_point):
+            require_same(self.resume_point, dict(content["identity"]), self.identity)
+            self.net.load_state_dict(content["state_dict"])
+            for name, part in self.parts.items():
+                part.load_state_dict(content[name])
+            torch.set_rng_state(content["rng"])
+            if content["cuda_rng"]:  # of one card; earlier versions wrote those of all cards
+                torch.cuda.set_rng_state(content["cuda_rng"][0], self.device)
+        self.progress = content["progress"]
         if not self.distributed.is_main:  # the file has the state of the main process only
             done = self.distributed.world_size * self.progress.total_steps  # draws no number twice
             torch.manual_seed(torch.initial_seed() + self.distributed.rank + done)
         self._freeze_backbone(self.progress.frozen)
-        best = self.models / f"model_{self.progress.best.get('epoch')}_final.pth.tar"
-        if best.exists() and self.distributed.is_main:  # the copy may have been replaced since
-            mark_best(best)
 
-    def run(self, log_interval: int, test_interval: int, dump_interval: int) -> None:
-        """Train to the end of the last epoch.
-
-        Parameters
-        ----------
-        log_interval : steps between points of the curves
-        test_interval : steps between quick validations
-        dump_interval : steps between resume points
-        """
-        at = self.progress
-        if at.epoch > self.epochs:
+    def run(self) -> None:
+        """Train to the end of the last epoch."""
+        at, epochs = self.progress, self.config.EPOCH
+        if at.epoch > epochs:
             return
         at.log = at.log or time.strftime("%Y-%m-%d_%H-%M-%S")
         folder = self.models / "tensorboard"
@@ -137,48 +144,73 @@ class Trainer:
         print(f"curves: tensorboard --logdir {folder}")
         if not at.total_steps:
             self._report(self._predict(self.validation["category"][0]), "before training")
-        while at.epoch <= self.epochs:
-            self._epoch(log_interval, test_interval, dump_interval)
+        while at.epoch <= epochs:
+            self._epoch()
         if self.writer:
             self.writer.close()
 
-    def _epoch(self, log_interval: int, test_interval: int, dump_interval: int) -> None:
-        at = self.progress
+    def _epoch(self) -> None:
+        at, config = self.progress, self.config
         self.batches.enter(at.epoch, at.step)
         self.net.train()
-        steps, title = self.batches.steps(), f"epoch {at.epoch}/{self.epochs}"
+        steps, title = self.batches.steps(), f"epoch {at.epoch}/{config.EPOCH}"
         with progress_bar(steps, title, "step", at.step, self.distributed.is_main) as bar:
             for images, categories, items in self.loader:
                 losses = self.step(images, categories, items, self.batches.size(at.step))
                 at.step += 1
                 at.total_steps += 1
                 bar.update()
-                if at.total_steps % log_interval == 0:
+                if at.total_steps % config.LOG_INTERVAL == 0:
                     self._log(bar, losses)
-                if at.total_steps % test_interval == 0:
+                if at.total_steps % config.TEST_INTERVAL == 0:
                     self._validate_quickly(f"{title}, step {at.step}")
                 # A run too short for the heads to settle is to train the backbone, too.
-                if self.freeze == "auto" and at.total_steps >= max(self.epochs * steps // 2, 1):
+                late = at.total_steps >= max(config.EPOCH * steps // 2, 1)
+                if late and config.FREEZE_PARAM == "auto":
                     self._unfreeze("half of the steps are done")
-                if at.total_steps % dump_interval == 0:
+                if at.total_steps % config.DUMP_INTERVAL == 0:
                     self._require_finite(losses["loss"].item())
                     self._save()
         self._end_epoch(title)
 
     def _end_epoch(self, title: str) -> None:
-        """Validate, write the epoch's model and the resume point."""
-        at, scores = self.progress, {}
+        """Validate, write the epoch's model, and mark it if it is the best so far.
+
+        The best one retrieves best: the mean of the tasks, for categories' pictures are many more.
+        """
+        at, config, scores = self.progress, self.config, {}
+        weight = config.PALETTE_WEIGHT if config.PALETTE else 0.0
         for name, (loader, count) in self.validation.items():
             predictions = self._predict(loader)
             if name == "category":
                 loss, accuracy = self._report(predictions, title)
-            scores[name] = retrieval_score(
-                predictions, count, self.palette_weight, name == "item", self.distributed
+            by_item = name == "item"
+            scores[name] = retrieval_score(predictions, count, weight, by_item, self.distributed)
+        self._plot({f"validation/{SCORES[name]}": score for name, (score, _) in scores.items()})
+        shown = ", ".join(
+            f"{SCORES[name]} {f'{score:.2%}' if count else 'not measured'}"
+            for name, (score, count) in scores.items()
+        )
+        tqdm.write(f"{title}: validation {shown}")
+        score = balanced_score(list(scores.values()))
+        result = {"epoch": at.epoch, "score": score, "accuracy": accuracy, "loss": loss}
+        result |= {name: value for name, (value, _) in scores.items()}
+        better = not at.best or (score, -loss) > (at.best["score"], -at.best["loss"])
+        if better:
+            at.best = result
+        if self.distributed.is_main:
+            path = self.models / f"model_{at.epoch}_final.pth.tar"
+            split = SplitRecord(
+                inshop=config.ENABLE_INSHOP_DATASET,
+                val_share=config.VAL_SHARE,
+                digest=self.identity[DATA],
             )
-        self._keep(loss, accuracy, scores)
+            save_checkpoint(path, self.net, validation=result, held_out=split)
+            if better:
+                mark_best(path)
         at.epoch += 1
         at.step = 0
-        self._save(finished=at.epoch > self.epochs)
+        self._save(finished=at.epoch > config.EPOCH)
 
     def step(
         self, images: Tensor, categories: Tensor, items: Tensor, total: int
@@ -202,9 +234,10 @@ class Trainer:
             logits, embedding, _ = self.wrapped(x)
         parts = [gather(part, total) for part in (logits, embedding, *labels)]
         losses = self.loss(*parts, total - self.batches.metric_pictures)
-        warm = at.total_steps - at.unfrozen
-        factor = rate_factor(at.total_steps, warm, self.batches.steps(), self.epochs)
-        self.updater.step(losses["loss"], factor)
+        warm, factor = at.total_steps - at.unfrozen, None
+        if self.config.OPTIMIZER == "adamw":
+            factor = rate_factor(at.total_steps, warm, self.batches.steps(), self.config.EPOCH)
+        update(self.net, self.optimizer, self.scaler, losses["loss"], factor)
         return {name: value.detach() for name, value in losses.items()}
 
     def _predict(self, loader: DataLoader) -> Predictions:
@@ -212,13 +245,20 @@ class Trainer:
             return predict(self.net, self.palette, loader, self.device, self.amp)
 
     def _save(self, finished: bool = False) -> None:
+        """Write the resume point; `finished` when there is nothing left to resume."""
         if self.distributed.is_main:
-            self.resume_point.save(self.progress, finished)
+            on_cuda = self.device.type == "cuda"
+            save_checkpoint(
+                self.resume_point,
+                self.net,
+                **{name: part.state_dict() for name, part in self.parts.items()},
+                rng=torch.get_rng_state(),
+                cuda_rng=[torch.cuda.get_rng_state(self.device)] if on_cuda else [],
+                progress=vars(self.progress),
+                identity=self.identity,
+                finished=finished,
+            )
         self.distributed.barrier()
-
-    def _say(self, text: str) -> None:
-        if self.distributed.is_main:
-            tqdm.write(text)
 
     def _plot(self, values: Mapping[str, float]) -> None:
         """Add a point to each of the named curves."""
@@ -230,7 +270,7 @@ class Trainer:
         values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
         self._require_finite(values["loss"])
         self._plot({f"train/{name}": value for name, value in values.items()})
-        self._plot({"learning rate": self.updater.optimizer.param_groups[0]["lr"]})
+        self._plot({"learning rate": self.optimizer.param_groups[0]["lr"]})
         shown = {name: f"{value:.3f}" for name, value in values.items()}
         bar.set_postfix({**shown, "backbone": "frozen"} if self.progress.frozen else shown)
 
@@ -238,20 +278,20 @@ class Trainer:
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} at step {self.progress.total_steps}; start again with a lower"
-                f" LR, or with AMP=off (delete {self.resume_point.path} if it exists)"
+                f" LR, or with AMP=off (delete {self.resume_point} if it exists)"
             )
 
     def _report(self, predictions: Predictions, title: str) -> tuple[float, float]:
         loss, accuracy = loss_and_accuracy(predictions, self.distributed)
         self._plot({"validation/cross entropy": loss, "validation/accuracy": accuracy})
         frozen = ", backbone frozen" if self.progress.frozen else ""
-        self._say(f"{title}: validation loss {loss:.4f}, accuracy {accuracy:.2%}{frozen}")
+        tqdm.write(f"{title}: validation loss {loss:.4f}, accuracy {accuracy:.2%}{frozen}")
         self._require_finite(loss)
         return loss, accuracy
 
     def _validate_quickly(self, title: str) -> None:
         result = self._report(self._predict(self.quick_loader), title)
-        if self.freeze == "auto" and self.progress.frozen:
+        if self.config.FREEZE_PARAM == "auto" and self.progress.frozen:
             self.progress.history.append(result)
             if is_stable(self.progress.history):
                 self._unfreeze("loss and accuracy are stable")
@@ -259,44 +299,10 @@ class Trainer:
     def _unfreeze(self, reason: str) -> None:
         """Train the backbone from here on, if it was frozen."""
         if self.progress.frozen:
-            self._say(f"{reason}: the backbone is trained from here on")
+            tqdm.write(f"{reason}: the backbone is trained from here on")
             self.progress.frozen = False
             self.progress.unfrozen = self.progress.total_steps
             self._freeze_backbone(False)
-
-    def _keep(self, loss: float, accuracy: float, scores: dict[str, tuple[float, int]]) -> None:
-        """Write the epoch's model, and mark it if it is the best so far.
-
-        The best one retrieves best: the mean of the tasks, for categories' pictures are many more.
-        """
-        at = self.progress
-        self._plot({f"validation/{SCORES[name]}": score for name, (score, _) in scores.items()})
-        shown = ", ".join(
-            f"{SCORES[name]} {f'{score:.2%}' if count else 'not measured'}"
-            for name, (score, count) in scores.items()
-        )
-        self._say(f"epoch {at.epoch}/{self.epochs}: validation {shown}")
-        score = balanced_score(list(scores.values()))
-        result = {"epoch": at.epoch, "score": score, "accuracy": accuracy, "loss": loss}
-        result |= {name: value for name, (value, _) in scores.items()}
-        better = not at.best or (score, -loss) > (at.best["score"], -at.best["loss"])
-        if better:
-            at.best = result
-        if self.distributed.is_main:
-            path = self.models / f"model_{at.epoch}_final.pth.tar"
-            facts = {"validation": result, "held_out": self.split}
-            save_checkpoint(path, self.net, self.resume_point.architecture, **facts)
-            if better:
-                mark_best(path)
-
-
-def synchronise_norms(net: EmbeddingNet, device: torch.device) -> EmbeddingNet:
-    """Have batch norms use the statistics of all processes' pictures; on CUDA only."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
-        print("batch norms use the pictures of each process alone; only on CUDA are they joined")
-    return net
 
 
 def mark_best(model: Path) -> None:

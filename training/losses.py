@@ -3,26 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from config import Config
+from net import EmbeddingNet
+from pictures.splits import Splits
+
 MARGIN = 0.2  # of batch-hard triplets, between embeddings of length 1
-
-
-class SampledTriplets(nn.Module):
-    """Triplet loss, margin 1, of a batch that holds anchors, then positives, then negatives.
-
-    The distance is Euclidean, or with `cosine` 1 - cosine similarity.
-    """
-
-    def __init__(self, cosine: bool) -> None:
-        super().__init__()
-        self.cosine = cosine
-
-    def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """3T x D -> scalar; the order stands for the labels, which are not used."""
-        anchor, positive, negative = embedding.chunk(3)
-        distance = (lambda x, y: 1 - F.cosine_similarity(x, y)) if self.cosine else None
-        return F.triplet_margin_with_distance_loss(
-            anchor, positive, negative, distance_function=distance
-        )
 
 
 class LabelledLoss(nn.Module):
@@ -42,14 +27,14 @@ class LabelledLoss(nn.Module):
 
 def build_metric_loss(
     kind: str, per_class: int, cosine: bool, classes: int, dim: int
-) -> SampledTriplets | LabelledLoss:
-    """Build the metric loss.
+) -> nn.TripletMarginWithDistanceLoss | LabelledLoss:
+    """Build the metric loss: of (anchors, positives, negatives) or of (embedding, labels).
 
     Parameters
     ----------
     kind : proxy_anchor (Kim et al., Proxy Anchor Loss for Deep Metric Learning, CVPR 2020; alpha
         32, delta 0.1), batch_hard (Hermans et al., In Defense of the Triplet Loss, 2017) or
-        triplet (all triplets of a balanced batch that violate the margin, or the sampled ones)
+        triplet (margin 1, of all triplets of a balanced batch that violate it, or of sampled ones)
     per_class : pictures of each label in a batch; 0 for sampled triplets
     cosine : use cosine distance in the triplet loss
     classes : number of labels
@@ -63,10 +48,23 @@ def build_metric_loss(
     if kind == "batch_hard":
         return LabelledLoss(losses.TripletMarginLoss(margin=MARGIN), miners.BatchHardMiner())
     if not per_class:
-        return SampledTriplets(cosine)
+        by_cosine = (lambda x, y: 1 - F.cosine_similarity(x, y)) if cosine else None
+        return nn.TripletMarginWithDistanceLoss(distance_function=by_cosine)
     euclidean = distances.LpDistance(normalize_embeddings=False)
     distance = distances.CosineSimilarity() if cosine else euclidean
     return LabelledLoss(losses.TripletMarginLoss(margin=1, distance=distance))
+
+
+def build_loss(config: Config, splits: Splits, net: EmbeddingNet) -> "TrainingLoss":
+    """What a run minimises: the metric loss by item where some of its pictures are drawn so."""
+    by_item = config.inshop_share > 0
+    items = set(splits.train.items.tolist()) - {""}
+    classes = len(items if by_item else splits.validation.category_names)
+    kind, cosine = config.METRIC_LOSS, config.ENABLE_TRIPLET_WITH_COSINE
+    dim = net.dim - net.category_dims
+    metric = build_metric_loss(kind, config.PER_CLASS, cosine, classes, dim)
+    smoothing = config.LABEL_SMOOTHING
+    return TrainingLoss(metric, config.metric_weight, by_item, smoothing, net.category_dims)
 
 
 class TrainingLoss(nn.Module):
@@ -74,7 +72,7 @@ class TrainingLoss(nn.Module):
 
     Parameters
     ----------
-    metric : the metric loss
+    metric : see `build_metric_loss`
     weight : of the metric loss; 0 leaves it out
     by_item : the labels of the metric loss are items, else categories
     smoothing : label smoothing of cross entropy
@@ -83,19 +81,11 @@ class TrainingLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        metric: SampledTriplets | LabelledLoss,
-        weight: float,
-        by_item: bool,
-        smoothing: float,
-        skipped: int = 0,
+        self, metric: nn.Module, weight: float, by_item: bool, smoothing: float, skipped: int = 0
     ) -> None:
         super().__init__()
-        self.metric = metric
-        self.weight = weight
-        self.by_item = by_item
-        self.smoothing = smoothing
-        self.skipped = skipped
+        self.metric, self.weight, self.by_item = metric, weight, by_item
+        self.smoothing, self.skipped = smoothing, skipped
 
     def forward(
         self, logits: Tensor, embedding: Tensor, categories: Tensor, items: Tensor, count: int
@@ -119,10 +109,11 @@ class TrainingLoss(nn.Module):
         cross_entropy = F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
         loss, metric = cross_entropy, cross_entropy.new_zeros(())
         if self.weight:
-            labels = items if self.by_item else categories
-            sampled = isinstance(self.metric, SampledTriplets)
-            used = slice(count, None) if sampled else slice(None)
-            metric = self.metric(embedding[used, self.skipped :], labels[used])
+            embedding = embedding[:, self.skipped :]
+            if isinstance(self.metric, LabelledLoss):
+                metric = self.metric(embedding, items if self.by_item else categories)
+            else:
+                metric = self.metric(*embedding[count:].chunk(3))
             loss = loss + self.weight * metric
         accuracy = (logits.argmax(1) == targets).float().mean()
         parts = {"cross entropy": cross_entropy, "metric": metric, "accuracy": accuracy}

@@ -1,11 +1,11 @@
 """How training changes the weights: the optimizer, its learning rate, clipped gradients."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from config import Config
 from net import EmbeddingNet
 from network.backbones import layer_depths
 
@@ -14,61 +14,17 @@ WARM_UP = 0.5  # epochs
 MAX_NORM = 10.0  # of clipped gradients
 
 
-@dataclass(frozen=True)
-class Updater:
-    """Changes the weights after each forward pass.
+def build_optimizer(config: Config, net: EmbeddingNet, metric: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the settings, of the network's parameters and the metric loss's proxies.
 
-    Attributes
-    ----------
-    net : what is trained
-    optimizer : see `build_optimizer`
-    scaler : multiplies the loss in fp16, so that small gradients do not become 0
-    scheduled : the learning rate follows `rate_factor`, and gradients are clipped
+    With adamw, proxies (also the rows of a cosine classifier) have `PROXY_FACTOR` times the rate
+    LR, the backbone BACKBONE_LR times, and there each layer of a transformer LAYER_DECAY times that
+    of the layer above it (Bao et al., BEiT, ICLR 2022). On CUDA one kernel updates all parameters.
     """
-
-    net: EmbeddingNet
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    scheduled: bool
-
-    def step(self, loss: Tensor, factor: float) -> None:
-        """Change the weights by the gradient of a loss; `factor` is that of the learning rate."""
-        if self.scheduled:
-            for group in self.optimizer.param_groups:
-                group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
-        self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
-        if self.scheduled:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.net.parameters(), MAX_NORM)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-
-
-def build_optimizer(
-    kind: str,
-    net: EmbeddingNet,
-    metric: nn.Module,
-    lr: float,
-    momentum: float,
-    backbone_lr: float = 1.0,
-    layer_decay: float = 1.0,
-) -> torch.optim.Optimizer:
-    """An optimizer of the network's parameters and the metric loss's proxies.
-
-    Parameters
-    ----------
-    kind : adamw or sgd
-    net, metric : on their device; on CUDA one kernel of AdamW updates all parameters
-    lr : learning rate; with adamw, proxies (also the rows of a cosine classifier) have
-        `PROXY_FACTOR` times that
-    momentum : of SGD
-    backbone_lr, layer_decay : with adamw, factors of the backbone's rate, and of that of each layer
-        of a transformer below its last (Bao et al., BEiT, ICLR 2022)
-    """
-    if kind == "sgd":
+    lr = config.LR
+    if config.OPTIMIZER == "sgd":
         parameters = [*net.parameters(), *metric.parameters()]
-        return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
+        return torch.optim.SGD(parameters, lr=lr, momentum=config.MOMENTUM)
     proxies = [*(net.fc2.parameters() if net.normalised else ()), *metric.parameters()]
     known = {id(parameter) for parameter in proxies}
     depths = layer_depths(net.backbone)
@@ -76,9 +32,9 @@ def build_optimizer(
     groups: dict[float, list[nn.Parameter]] = {lr: []}
     for name, parameter in net.named_parameters():
         if id(parameter) not in known:
-            part, _, own = name.partition(".")
-            below = top - depths.get(own, top)
-            rate = lr * backbone_lr * layer_decay**below if part == "backbone" else lr
+            below = top - depths.get(parameter, top)
+            of_backbone = name.startswith("backbone.")
+            rate = lr * config.BACKBONE_LR * config.LAYER_DECAY**below if of_backbone else lr
             groups.setdefault(rate, []).append(parameter)
     parts = [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
     return torch.optim.AdamW(
@@ -88,15 +44,39 @@ def build_optimizer(
     )
 
 
-def rate_factor(step: int, warm: int, steps: int, epochs: int) -> float:
-    """The factor of the learning rate: linear warm-up, then half a cosine down to 0.
+def update(
+    net: EmbeddingNet,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    loss: Tensor,
+    factor: float | None,
+) -> None:
+    """Change the weights by the gradient of a loss.
 
     Parameters
     ----------
-    step : steps done since the beginning
-    warm : steps done since the backbone has been trained
-    steps : of an epoch
-    epochs : of the run
+    net, optimizer : what is trained, see `build_optimizer`
+    scaler : multiplies the loss in fp16, so that small gradients do not become 0
+    loss : scalar
+    factor : of the learning rate, and gradients are clipped; None: neither
+    """
+    if factor is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    if factor is not None:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), MAX_NORM)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def rate_factor(step: int, warm: int, steps: int, epochs: int) -> float:
+    """The factor of the learning rate: linear warm-up, then half a cosine down to 0.
+
+    Of `step` steps done since the beginning, and `warm` since the backbone has been trained; an
+    epoch has `steps`.
     """
     warmed = min(1.0, (warm + 1) / max(1.0, WARM_UP * steps))
     return warmed * 0.5 * (1 + math.cos(math.pi * step / (steps * epochs)))

@@ -1,23 +1,31 @@
 """The resume point: the file from which a stopped run continues as if it had not stopped."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from torch import nn
 
-from net import Architecture, EmbeddingNet, read_checkpoint, save_checkpoint
-from training.optimizer import Updater
+from config import Config
+from net import read_checkpoint
+from pictures.splits import Splits
 from utils import UserError
 
 RESUME_POINT = "checkpoint.pth.tar"
-NAMES = "categories", "items"  # of the identity, lists that are too long to print
 DATA = "data set"  # of the identity, the hash of pictures and labels: these may change
-KEYS = {"state_dict", "metric", "optimizer", "scaler", "rng", "cuda_rng"}
-KEYS |= {"progress", "identity", "finished"}
+
+# A resumed run must have the same values of these, or it would be another run.
+IDENTITY = (
+    "CATEGORIES", "CROP_TO_BBOX", "ENABLE_INSHOP_DATASET", "INSHOP_DATASET_PERCENT", "IMG_SIZE",
+    "CROP_SIZE", "TRAIN_SIZE", "BACKBONE", "PRETRAINED", "INTER_DIM", "POOLING", "NORMALIZE",
+    "TRAIN_BATCH_SIZE", "TRIPLET_BATCH_SIZE", "PER_CLASS", "LABEL_SMOOTHING", "METRIC_LOSS",
+    "TRIPLET_WEIGHT", "ENABLE_TRIPLET_WITH_COSINE", "OPTIMIZER", "LR", "BACKBONE_LR",
+    "LAYER_DECAY", "MOMENTUM",
+    "TEST_BATCH_SIZE", "TEST_INTERVAL", "FREEZE_PARAM", "PALETTE", "PALETTE_WEIGHT", "SEED",
+)  # fmt: skip
 
 
 @dataclass
@@ -46,110 +54,61 @@ class Progress:
     log: str = ""
 
 
-@dataclass(frozen=True)
-class ResumePoint:
-    """Saves and restores the state of a run.
+def identity_of(config: Config, splits: Splits, arithmetic: str) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that stopped."""
+    identity = {name: getattr(config, name) for name in IDENTITY}
+    items = sorted(set(splits.train.items.tolist()))
+    identity |= {"categories": splits.validation.category_names, "items": items}
+    identity |= {DATA: splits.digest(), "arithmetic": arithmetic}
+    if config.FREEZE_PARAM == "auto" or config.OPTIMIZER == "adamw":  # both depend on the end
+        identity["EPOCH"] = config.EPOCH
+    return identity
 
-    Attributes
-    ----------
-    path : of the file
-    identity : settings and data that a resumed run must share
-    net, architecture : the network
-    metric : the metric loss
-    updater : the optimizer and the scale of the loss
-    device : of this process
-    """
 
-    path: Path
-    identity: dict[str, Any]
-    net: EmbeddingNet
-    architecture: Architecture
-    metric: nn.Module
-    updater: Updater
-    device: torch.device
+@contextmanager
+def explain_damage(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with the content of a resume point into a `UserError`."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:  # of many types, where something else is loaded
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"{path}: no resume point ({reason}); move it away to start again"
+        ) from None
 
-    def save(self, progress: Progress, finished: bool = False) -> None:
-        """Write the file; `finished` when there is nothing left to resume."""
-        on_cuda = self.device.type == "cuda"
-        save_checkpoint(
-            self.path,
-            self.net,
-            self.architecture,
-            metric=self.metric.state_dict(),
-            optimizer=self.updater.optimizer.state_dict(),
-            scaler=self.updater.scaler.state_dict(),
-            rng=torch.get_rng_state(),
-            cuda_rng=[torch.cuda.get_rng_state(self.device)] if on_cuda else [],
-            progress=vars(progress),
-            identity=self.identity,
-            finished=finished,
+
+def read_resume_point(path: Path) -> dict[str, Any]:
+    """The state of a run, its `Progress` among it."""
+    content = read_checkpoint(path)
+    with explain_damage(path):
+        if lacks := {"progress", "identity", "finished"} - content.keys():
+            raise ValueError(f"it has no {min(lacks)}")
+        return content | {"progress": TypeAdapter(Progress).validate_python(content["progress"])}
+
+
+def refuse_to_overwrite(path: Path) -> None:
+    """Raise a `UserError` if the run of a resume point has not finished."""
+    content = read_resume_point(path)
+    if not content["finished"]:
+        raise UserError(
+            f"{path}: of a run that stopped in epoch {content['progress'].epoch};"
+            " continue it with --resume, or move the file away to start another run"
         )
 
-    def refuse_to_overwrite(self) -> None:
-        """Raise a `UserError` if the run of the file has not finished."""
-        content = self._read()
-        if not content["finished"]:
-            raise UserError(
-                f"{self.path}: of a run that stopped in epoch {content['progress'].epoch};"
-                " continue it with --resume, or move the file away to start another run"
-            )
 
-    def load(self) -> Progress:
-        """Restore everything.
-
-        Raises
-        ------
-        UserError : the file is damaged, or of a run with other settings
-        """
-        content = self._read()
-        for name, value in self.identity.items():
-            before = content["identity"].get(name)
-            if before == value:
-                continue
-            if name == DATA:
-                print("pictures came or went since this run began; it goes on with those there are")
-                continue
-            if name in NAMES:
-                reason = f"has other {name}, {_changed(before or [], value)}; undo that"
-            else:
-                reason = f"has {name}={before}, this one {value}; set it as it was"
-            raise UserError(
-                f"--resume: the run in {self.path} {reason}, or move the file away to start"
-                " another run"
-            )
-        try:
-            self.net.load_state_dict(content["state_dict"])
-            self.metric.load_state_dict(content["metric"])
-            self.updater.optimizer.load_state_dict(content["optimizer"])
-            self.updater.scaler.load_state_dict(content["scaler"])
-            torch.set_rng_state(content["rng"])
-            if content["cuda_rng"]:  # of one card; earlier versions wrote those of all cards
-                torch.cuda.set_rng_state(content["cuda_rng"][0], self.device)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
-        except Exception as error:  # of many types, where something else is loaded
-            raise self._damaged(error) from None
-        return content["progress"]
-
-    def _read(self) -> dict[str, Any]:
-        content = read_checkpoint(self.path)
-        try:
-            if KEYS - set(content):
-                raise ValueError(f"it has no {min(KEYS - set(content))}")
-            content["progress"] = TypeAdapter(Progress).validate_python(content["progress"])
-            content["identity"] = dict(content["identity"])
-        except (ValueError, TypeError) as error:
-            raise self._damaged(error) from None
-        return content
-
-    def _damaged(self, error: Exception) -> UserError:
-        reason = str(error).split("\n")[0]
-        return UserError(f"{self.path}: no resume point ({reason}); delete it to start again")
-
-
-def _changed(before: Sequence[str], now: Sequence[str]) -> str:
-    """How two lists of names differ, by an example of each kind."""
-    gone, new = (sorted(set(a) - set(b)) for a, b in ((before, now), (now, before)))
-    examples = [f"{len(gone)} are gone as {gone[0]!r}"] if gone else []
-    examples += [f"{len(new)} are new as {new[0]!r}"] if new else []
-    return " and ".join(examples) or "in another order"
+def require_same(path: Path, before: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raise a `UserError` if a run differs in `identity` from `before`, that of a resume point."""
+    for name, value in identity.items():
+        if before.get(name) == value:
+            continue
+        if name == DATA:
+            print("pictures came or went since this run began; it goes on with those there are")
+            continue
+        reason = f"has {name}={before.get(name)}, this one {value}; set it as it was"
+        if name in ("categories", "items"):  # too long to print
+            reason = f"has other {name}; undo that"
+        raise UserError(
+            f"--resume: the run in {path} {reason}, or move the file away to start another run"
+        )

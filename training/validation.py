@@ -62,7 +62,7 @@ def loss_and_accuracy(own: Predictions, distributed: Distributed) -> tuple[float
 def retrieval_score(
     own: Predictions, total: int, palette_weight: float, by_item: bool, distributed: Distributed
 ) -> tuple[float, int]:
-    """`evaluation.metrics.validation_score` of a network; each picture is the query once.
+    """`evaluation.metrics.validation_score` of a network; each picture is a query among the others.
 
     Parameters
     ----------
@@ -76,14 +76,6 @@ def retrieval_score(
     embedding, palette, labels = (distributed.all_gather(part, total)[:total] for part in parts)
     distances = torch.cdist(embedding, embedding)
     distances += palette_weight * torch.cdist(palette, palette)
-    return leave_one_out(distances, labels, by_item)
-
-
-def leave_one_out(distances: Tensor, labels: Tensor, by_item: bool) -> tuple[float, int]:
-    """`evaluation.metrics.validation_score` where every picture is a query among all others.
-
-    `distances` is N x N, its diagonal is changed; of N `labels`, -1 is unknown: no query.
-    """
     order = distances.fill_diagonal_(torch.inf).argsort(dim=1, stable=True)[:, :-1]
     hits = (labels[order] == labels[:, None]) & (labels[:, None] >= 0)
     found = hits.cpu().numpy()
@@ -93,15 +85,9 @@ def leave_one_out(distances: Tensor, labels: Tensor, by_item: bool) -> tuple[flo
 def is_stable(history: Sequence[tuple[float, float]], patience: int = 3) -> bool:
     """Whether neither loss nor accuracy improves any more.
 
-    Parameters
-    ----------
-    history : (loss, accuracy in 0 to 1) of each validation, in order
-    patience : number of validations to look at
-
-    Returns
-    -------
     True where none of the last `patience` validations lowers the best loss before them by more
-    than 1%, or raises the best accuracy by more than half a percentage point.
+    than 1%, or raises the best accuracy by more than half a percentage point. `history` has loss
+    and accuracy, in 0 to 1, of each validation in order.
     """
     before, last = history[:-patience], history[-patience:]
     if not before:

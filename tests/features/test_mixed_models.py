@@ -39,7 +39,7 @@ def base(few_photos: Path, tmp_path: Path) -> Path:
         settings = Config(BACKBONE=backbone, INTER_DIM=0)
         network = new_architecture(settings, ["coat", "hat"])
         net = initial_net(network, "none")
-        save_checkpoint(base / "models" / name, net, network, held_out=None)
+        save_checkpoint(base / "models" / name, net, held_out=None)
     return base
 
 

@@ -234,7 +234,7 @@ CHECKPOINTS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", CHECKPOINTS.values(), ids=CHECKPOINTS)
 def test_wrong_checkpoints_are_named(base: Path, refused, damage) -> None:
-    """Guards network.checkpoint, net._parse_architecture and net.load_net."""
+    """Guards network.checkpoint, network.architecture and net.load_net."""
     damage(base / MODEL)
     flags = ("--dumped-model", base / MODEL, *MACHINE)
     refused("feature_extractor", MODEL, "", *flags)
@@ -242,7 +242,7 @@ def test_wrong_checkpoints_are_named(base: Path, refused, damage) -> None:
 
 @pytest.mark.parametrize("kind", ["a pickle", "cut at 0.5"])
 def test_wrong_weights_to_start_from_are_named(base: Path, refused, kind: str) -> None:
-    """Guards net.read_weights for PRETRAINED: no loader of its own."""
+    """Guards net.initial_net: no loader of its own."""
     CHECKPOINTS[kind](base / MODEL)
     refused("train", MODEL, "", "--pretrained", base / MODEL, "--backbone", "efficientnet_b0")
 
@@ -259,7 +259,6 @@ RESUME: dict[str, Callable[[Path], object]] = {
     "cut": lambda path: os.truncate(path, 5000),
     "a checkpoint that is none": lambda path: torch.save({"progress": {}}, path),
     "progress of words": saved(lambda c: c.update(progress={"epoch": "one"})),
-    "progress that is a list": saved(lambda c: c.update(progress=[1])),
     "an identity that is a number": saved(lambda c: c.update(identity=1)),
     "weights of another network": saved(lambda c: c["state_dict"].pop("fc.weight")),
     "an optimizer of nothing": saved(lambda c: c.update(optimizer={})),
@@ -281,7 +280,6 @@ def stopped(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 @pytest.mark.parametrize("damage", RESUME.values(), ids=RESUME)
 def test_wrong_resume_points_are_named(base: Path, refused, stopped, damage) -> None:
-    """Guards trainer.Trainer._read_resume_point, and the `except` in resume."""
     point, flags = stopped
     shutil.copyfile(point, base / "models/checkpoint.pth.tar")
     damage(base / "models/checkpoint.pth.tar")

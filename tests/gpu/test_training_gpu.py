@@ -85,7 +85,7 @@ def test_fp16_with_a_scaled_loss(base: Path, monkeypatch: pytest.MonkeyPatch) ->
     save = Trainer._save
 
     def record(trainer: Trainer, finished: bool = False) -> None:
-        scales.append(trainer.updater.scaler.get_scale())
+        scales.append(trainer.scaler.get_scale())
         save(trainer, finished)
 
     monkeypatch.setattr(Trainer, "_save", record)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +14,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from net import read_checkpoint
-from network.distributed import Distributed, init_distributed, per_process
+from network.distributed import Distributed, per_process
 from tests.conftest import ROOT, Run, free_port, run, run_ranks
 from train import main
-from training.loop import Trainer
+from training import loop
 from training.resume import Progress
-from utils import UserError
 
 FLAGS = "--backbone timm/test_convnext --pretrained none --img-size 40 --crop-size 32".split()
 FLAGS += "--train-batch-size 15 --triplet-batch-size 8 --test-interval 3 --dump-interval 2".split()
@@ -126,16 +124,17 @@ def test_a_wrong_setting_ends_all_of_them(drawn: Path, tmp_path: Path) -> None:
     assert "none.pth: no such file" in done.stderr
 
 
-def test_processes_that_resume_draw_new_numbers(tmp_path: Path) -> None:
+def test_processes_that_resume_draw_new_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other ones than at the start and than the main process, which continues with its own."""
     torch.manual_seed(7)
-    saved = torch.get_rng_state()
+    state = {"rng": torch.get_rng_state(), "cuda_rng": [], "identity": {}, "state_dict": {}}
     drawn = {}
     for rank, steps in itertools.product((0, 1), (5, 6)):
-        trainer = Trainer.__new__(Trainer)
-        trainer.distributed, trainer.models = Distributed(rank, 2), tmp_path
-        load = lambda steps=steps: torch.set_rng_state(saved) or Progress(total_steps=steps)  # noqa: E731
-        trainer.resume_point = SimpleNamespace(load=load)
+        content = {**state, "progress": Progress(total_steps=steps)}
+        monkeypatch.setattr(loop, "read_resume_point", lambda path, content=content: content)
+        trainer = loop.Trainer.__new__(loop.Trainer)
+        trainer.distributed, trainer.net = Distributed(rank, 2), torch.nn.Module()
+        trainer.resume_point, trainer.identity, trainer.parts = Path(), {}, {}
         trainer._freeze_backbone = lambda frozen: None
         trainer.resume()
         drawn[rank, steps] = torch.rand(1).item()
@@ -143,19 +142,6 @@ def test_processes_that_resume_draw_new_numbers(tmp_path: Path) -> None:
     assert drawn[0, 5] == drawn[0, 6] == torch.rand(1).item()
     torch.manual_seed(8)
     assert len({drawn[0, 5], drawn[1, 5], drawn[1, 6], torch.rand(1).item()}) == 4
-
-
-def test_several_processes_use_no_mps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gloo has no collectives for it: `auto` takes the CPU, MPS itself is refused."""
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
-    for name, value in {**address, "TORCHELASTIC_RUN_ID": "test"}.items():
-        monkeypatch.setenv(name, value)
-    with init_distributed("auto") as (_, device):
-        assert device == torch.device("cpu")
-    with pytest.raises(UserError, match="DEVICE=cpu"), init_distributed("mps"):
-        pass
 
 
 def test_one_process_has_all_rows() -> None:

@@ -133,16 +133,16 @@ def test_a_head_learns_the_boxes_of_drawn_pictures(
     weights = str(shared / "weights/mobilenet_v2-imagenet-features.pth")
     network = Architecture("mobilenet_v2", 0, ["a", "b"], 48, 48)
     net, path = initial_net(network, weights), tmp_path / "a.pth.tar"
-    save_checkpoint(path, net, network)
+    save_checkpoint(path, net)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     cpu, tested = torch.device("cpu"), read_attribute(drawn, 50)
     config = Config(DATASET_BASE=drawn, NUM_WORKERS=0, _env_file=None)
     few, many = read_attribute(drawn, 50).in_partition("train"), read_inshop(drawn)
-    train_boxes(config, Splits(few, len(few), tested, few), path, net, 48, cpu, None)
+    train_boxes(config, Splits(few, len(few), tested, few), path, net, cpu, None)
     assert read_head(path) is None  # of 40 boxes it does not learn
-    train_boxes(config, Splits(many, len(many), tested, few), path, net, 48, cpu, None)
+    train_boxes(config, Splits(many, len(many), tested, few), path, net, cpu, None)
     said = capsys.readouterr().out
-    after, _ = load_net(path)
+    after = load_net(path)
     for key, value in after.state_dict().items():
         assert torch.equal(value, before[key]), key
     finder = GarmentFinder(lambda images: after(after.normalize(images))[2], read_head(path))

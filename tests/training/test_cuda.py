@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from config import Config
 from net import Architecture, initial_net
 from network.distributed import Distributed
@@ -30,7 +29,7 @@ def trainer_on(device: torch.device, base: Path, amp: torch.dtype | None, **sett
     names = splits.validation.category_names
     network = Architecture("resnet18", 32, names, 40, 32, config.POOLING, config.NORMALIZE)
     net = initial_net(network, "none").to(device)
-    return train.build_trainer(config, splits, net, network, device, amp, Distributed())
+    return Trainer(config, splits, net, device, amp, Distributed())
 
 
 def labels(count: int) -> torch.Tensor:
@@ -56,8 +55,8 @@ def test_a_step(
     """Both recipes with every metric loss; original: sampled triplets instead of `triplet`."""
     loss = {"TRIPLET_WEIGHT": 0} if metric == "none" else {"METRIC_LOSS": metric}
     trainer = trainer_on(fake_cuda, drawn, amp, RECIPE=recipe, FREEZE_PARAM="false", **loss)
-    assert trainer.updater.scaler.is_enabled() == (amp == torch.float16)
-    assert bool(trainer.updater.optimizer.param_groups[0].get("fused")) == (recipe == "modern")
+    assert trainer.scaler.is_enabled() == (amp == torch.float16)
+    assert bool(trainer.optimizer.param_groups[0].get("fused")) == (recipe == "modern")
     trainer.net.train()
     count = trainer.batches.size(0)
     losses = trainer.step(pictures(count, 32), labels(count), labels(count), count)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.losses import SampledTriplets, TrainingLoss, build_metric_loss
+from training.losses import TrainingLoss, build_metric_loss
 
 
 def test_triplet_loss_by_hand() -> None:
@@ -16,12 +16,12 @@ def test_triplet_loss_by_hand() -> None:
     negative = torch.tensor([[0.0, 4.5], [-1.0, 0.0]])
     # Distances 5 and 4.5, then sqrt(2) and 2: hinges 1.5 and 1 + sqrt(2) - 2.
     expected = (1.5 + math.sqrt(2) - 1) / 2
-    rows, labels = torch.cat([anchor, positive, negative]), torch.zeros(6)
-    assert SampledTriplets(False)(rows, labels).item() == pytest.approx(expected, abs=1e-5)
+    euclidean, cosine = (build_metric_loss("triplet", 0, each, 4, 2) for each in (False, True))
+    assert euclidean(anchor, positive, negative).item() == pytest.approx(expected, abs=1e-5)
     # Cosine distances of the second triplet: 1 and 2, so its hinge is 0.
-    loss = SampledTriplets(True)(torch.stack([anchor[1], positive[1], negative[1]]), labels[:3])
+    loss = cosine(anchor[1:], positive[1:], negative[1:])
     assert loss.item() == pytest.approx(0, abs=1e-6)
-    loss = SampledTriplets(True)(torch.stack([anchor[1], negative[1], positive[1]]), labels[:3])
+    loss = cosine(anchor[1:], negative[1:], positive[1:])
     assert loss.item() == pytest.approx(2, abs=1e-6)
 
 
@@ -85,13 +85,6 @@ def test_triplets_of_a_balanced_batch_are_all_that_break_the_margin(rng, cosine:
     loss = build_metric_loss("triplet", 2, cosine, classes=4, dim=3)
     found = loss(torch.from_numpy(embedding).float(), torch.from_numpy(labels))
     assert found.item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_sampled_triplets_are_anchors_positives_negatives() -> None:
-    loss = build_metric_loss("triplet", 0, False, classes=4, dim=3)
-    rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    expected = F.triplet_margin_loss(rows[:2], rows[2:4], rows[4:])
-    assert loss(rows, torch.zeros(6)).item() == expected.item()
 
 
 @pytest.mark.parametrize("by_item", [False, True])

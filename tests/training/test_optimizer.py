@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
+from config import Config
 from net import Architecture, EmbeddingNet, initial_net
 from network.backbones import checkpoint_gradients
 from tests.network.test_parity import TOWERS
 from training.losses import build_metric_loss
-from training.optimizer import MAX_NORM, Updater, build_optimizer, rate_factor
+from training.optimizer import MAX_NORM, build_optimizer, rate_factor, update
 from utils import UserError
 
 
@@ -27,16 +28,16 @@ def test_adamw_moves_proxies_a_hundred_times_faster() -> None:
     network = Architecture("resnet18", 8, ["a", "b"], 40, 32, normalised=True)
     net = initial_net(network, "none")
     metric = build_metric_loss("proxy_anchor", 4, False, 5, 8)
-    optimizer = build_optimizer("adamw", net, metric, 0.001, 0.9)
+    optimizer = build_optimizer(Config(LR=0.001), net, metric)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert len(rates) == len(list(net.parameters())) + 1
     assert rates[id(net.fc2.weight)] == rates[id(metric.loss.proxies)] == pytest.approx(0.1)
     assert rates[id(net.fc.weight)] == rates[id(net.backbone[0].weight)] == 0.001
     plain = initial_net(Architecture("resnet18", 8, ["a", "b"], 40, 32), "none")
-    groups = build_optimizer("adamw", plain, metric, 0.001, 0.9).param_groups
+    groups = build_optimizer(Config(LR=0.001), plain, metric).param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert rates[id(plain.fc2.weight)] == 0.001  # a linear classifier's rows are no proxies
-    sgd = build_optimizer("sgd", net, metric, 0.01, 0.9)
+    sgd = build_optimizer(Config(OPTIMIZER="sgd", LR=0.01), net, metric)
     assert {group["lr"] for group in sgd.param_groups} == {0.01}
 
 
@@ -47,11 +48,11 @@ def test_a_step_clips_gradients_and_scales_the_rate() -> None:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
     loss = net(torch.tensor([[30.0, 40.0]])).sum()
-    Updater(net, optimizer, scaler, scheduled=True).step(loss, factor=0.1)
+    update(net, optimizer, scaler, loss, factor=0.1)
     torch.testing.assert_close(net.weight, -0.05 * MAX_NORM * torch.tensor([[0.6, 0.8]]))
     torch.nn.init.zeros_(net.weight)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
-    Updater(net, optimizer, scaler, scheduled=False).step(net(torch.ones(1, 2)).sum(), factor=0.1)
+    update(net, optimizer, scaler, net(torch.ones(1, 2)).sum(), factor=None)
     torch.testing.assert_close(net.weight, torch.full((1, 2), -0.5))
 
 
@@ -93,7 +94,8 @@ SIZES = {"inter_dim": 8, "categories": ["a", "b"], "img_size": 64, "crop_size": 
 def test_rates_fall_from_the_last_layer_of_a_transformer_to_the_first(kind, names) -> None:
     net = transformer(kind)
     metric = build_metric_loss("proxy_anchor", 4, False, 5, 8)
-    groups = build_optimizer("adamw", net, metric, 0.1, 0.9, 0.5, 0.25).param_groups
+    config = Config(LR=0.1, BACKBONE_LR=0.5, LAYER_DECAY=0.25)
+    groups = build_optimizer(config, net, metric).param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert len(rates) == len(list(net.parameters())) + 1
     assert rates[id(net.fc.weight)] == rates[id(net.fc2.weight)] == 0.1

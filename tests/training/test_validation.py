@@ -12,7 +12,6 @@ from network.distributed import Distributed
 from training.validation import (
     Predictions,
     is_stable,
-    leave_one_out,
     loss_and_accuracy,
     predict,
     retrieval_score,
@@ -56,14 +55,20 @@ def by_loop(distances: np.ndarray, labels: np.ndarray, by_item: bool) -> tuple[f
 
 
 @pytest.mark.parametrize("by_item", [False, True])
-def test_leave_one_out_is_a_loop(rng: np.random.Generator, by_item: bool) -> None:
+def test_each_picture_is_a_query_among_the_others(rng: np.random.Generator, by_item: bool) -> None:
     points, labels = rng.normal(size=(40, 3)), rng.integers(7, size=40)
     labels[:2] = [70, 71]  # no other picture has these labels: they are no queries
     labels[2:5] = -1  # nor are pictures without a label
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
-    found = leave_one_out(torch.from_numpy(distances).clone(), torch.from_numpy(labels), by_item)
-    assert found == pytest.approx(by_loop(distances, labels, by_item))
-    assert leave_one_out(torch.from_numpy(distances), torch.arange(40), by_item) == (0, 0)
+
+    def score(labels: np.ndarray) -> tuple[float, int]:
+        none, both = torch.zeros(40, 1), 2 * [torch.from_numpy(labels)]
+        return retrieval_score(
+            Predictions(none, torch.from_numpy(points), none, *both), 40, 0, by_item, Distributed()
+        )
+
+    assert score(labels) == pytest.approx(by_loop(distances, labels, by_item))
+    assert score(np.arange(40)) == (0, 0)
 
 
 @pytest.fixture
