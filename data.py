@@ -302,13 +302,7 @@ def _category_names(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
 def assign_categories(
     config: Config, names: Sequence[str], files: Sequence[Path]
 ) -> list[tuple[str, float]]:
-    """Find the nearest category of photos by an image-text model, BACKBONE.
-
-    Parameters
-    ----------
-    config : the model, TEXT_PROMPT, TRUNCATED, DEVICE and NUM_WORKERS
-    names : of the categories
-    files : the photos
+    """Find the nearest of some names of categories for each photo, by an image-text model.
 
     Returns
     -------
@@ -339,10 +333,10 @@ def assign_categories(
             read_all = enumerate(pool.map(read, files[start : start + ZERO_SHOT_BATCH]), start)
             images = {row: image for row, image in read_all if image is not None}
             if images:
-                numbers, values = (
-                    each.tolist() for each in nearest(torch.stack([*images.values()]))
-                )
-                for row, number, value in zip(images, numbers, values, strict=True):
+                numbers, values = nearest(torch.stack([*images.values()]))
+                for row, number, value in zip(
+                    images, numbers.tolist(), values.tolist(), strict=True
+                ):
                     found[row] = names[number], value
             bar.update(min(ZERO_SHOT_BATCH, len(files) - start))
     return found

@@ -44,9 +44,7 @@ def check_data_set(
 
     Parameters
     ----------
-    base : DATASET_BASE
-    categories : keep categories 1 to this number
-    val_share : as for `read_splits`
+    base, categories, val_share : as for `read_splits`
     crop : training will cut pictures to their boxes
     jobs : threads that read pictures
     truncated : as for `read_picture`
@@ -56,11 +54,8 @@ def check_data_set(
 
     Returns
     -------
-    Exit status: 1 where training would fail, else 0.
-
-    Raises
-    ------
-    UserError : there is no picture, or a malformed list
+    Exit status: 1 where training would fail, else 0. A `UserError` for no picture, or a malformed
+    list.
     """
     pictures = _print_tables(base, categories, val_share, inshop)
     faults: list[str] = []

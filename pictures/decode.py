@@ -41,12 +41,7 @@ TURNS = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-CONVERTED = {  # a picture's mode and its profile's colours -> the mode that the profile applies to
-    ("RGB", "RGB"): "RGB",
-    ("L", "RGB"): "RGB",
-    ("L", "GRAY"): "L",
-    ("CMYK", "CMYK"): "CMYK",
-}
+PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # by the colours of a profile
 
 
 class PictureError(UserError):
@@ -284,9 +279,10 @@ def _transform_of(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | str
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         space = source.profile.xcolor_space.strip()
-        if (mode, space) not in CONVERTED:
+        wanted = PROFILE_MODES.get(space, "")
+        if wanted != mode and (mode, wanted) != ("L", "RGB"):
             return f"it is for {space}, the pixels are {mode}"
-        mode = CONVERTED[mode, space]
+        mode = wanted
         # As Photoshop: exact colours within sRGB, black stays black.
         intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
         srgb = ImageCms.createProfile("sRGB")

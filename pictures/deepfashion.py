@@ -78,9 +78,7 @@ def read_attribute(base: Path, categories: int) -> Pictures:
 
     Kept are the pictures of categories 1 to `categories`, or all of a collection of one's own.
     """
-    list_path = attribute_list(base)
-    if list_path is None:
-        raise UserError(f"{base}: no Anno/list_category_img.txt; set DATASET_BASE to a data set")
+    list_path = attribute_list(base) or base / "Anno" / "list_category_img.txt"
     names, paths, labels, own = _read_labels(list_path.parent)
     categories = len(names) if own else categories
 
@@ -92,8 +90,7 @@ def read_attribute(base: Path, categories: int) -> Pictures:
         raise UserError(f"{partition_path}: no row for {missing!r} of {list_path}; add it")
     partitions = listed.names(1, PARTITIONS)[row_of]
 
-    unpacked = (base / "Img" / "img").exists() and not (base / "img").exists()
-    below = [f"Img/{path}" for path in paths] if unpacked else paths
+    below = _below(base, ("", "Img/", ""), paths)
     columns = {}
     box_path = list_path.parent / "list_bbox.txt"
     if box_path.exists():
@@ -144,12 +141,7 @@ def read_consumer(base: Path) -> Pictures:
     ------
     UserError : a list is missing or malformed, or a picture has two items or partitions
     """
-    list_path = consumer_list(base)
-    if list_path is None:
-        raise UserError(
-            f"{base}: no {CONSUMER}/list_eval_partition.txt; put DeepFashion's Consumer-to-shop"
-            " Clothes Retrieval there"
-        )
+    list_path = consumer_list(base) or base / CONSUMER / "list_eval_partition.txt"
     columns = ("image_pair_name_1", "image_pair_name_2", "item_id", STATUS)
     listed = read_list(list_path, columns)
     statuses = listed.names(3, PARTITIONS).tolist()

@@ -231,10 +231,10 @@ def _colors(items: list[str], files: list[str]) -> list[str]:
     of_view = defaultdict(set)
     for color, _, (_, view) in rows:
         of_view[view].add(color)
-    pairs = {(color, item) for color, item, _ in rows}
-    proven = len(pairs) < len(rows) and all(
-        any(len(names) > 1 for names in found)
-        for found in (of_view.values(), [of_color[color] for color, _, _ in rows])
+    proven = (
+        len({row[:2] for row in rows}) < len(rows)
+        and any(len(found) > 1 for found in of_view.values())
+        and any(len(of_color[color]) > 1 for color, *_ in rows)
     )
     if not proven and any("_" in file for file in files):
         print(

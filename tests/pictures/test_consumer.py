@@ -117,7 +117,9 @@ def test_a_malformed_list_of_pairs_names_line_and_fault(
 
 
 def test_missing_pairs_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no consumer_to_shop/list_eval_partition\.txt"):
+    with pytest.raises(
+        UserError, match=r"consumer_to_shop/list_eval_partition\.txt: cannot be read"
+    ):
         read_consumer(tmp_path)
 
 

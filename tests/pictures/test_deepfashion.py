@@ -153,7 +153,7 @@ def test_inshop_lists_of_this_project_name_categories(tmp_path: Path) -> None:
     names = [found.category_names[i] for i in found.categories]
     assert names == ["Blouses_Shirts", "Denim", "Denim", "Long Coats"]
     assert found.category_names == ["Blouses_Shirts", "Denim", "Long Coats"]
-    with pytest.raises(UserError, match=r"no Anno/list_category_img\.txt"):
+    with pytest.raises(UserError, match=r"Anno/list_category_cloth\.txt: cannot be read"):
         read_attribute(tmp_path, 20)
 
 
@@ -216,7 +216,7 @@ def test_malformed_list_is_an_error_with_file_line_and_what_was_expected(
 
 
 def test_missing_lists_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no Anno/list_category_img\.txt"):
+    with pytest.raises(UserError, match=r"Anno/list_category_cloth\.txt: cannot be read"):
         read_attribute(tmp_path, 20)
     with pytest.raises(UserError, match=r"no in_shop/list_eval_partition\.txt"):
         read_inshop(tmp_path)
