@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pictures.collection import choose_items, read_labelled, require_photos
-from pictures.deepfashion import attribute_list, has_items, read_assigned, read_items
+from pictures.deepfashion import attribute_list, has_items, read_items
 from pictures.table import Pictures, align, choose_validation_by_category, merge
 from utils import UserError, command
 
@@ -87,10 +87,7 @@ def read_splits(
     train = train.select(~chosen)
     for name, split in (("train", train), ("validation", validation)):
         if not len(split):
-            guessed = "" if assigned or not read_assigned(base) else " without an assigned category"
-            raise UserError(
-                f"{base}: no picture{guessed} in its {name} part; see"
-                f" {command('data.py check', base)}"
-            )
+            check = command("data.py check", base)
+            raise UserError(f"{base}: no picture in its {name} part; see {check}")
     pictures = merge(train, items.select(~item_chosen)) if inshop else train
     return Splits(pictures, len(train), validation, items.select(item_chosen))

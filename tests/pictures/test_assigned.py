@@ -66,7 +66,7 @@ def test_photos_get_the_nearest_category_which_is_marked(
     assert "40 categories are assigned by a model: not trained on, not evaluated" in out
     shown = [float(p) for p in re.findall(r"(0\.\d{3})  \w+  img/", out)]
     assert shown == sorted(p for p in read_assigned(base).values() if p < 0.5)[:10]
-    with pytest.raises(UserError, match="no picture without an assigned category in its train"):
+    with pytest.raises(UserError, match="no picture in its train part; see"):
         train.main(["--dataset-base", str(base), "--epoch", "1"])
 
     listed = base / "Anno" / "list_category_assigned.txt"
@@ -94,7 +94,7 @@ def test_given_categories_stay_and_only_they_are_evaluated(
     measured = {database.paths[row] for rows in (task.queries, task.gallery) for row in rows}
     given = {f"img/{path.relative_to(folder)}" for path in folder.glob("*/*.jpg")}
     assert measured == given
-    with pytest.raises(UserError, match="no picture without an assigned category in its train"):
+    with pytest.raises(UserError, match="no picture in its train part; see"):
         read_splits(base, 50, False, 0.1)
 
 
