@@ -224,6 +224,8 @@ def _cut(picture: Image.Image, box: tuple[int, int, int, int], part: float) -> I
 def _upright(picture: Image.Image) -> Image.Image:
     # Not by ImageOps.exif_transpose: it rewrites the EXIF data, and fails where they are odd.
     picture.load()
+    if not getattr(picture, "jpeg", True):  # JPEG XL, which its decoder has turned
+        return picture
     try:
         turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # odd EXIF data; the pixels are sound

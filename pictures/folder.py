@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pictures.decode import PictureError
-from pictures.formats import HEIC, INSTALL, kind_of
+from pictures.formats import EXTRAS, INSTALL, kind_of
 from pictures.table import Pictures, choose_validation_by_category, number_categories
 from utils import UserError, atomic_write, print_once, shown
 
@@ -58,7 +58,8 @@ def find_pictures(folder: Path) -> list[str]:
     if others:
         kinds = [f"{count:,} {shown(kind)}" for kind, count in others.most_common(MAX_KINDS)]
         kinds += ["..."] if len(others) > MAX_KINDS else []
-        remedy = f"; for {HEIC}: {INSTALL}" if HEIC in others else ""
+        needs = " and ".join(kind for kind in EXTRAS if kind in others)
+        remedy = f"; for {needs}: {INSTALL}" if needs else ""
         print_once(f"{shown(folder)}: left out, no picture: {', '.join(kinds)}{remedy}")
     return sorted(found)
 

@@ -35,6 +35,7 @@ PACKAGES = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "dotenv": "python-dotenv",
+    "pillow_jxl": "pillow-jxl-plugin",
     "faiss": "faiss-cpu",
     "open_clip": "open-clip-torch",
     "sklearn": "scikit-learn",

@@ -3,13 +3,14 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pictures.decode import read_picture
+from pictures.decode import PictureError, read_picture
 from pictures.folder import find_pictures
 from tests.conftest import ROOT
 
@@ -56,7 +57,7 @@ def without_extras(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run some Python in which the packages of requirements-formats.txt are not installed."""
     begin = (
         f"import pathlib, sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "sys.modules['pillow_heif'] = None\n"
+        "sys.modules['pillow_heif'] = sys.modules['pillow_jxl'] = None\n"
     )
     command = [sys.executable, "-c", begin + code]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
@@ -64,14 +65,14 @@ def without_extras(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_formats_of_the_extra_are_named_where_it_is_missing(tmp_path: Path) -> None:
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic".ljust(999, b"\0")
-    called = heic.replace(b"ftypheic", b"ftypmif1")
-    files = {"a.heic": heic, "b": heic, "c.HIF": b"", "called.jpg": called}
+    files = {"a.heic": heic, "b": heic, "c.HIF": b"", "d.jxl": b"\xff\x0a", "e.jpg?": b"\xff\x0a",
+             "called.jpg": heic.replace(b"ftypheic", b"ftypmif1")}  # fmt: skip
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     done = without_extras(
         "from pictures.folder import find_pictures\nfrom pictures.decode import read_picture\n"
         "print(find_pictures(pathlib.Path()))\n"
-        "for name in ('a.heic', 'called.jpg'):\n"
+        "for name in ('a.heic', 'called.jpg', 'd.jxl'):\n"
         "    try: read_picture(name)\n"
         "    except Exception as error: print(error)",
         tmp_path,
@@ -81,9 +82,11 @@ def test_formats_of_the_extra_are_named_where_it_is_missing(tmp_path: Path) -> N
         "['called.jpg']",
         f"a.heic: it is HEIC, which needs pillow_heif; {install}",
         f"called.jpg: it is HEIC, which needs pillow_heif; {install}",
+        f"d.jxl: it is JPEG XL, which needs pillow_jxl; {install}",
     ]
     assert done.stderr == (
-        ".: left out, no picture: 3 HEIC; for HEIC: pip install -r requirements-formats.txt\n"
+        ".: left out, no picture: 3 HEIC, 2 JPEG XL; for HEIC and JPEG XL:"
+        " pip install -r requirements-formats.txt\n"
     )
 
 
@@ -106,3 +109,40 @@ def test_heic_is_read_upright(tmp_path: Path, save_heic: Callable[[Path], None])
     assert len(find_pictures(tmp_path)) == 4
     for path in tmp_path.iterdir():
         assert np.abs(np.asarray(read_picture(path), int) - PIXELS).mean() < 3
+
+
+@pytest.fixture
+def jxl() -> Callable[..., bytes]:
+    pytest.importorskip("pillow_jxl")
+
+    def save(pixels: np.ndarray, **options: object) -> bytes:
+        file = BytesIO()
+        Image.fromarray(pixels).save(file, "JXL", lossless=True, **options)
+        return file.getvalue()
+
+    return save
+
+
+def test_jpeg_xl_is_read(tmp_path: Path, jxl: Callable[..., bytes]) -> None:
+    for name, options in {"a.jxl": {}, "b": {"use_container": True}}.items():
+        (tmp_path / name).write_bytes(jxl(PIXELS, **options))
+    assert find_pictures(tmp_path) == ["a.jxl", "b"]
+    for name in ("a.jxl", "b"):
+        assert np.array_equal(np.asarray(read_picture(tmp_path / name)), PIXELS)
+
+
+@pytest.mark.parametrize(
+    "size", [(64, 64), (60, 50), (64, 48), (96, 64), (160, 90), (80, 64), (40, 20), (8, 8),
+             (13, 700), (700, 13), (300, 4), (57, 31)],
+)  # fmt: skip
+def test_jpeg_xl_of_too_many_pixels_is_not_decoded(
+    size: tuple[int, int], jxl: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for options in ({}, {"use_container": True}):
+        file = jxl(np.resize(PIXELS, (size[1], size[0], 3)), **options)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", size[0] * size[1])
+        assert read_picture(BytesIO(file)).size == size
+        torn = file[:-9]  # decoding it would be another error
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", size[0] * size[1] // 2 - 1)
+        with pytest.raises(PictureError, match="million pixels"):
+            read_picture(BytesIO(torn))
