@@ -15,66 +15,48 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from config import DISTANCE
 from evaluation.calibrate import calibrate
 from evaluation.classifier import with_accuracy
-from evaluation.figures import Table
 from evaluation.protocols import (
     CONSUMER_TASK,
     MAIN_TASKS,
     PROTOCOLS,
     Outcome,
-    extraction_advice,
+    Task,
     of_gallery,
     query_features,
     run_task,
     tasks_of,
 )
-from evaluation.reliability import as_searched, measure, tables
-from evaluation.report import by_category, write_report
+from evaluation.reliability import as_searched, measure, table_of
+from evaluation.report import by_category, figures_of, write_report
 from evaluation.tune_weights import tune_weights
 from features.database import DEEP, FeatureDatabase, open_database
 from network.device import pick_device
 from search.certainty import open_calibration
-from search.clusters import Clusters, KMeansEngine, nprobe_of, open_clusters
+from search.clusters import KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
 from search.matrix import MatrixEngine
 from search.signals import Signal, describe_distance, signals_of
 from utils import UserError, parse_args, run_script
 
 USES = ("DATASET_BASE", "VAL_SHARE", *DISTANCE, "NPROBE", "TARGET_RECALL", "DEVICE")
-FORMATS = ("{}", "{:.2%}", "{:.2%} to {:.2%}", "{:.2%}")
-AT_CHANCE = ("p@1", "recall@1")  # whose expected value of a random order is shown
-
-
-def engine_of(
-    signals: Sequence[Signal],
-    gallery: np.ndarray,
-    clusters: Clusters | None,
-    nprobe: int,
-    device: torch.device,
-) -> Engine:
-    """An engine over a gallery: k-means with `nprobe` of the database's clusters, or exact."""
-    if clusters is None:
-        return MatrixEngine(of_gallery(signals, gallery), device)
-    narrowed = replace(clusters, labels=clusters.labels[gallery])
-    return KMeansEngine(of_gallery(signals, gallery), narrowed, nprobe, fill=False)
 
 
 def as_json(
     facts: dict[str, Any], outcomes: Sequence[Outcome], database: FeatureDatabase
 ) -> dict[str, Any]:
     """The figures of the main tasks at the top level, those of all tasks below "parts"."""
-    parts: dict[str, Any] = {}
     top: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for outcome in outcomes:
         task = outcome.task
         counts = {"queries": len(task.queries), "gallery": len(task.gallery)}
@@ -87,30 +69,8 @@ def as_json(
                 for category, *values in by_category(outcome, database).rows
             }
         if task.name in MAIN_TASKS:
-            for name, figure in figures.items():
-                top.setdefault(name, figure)
+            top |= figures | top  # of several tasks the first
     return {**facts, **top, "parts": parts}
-
-
-def print_figures(
-    facts: dict[str, Any], outcomes: Sequence[Outcome], database: FeatureDatabase
-) -> None:
-    """Print the figures of each task with their intervals."""
-    print(f"{facts['engine']}, {facts['distance']}")
-    for outcome in outcomes:
-        task = outcome.task
-        rows = [
-            [name, figure.value, figure.ci95, outcome.chance if name in AT_CHANCE else None]
-            for name, figure in outcome.figures().items()
-        ]
-        title = (
-            f"same {task.name}: {len(task.queries):,} queries,"
-            f" {len(task.gallery):,} pictures in the gallery"
-        )
-        header = ("", "value", "95% interval", "chance")
-        print(f"\n{Table(title, '', header, rows, FORMATS)}")
-        if task.name == CONSUMER_TASK:
-            print(by_category(outcome, database))
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +88,24 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         add(flag, action="store_const", dest="instead", const=(flag, run), help=text)
 
 
+def _outcomes(
+    database: FeatureDatabase,
+    signals: Sequence[Signal],
+    tasks: Sequence[Task],
+    engine_of: Callable[[np.ndarray], Engine],
+) -> tuple[list[Outcome], dict[str, Any] | None]:
+    """The outcome of each task, and what `measure` says where there is a calibration."""
+    outcomes, certainty = [], None
+    calibration = open_calibration(database, signals)
+    for task in tasks:
+        outcome = run_task(task, engine_of(task.gallery), query_features(task, signals))
+        if calibration and calibration.same == task.name:
+            whole = as_searched(task, len(database.categories))
+            certainty = measure(whole, engine_of(whole.gallery), signals, calibration)
+        outcomes.append(with_accuracy(database, outcome) if task.name == "category" else outcome)
+    return outcomes, certainty
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse_args(argv, __doc__ or "", USES, _arguments)
     database = open_database(config.DATASET_BASE)
@@ -141,24 +119,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = pick_device(config.DEVICE)
     clusters = open_clusters(database) if args.engine == "kmeans" else None
     nprobe = nprobe_of(clusters, config.NPROBE, config.TARGET_RECALL) if clusters else 0
+
+    def engine_of(gallery: np.ndarray) -> Engine:
+        narrowed = of_gallery(signals, gallery)
+        if clusters is None:
+            return MatrixEngine(narrowed, device)
+        own = replace(clusters, labels=clusters.labels[gallery])
+        return KMeansEngine(narrowed, own, nprobe, fill=False)
+
     tasks = tasks_of(database, args.protocol, config.VAL_SHARE)
-    advice = extraction_advice(database) if args.protocol == "folder" else ""
-    if advice:
-        print(f"by category only: {advice}", file=sys.stderr)
-
-    outcomes, certainty = [], None
-    calibration = open_calibration(database, signals)
-    for task in tasks:
-        engine = engine_of(signals, task.gallery, clusters, nprobe, device)
-        outcome = run_task(task, engine, query_features(task, signals))
-        if calibration and calibration.same == task.name:
-            whole = as_searched(task, len(database.categories))
-            everything = engine_of(signals, whole.gallery, clusters, nprobe, device)
-            certainty = measure(whole, everything, signals, calibration)
-        if task.name == "category":
-            outcome = with_accuracy(database, outcome)
-        outcomes.append(outcome)
-
+    outcomes, certainty = _outcomes(database, signals, tasks, engine_of)
     metadata = database.metadata
     facts = {
         "protocol": args.protocol,
@@ -174,9 +144,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         also = {"certainty": certainty} if certainty else {}
         print(json.dumps(as_json(facts, outcomes, database) | also, indent=1))
     else:
-        print_figures(facts, outcomes, database)
-        for table in tables(certainty) if certainty else ():
-            print(f"\n{table}")
+        print(f"{facts['engine']}, {facts['distance']}")
+        for outcome in outcomes:
+            print(f"\n{figures_of(outcome)}")
+            if outcome.task.name == CONSUMER_TASK:
+                print(by_category(outcome, database))
+        if certainty:
+            print(f"\n{table_of(certainty)}")
     if args.report:
         title = f"Evaluation of {database.base}"
         write_report(args.report, title, facts, outcomes, database, certainty)

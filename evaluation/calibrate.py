@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from evaluation.figures import Table
 from evaluation.protocols import count_relevant, of_gallery
-from evaluation.tune_weights import spaced, validation_rows
+from evaluation.tune_weights import spaced, validation_tasks
 from features.database import FeatureDatabase
 from search.certainty import (
     CALIBRATION,
@@ -30,7 +29,7 @@ from utils import UserError, atomic_write
 MAX_QUERIES, MIN_GROUPS, FOLDS = 1000, 3, 5
 POWERS: tuple[Literal[1, 2], ...] = (1, 2)
 # By the log loss on several collections, see docs/results.md.
-SCALES = {"answers": 0.5, "present": 1.0}
+ANSWERS_SCALE, PRESENT_SCALE = 0.5, 1.0
 # Logarithm of the slope, and how far "none" is above an item at the median distance.
 START, BOUNDS = (1.5, -2.0), ((-5.0, 7.0), (-40.0, 40.0))
 FOUND = 0.95  # share of the queries that a threshold keeps
@@ -137,50 +136,45 @@ def _correct_shares(competition: Competition, queries: Competitors) -> np.ndarra
     return np.exp(shares[np.arange(len(shares)), queries.correct])
 
 
-def log_loss(queries: Competitors, power: Literal[1, 2], scale: float) -> float:
-    """Mean -log of the probability of what is correct, cross-validated: whole labels left out."""
+def best_fit(queries: Competitors, scale: float) -> Competition:
+    """The fit of the power with the least log loss, cross-validated: whole labels left out."""
     labels, group = np.unique(queries.groups, return_inverse=True)
     fold = np.random.default_rng(0).permutation(len(labels))[group] % min(FOLDS, len(labels))
-    shares = np.empty(len(group))
-    for number in range(fold.max() + 1):
-        competition = fit(queries.select(fold != number), power, scale)
-        shares[fold == number] = _correct_shares(competition, queries.select(fold == number))
-    return float(-np.log(np.maximum(shares, 1e-12)).mean())
+
+    def loss(power: Literal[1, 2]) -> float:
+        shares = np.empty(len(group))
+        for number in range(fold.max() + 1):
+            competition = fit(queries.select(fold != number), power, scale)
+            shares[fold == number] = _correct_shares(competition, queries.select(fold == number))
+        return float(-np.log(np.maximum(shares, 1e-12)).mean())
+
+    return fit(queries, min(POWERS, key=loss), scale)
 
 
 def calibrate(database: FeatureDatabase, signals: Sequence[Signal], val_share: float) -> None:
-    """Find the numbers, store them beside the feature database, and print what was found.
+    """Find the numbers, store them beside the feature database, and print what they are from.
 
     Raises
     ------
-    UserError : as of `validation_rows`; or all validation pictures are of one category or item
+    UserError : as of `validation_tasks`; or all validation pictures are of one category or item
     """
-    found = {rows.name: rows for rows in validation_rows(database, val_share, whole=True)}
+    found = {task.name: task for task in validation_tasks(database, val_share, whole=True)}
     same: Literal["item", "category"] = "item" if "item" in found else "category"
-    queries, labels = spaced(found[same].queries, MAX_QUERIES), found[same].labels
+    gallery, labels = found[same].gallery, found[same].labels
+    queries = spaced(found[same].queries, MAX_QUERIES)
     groups = len(np.unique(labels[queries]))
     if groups < MIN_GROUPS:
         raise UserError(
             f"{database.base}: {groups} validation {KINDS[same]}, but {MIN_GROUPS} are needed to"
             " calibrate; set VAL_SHARE higher, train and extract again"
         )
-    gallery = found[same].gallery
     mates = int(count_relevant(queries, gallery, labels).max()) if same == "item" else 0
     engine = MatrixEngine(of_gallery(signals, gallery), torch.device("cpu"))
     answers = nearest_others(engine, signals, queries, gallery, mates)
     there = competitors(answers, queries, labels, np.zeros(len(queries), bool))
-    away = competitors(answers, queries, labels, np.ones(len(queries), bool))
-    columns = zip(vars(there).values(), vars(away).values(), strict=True)
-    both = Competitors(*map(np.concatenate, columns))
-    tasks = {"answers": there} | ({"present": both} if same == "item" else {})
-    losses = {
-        n: [log_loss(task, power, SCALES[n]) for power in POWERS] for n, task in tasks.items()
-    }
-    best = {
-        name: fit(task, POWERS[int(np.argmin(losses[name]))], SCALES[name])
-        for name, task in tasks.items()
-    }
-    present = best.get("present")
+    away = np.arange(2 * len(queries)) >= len(queries)
+    both = competitors([*answers, *answers], np.tile(queries, 2), labels, away)
+    present = best_fit(both, PRESENT_SCALE) if same == "item" else None
     thresholds: dict[Literal["probability", "distance"], float] = {}
     thresholds["distance"] = float(np.quantile(there.nearest[:, 0], FOUND))
     if present:
@@ -191,23 +185,11 @@ def calibrate(database: FeatureDatabase, signals: Sequence[Signal], val_share: f
         same=same,
         queries=len(queries),
         groups=groups,
-        answers=best["answers"],
+        answers=best_fit(there, ANSWERS_SCALE),
         present=present,
         thresholds=thresholds,
     )
     path = database.base / CALIBRATION
     with atomic_write(path) as part:
         part.write_text(calibration.model_dump_json(indent=1), "utf-8")
-    _report(calibration, losses)
-    print(f"\n{path}")
-
-
-def _report(calibration: Calibration, losses: dict[str, list[float]]) -> None:
-    """Print the cross-validated log loss of each form."""
-    powers = ("distance", "squared distance")
-    rows = list(zip(powers, *losses.values(), strict=True))
-    heads = {"answers": f"same {calibration.same}", "present": f"{calibration.same} is there"}
-    header = ["log loss", *(heads[name] for name in losses)]
-    note = "cross-validated; the smallest of each column is used"
-    formats = ["{}", *["{:.3f}"] * len(losses)]
-    print(Table(calibration.described, note, header, rows, formats))
+    print(f"{path}: {calibration.described}")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 RECALL_AT = (1, 10, 20, 30, 40, 50)
 RESAMPLES, BINS = 1000, 10
@@ -203,7 +203,6 @@ def calibration_error(probabilities: np.ndarray, correct: np.ndarray, groups: np
 
 def auroc(scores: np.ndarray, correct: np.ndarray) -> float | None:
     """The chance that a correct answer has a higher score than a wrong one; None without both."""
-    ranks, right = rankdata(scores), np.asarray(correct, bool).ravel()
+    right = np.asarray(correct, bool)
     pairs = int(right.sum()) * int((~right).sum())
-    least = right.sum() * (right.sum() + 1) / 2
-    return float((ranks.ravel()[right].sum() - least) / pairs) if pairs else None
+    return float(mannwhitneyu(scores[right], scores[~right]).statistic / pairs) if pairs else None

@@ -118,27 +118,6 @@ def count_relevant(queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray)
     return counts - np.isin(queries, gallery)
 
 
-def _compare(
-    task: Task, block: slice, found: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Compare answers with the correct ones.
-
-    `block` are places of q queries among the task's, `found` of each of them places in the
-    gallery. Returns `answers`, `first` and `values` as in `Outcome`, of q queries.
-    """
-    labels, gallery, queries = task.labels, task.gallery, task.queries[block]
-    hits = np.zeros((len(queries), len(gallery)), bool)
-    answers = np.full((len(queries), MAX_ANSWERS), -1)
-    for i, (query, places) in enumerate(zip(queries, found, strict=True)):
-        rows = gallery[places]
-        rows = rows[rows != query]
-        hits[i, : len(rows)] = labels[rows] == labels[query]
-        answers[i, : len(rows[:MAX_ANSWERS])] = rows[:MAX_ANSWERS]
-    # A query in the gallery has one answer fewer than there are pictures.
-    width = len(gallery) - 1 if np.isin(queries, gallery).all() else len(gallery)
-    return answers, first_hit(hits), task.metrics(hits[:, :width], task.relevant[block])
-
-
 def run_task(task: Task, engine: Engine, features: Sequence[np.ndarray]) -> Outcome:
     """Search with every query of a task and compare the answers with the correct ones.
 
@@ -148,21 +127,31 @@ def run_task(task: Task, engine: Engine, features: Sequence[np.ndarray]) -> Outc
     engine : over the task's gallery, see `of_gallery`
     features : of the queries, see `query_features`
     """
-    compared = []
+    labels, gallery = task.labels, task.gallery
+    inside = np.isin(task.queries, gallery)
+    # A query in the gallery has one answer fewer than there are pictures.
+    width = len(gallery) - 1 if inside.all() else len(gallery)
+    answers = np.full((len(task.queries), MAX_ANSWERS), -1)
+    first, values = [], []
     with progress_bar(len(task.queries), f"searching, {task.name}", "query picture") as bar:
         for start in range(0, len(task.queries), BLOCK):
             block = slice(start, start + BLOCK)
-            found = engine.search([feature[block] for feature in features], len(task.gallery))
-            compared.append(_compare(task, block, [answer.rows for answer in found]))
+            found = engine.search([feature[block] for feature in features], len(gallery))
+            hits = np.zeros((len(found), len(gallery)), bool)
+            for i, (query, answer) in enumerate(zip(task.queries[block], found, strict=True)):
+                rows = gallery[answer.rows]
+                rows = rows[rows != query]
+                hits[i, : len(rows)] = labels[rows] == labels[query]
+                answers[start + i, : len(rows[:MAX_ANSWERS])] = rows[:MAX_ANSWERS]
+            first.append(first_hit(hits))
+            values.append(task.metrics(hits[:, :width], task.relevant[block]))
             bar.update(len(found))
-    answers, first, values = zip(*compared, strict=True)
-    others = len(task.gallery) - np.isin(task.queries, task.gallery)
     return Outcome(
         task,
         {name: np.concatenate([value[name] for value in values]) for name in values[0]},
-        float((task.relevant / others).mean()),
+        float((task.relevant / (len(gallery) - inside)).mean()),
         np.concatenate(first),
-        np.concatenate(answers),
+        answers,
     )
 
 
@@ -223,7 +212,7 @@ def item_tasks(database: FeatureDatabase, name: str = "item") -> list[Task]:
     # Numbers count the colours of one item; only names mean the same for all items.
     named = queries[(color[queries] != "") & ~np.char.isdigit(color[queries].astype(str))]
     named = named if has_color_names(database.base) else named[:0]
-    tasks: list[tuple[str, np.ndarray, np.ndarray, np.ndarray, Metrics]] = [
+    tasks = [
         (name, queries, gallery, item, item_metrics),
         (f"{name}, upper body", queries[upper[queries]], uppers, item, item_metrics),
         ("item and color", colored, gallery, both, item_metrics),
@@ -259,13 +248,16 @@ def tasks_of(database: FeatureDatabase, protocol: str, val_share: float) -> list
     if protocol == "consumer" or (protocol == "folder" and consumer_list(base)):
         tasks += item_tasks(database, CONSUMER_TASK)
     measured = [task for task in tasks if task.relevant.any()]
+    advice = extraction_advice(database) if protocol == "folder" or not measured else ""
     if not measured:
-        advice = extraction_advice(database) or f"see {command('data.py check', base)}"
+        advice = advice or f"see {command('data.py check', base)}"
         which = " with a correct picture in the gallery" if tasks else ""
         raise UserError(
             f"{base}: the feature database holds no query{which} for --protocol {protocol};"
             f" {advice}"
         )
+    if advice and protocol == "folder":
+        print(f"by category only: {advice}", file=sys.stderr)
     for name in sorted({task.name for task in tasks} - {task.name for task in measured}):
         print(f"same {name}: not measured: no query has a correct answer", file=sys.stderr)
     return measured

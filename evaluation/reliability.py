@@ -115,29 +115,22 @@ def _open_set(
     return found
 
 
-def tables(found: dict[str, Any]) -> list[Table]:
+def table_of(found: dict[str, Any]) -> Table:
     """What `measure` has found, for the terminal and the report."""
-    same, ece = found["same"], ("ece@1", f"ece@{FIRST}")
-    header = ("", "value", "95% interval")
-    names = ("calibration error, first answer", f"calibration error, first {FIRST}")
     rows: list[tuple[object, ...]] = [
-        (name, found[key]["value"], tuple(found[key]["ci95"]))
-        for name, key in zip(names, ece, strict=True)
+        ("calibration error, first answer", *found["ece@1"].values()),
+        (f"calibration error, first {FIRST}", *found[f"ece@{FIRST}"].values()),
     ]
     rows += [(f"AUROC of the {name}", v, None) for name, v in found[f"auroc@{FIRST}"].items()]
+    note = ""
+    if sets := found.get("open_set"):
+        note = f"open set: half of the items taken out, of {sets['out']:,} of {sets['queries']:,}"
+        note += " queries; fixed: the threshold that finds 95% of the validation queries"
+        rows.append(("open set: calibration error", *sets["ece"].values()))
+        heads = ("AUROC", "false alarms at 95% found", "found at fixed", "false alarms at fixed")
+        for name in ("probability", "distance"):
+            values = zip(heads, sets[name].values(), strict=True)
+            rows += [(f"open set, {name}: {head}", value, None) for head, value in values]
+    title = f"probability of the same {found['same']}, {found['calibrated']}"
     formats = ("{}", "{:.3f}", "{:.3f} to {:.3f}")
-    title = f"probability of the same {same}, {found['calibrated']}"
-    shown = [Table(title, "", header, rows, formats)]
-    if "open_set" in found:
-        sets = found["open_set"]
-        rows = [(name, *sets[name].values()) for name in ("probability", "distance")]
-        alarms = "false alarms at"
-        heads = ("", "AUROC", f"{alarms} 95% found", "found at fixed", f"{alarms} fixed")
-        form = ("{}", "{:.3f}", *["{:.1%}"] * 3)
-        out = f"half of the {same}s taken out: of {sets['out']:,} of {sets['queries']:,} queries"
-        ece_text = "calibration error {value:.3f} ({ci95[0]:.3f} to {ci95[1]:.3f})".format(
-            **sets["ece"]
-        )
-        note = f"fixed: the threshold that finds 95% of the validation queries; {ece_text}"
-        shown.append(Table(f"is the {same} there? {out}", note, heads, rows, form))
-    return shown
+    return Table(title, note, ("", "value", "95% interval"), rows, formats)

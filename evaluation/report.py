@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file: figures, recall curves, confusions and the hardest queries.
+"""The tables of an evaluation, and its report: curves, confusions, the hardest queries.
 
 The file needs no network, no script and, once written, no photo. Its layout is in report.html.
 """
@@ -7,16 +7,17 @@ import base64
 import io
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sklearn.metrics import confusion_matrix
 
 from evaluation.figures import Table
 from evaluation.metrics import bootstrap_means
 from evaluation.protocols import Outcome
-from evaluation.reliability import tables
+from evaluation.reliability import table_of
 from features.database import FeatureDatabase
 from pictures.decode import PictureError, read_picture
 from pictures.folder import picture_file
@@ -25,9 +26,7 @@ from utils import atomic_write
 MAX_RANKS = 50  # of the recall curve
 MAX_HARDEST, MAX_TILES = 12, 5  # hardest queries, and answers of each
 THUMBNAIL, QUALITY = 160, 80  # px of the longer side, JPEG
-UNKNOWN, NO_ANSWER = -1, -2  # beside the numbers of categories
-LABELS = {"map": "mAP", "map@r": "mAP@R", "mrr": "MRR"}
-PERCENT, INTERVAL = "{:.1%}", "{:.1%} to {:.1%}"
+AT_CHANCE = ("p@1", "recall@1")  # whose expected value of a random order is shown
 
 
 def write_report(
@@ -56,7 +55,7 @@ def write_report(
         title=title,
         facts={name: _fact(value) for name, value in facts.items()},
         tasks=[_section(outcome, database) for outcome in outcomes],
-        sure=certainty and {"tables": tables(certainty), "curve": certainty["curve"]},
+        sure=certainty and {"table": table_of(certainty), "curve": certainty["curve"]},
     )
     with atomic_write(path) as part:
         part.write_text(page, encoding="utf-8", errors="replace")
@@ -75,13 +74,9 @@ def _fact(value: object) -> str:
 
 def _section(outcome: Outcome, database: FeatureDatabase) -> dict[str, Any]:
     """What the page shows of a task."""
-    task = outcome.task
     return {
-        "name": task.name,
-        "queries": len(task.queries),
-        "groups": len(np.unique(task.groups)),
-        "gallery": len(task.gallery),
-        "figures": _figures(outcome),
+        "name": outcome.task.name,
+        "figures": figures_of(outcome),
         "curve": recall_curve(outcome),
         "categories": by_category(outcome, database),
         "confusion": confusion(outcome, database),
@@ -89,17 +84,19 @@ def _section(outcome: Outcome, database: FeatureDatabase) -> dict[str, Any]:
     }
 
 
-def _label(metric: str) -> str:
-    return LABELS.get(metric, metric.capitalize())
-
-
-def _figures(outcome: Outcome) -> Table:
+def figures_of(outcome: Outcome) -> Table:
+    """The mean of each metric with its interval."""
+    task = outcome.task
     rows = [
-        (_label(name), figure.value, figure.ci95, outcome.chance if i == 0 else None)
-        for i, (name, figure) in enumerate(outcome.figures().items())
+        (name, figure.value, figure.ci95, outcome.chance if name in AT_CHANCE else None)
+        for name, figure in outcome.figures().items()
     ]
-    header = ["Metric", "Value", "95% interval", "Chance"]
-    return Table("Figures", "", header, rows, ["{}", PERCENT, INTERVAL, PERCENT])
+    title = (
+        f"same {task.name}: {len(task.queries):,} queries,"
+        f" {len(task.gallery):,} pictures in the gallery"
+    )
+    formats = ("{}", "{:.2%}", "{:.2%} to {:.2%}", "{:.2%}")
+    return Table(title, "", ("", "value", "95% interval", "chance"), rows, formats)
 
 
 def recall_curve(outcome: Outcome) -> list[tuple[int, float, float, float]]:
@@ -118,46 +115,46 @@ def recall_curve(outcome: Outcome) -> list[tuple[int, float, float, float]]:
 
 
 def _categories(numbers: np.ndarray) -> list[int]:
-    """Each category once, ascending; then unknown ones and missing answers."""
-    return sorted(np.unique(numbers).tolist(), key=lambda number: (number < 0, abs(number)))
+    """Each category once, ascending; then -1, unknown."""
+    return sorted(np.unique(numbers).tolist(), key=lambda number: (number < 0, number))
 
 
-def _category_name(number: int, database: FeatureDatabase) -> str:
-    special = {UNKNOWN: "unknown", NO_ANSWER: "no answer"}
-    return special[number] if number < 0 else database.category_names[number]
+def _category_names(database: FeatureDatabase) -> list[str]:
+    """By their numbers, with that of -1 at the end."""
+    return [*database.category_names, "unknown"]
 
 
 def by_category(outcome: Outcome, database: FeatureDatabase) -> Table:
     """The mean of each metric by category of the query, worst first."""
     queried = database.categories[outcome.task.queries]
-    rows = []
+    names = _category_names(database)
+    rows: list[list[Any]] = []
     for number in _categories(queried):
         chosen = queried == number
         means = [float(value[chosen].mean()) for value in outcome.values.values()]
-        rows.append((means, _category_name(number, database), int(chosen.sum())))
-    rows.sort(key=lambda row: row[0][0])
-    header = ["Category", "Queries", *map(_label, outcome.values)]
-    formats = ["{}", "{:,}", *[PERCENT] * len(outcome.values)]
-    cells = [(name, count, *means) for means, name, count in rows]
-    return Table("By category", "", header, cells, formats)
+        rows.append([names[number], int(chosen.sum()), *means])
+    rows.sort(key=lambda row: row[2])
+    header = ["category", "queries", *outcome.values]
+    formats = ["{}", "{:,}", *["{:.1%}"] * len(outcome.values)]
+    return Table("By category", "", header, rows, formats)
 
 
 def confusion(outcome: Outcome, database: FeatureDatabase) -> dict[str, Any] | None:
-    """How often queries of a category got a first answer of each category.
+    """How often queries of a category got a first answer of each category; unknown: or none.
 
     "columns" are the queries' categories, then further ones of first answers; "rows" of each
     category of the queries its name and its counts. None where there are not two to confuse.
     """
     queried = database.categories[outcome.task.queries]
     best = outcome.answers[:, 0]
-    answered = np.where(best >= 0, database.categories[best], NO_ANSWER)
+    answered = np.where(best >= 0, database.categories[best], -1)
     rows = _categories(queried)
     columns = rows + [number for number in _categories(answered) if number not in rows]
     if sum(number >= 0 for number in columns) < 2:
         return None
-    counts = [[int(np.sum((queried == i) & (answered == j))) for j in columns] for i in rows]
-    names = [_category_name(number, database) for number in columns]
-    return {"columns": names, "rows": list(zip(names, counts, strict=False))}
+    names = [_category_names(database)[number] for number in columns]
+    counts = confusion_matrix(queried, answered, labels=columns).tolist()
+    return {"columns": names, "rows": list(zip(names, counts[: len(rows)], strict=False))}
 
 
 def hardest(outcome: Outcome) -> list[int]:
@@ -192,14 +189,12 @@ def _query(outcome: Outcome, place: int, database: FeatureDatabase) -> dict[str,
 
 
 def _tile(database: FeatureDatabase, row: int, kind: str, caption: str) -> dict[str, Any]:
-    path = database.paths[row]
     return {
         "kind": kind,
         "caption": caption,
-        "photo": _thumbnail(database.base, path),
-        "category": _category_name(int(database.categories[row]), database),
-        "path": path,
-        "name": PurePosixPath(path).name,
+        "photo": _thumbnail(database.base, database.paths[row]),
+        "category": database.category(row) or "unknown",
+        "path": database.paths[row],
     }
 
 

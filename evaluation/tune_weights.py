@@ -1,16 +1,14 @@
 """Find the weights of the signals on the validation split: pictures that training did not use."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from evaluation.figures import Table
-from evaluation.metrics import balanced_score, validation_score
-from evaluation.protocols import count_relevant
+from evaluation.metrics import balanced_score, category_metrics, item_metrics, validation_score
+from evaluation.protocols import Task, count_relevant
 from features.database import FeatureDatabase
-from features.metadata import ModelRecord
 from pictures.deepfashion import has_items, read_items
 from pictures.splits import Splits, read_splits
 from pictures.table import Pictures, align
@@ -25,7 +23,7 @@ METRICS = {"category": "category mAP@R", "item": "item MRR"}
 
 
 @dataclass(frozen=True)
-class ValidationTask:
+class ValidationDistances:
     """Distances among validation pictures, of each signal.
 
     Attributes
@@ -46,27 +44,10 @@ class ValidationTask:
         return validation_score(hits, self.correct.sum(1), self.name == "item")
 
 
-@dataclass(frozen=True)
-class ValidationRows:
-    """Which validation pictures are queries, and what they search: rows of the database.
-
-    Attributes
-    ----------
-    name : category or item
-    queries, gallery : see `validation_rows`
-    labels : of all rows of the database
-    """
-
-    name: str
-    queries: np.ndarray
-    gallery: np.ndarray
-    labels: np.ndarray
-
-
-def validation_rows(
+def validation_tasks(
     database: FeatureDatabase, val_share: float, whole: bool = False
-) -> list[ValidationRows]:
-    """The validation split of a data set as queries and galleries, see `splits.read_splits`.
+) -> list[Task]:
+    """The validation split of a data set as tasks, see `splits.read_splits`.
 
     Validation pictures with a category are queries for each other; those of validation items
     search all in-shop training pictures for the others of their item. Pictures without a correct
@@ -89,7 +70,8 @@ def validation_rows(
     rows = _rows(database, splits.validation)
     rows = rows[categories[rows] >= 0]
     searched = np.union1d(rows, _rows(database, splits.train)) if whole else rows
-    tasks = [ValidationRows("category", rows, searched[categories[searched] >= 0], categories)]
+    gallery = searched[categories[searched] >= 0]
+    tasks = [_with_answers("category", rows, gallery, categories)]
     if len(splits.validation_items):
         inshop = read_items(base).in_partition("train", "val")
         # Not the database's items: extracted without the in-shop part, it has none.
@@ -99,10 +81,7 @@ def validation_rows(
         untrained = all(model.held_out is None for model in database.metadata.models)
         queries = gallery if whole and untrained else _rows(database, splits.validation_items)
         gallery = np.union1d(gallery, searched) if whole else gallery
-        tasks.append(ValidationRows("item", queries, gallery, labels))
-    for i, task in enumerate(tasks):
-        relevant = count_relevant(task.queries, task.gallery, task.labels)
-        tasks[i] = replace(task, queries=np.sort(task.queries[relevant > 0]))
+        tasks.append(_with_answers("item", queries, gallery, labels))
     found = [task for task in tasks if len(task.queries)]
     if not found:
         raise UserError(
@@ -111,19 +90,19 @@ def validation_rows(
     return found
 
 
-def validation_tasks(
-    database: FeatureDatabase, signals: Sequence[Signal], val_share: float
-) -> list[ValidationTask]:
-    """The distances among validation pictures, see `validation_rows`."""
-    return [_task(rows, signals) for rows in validation_rows(database, val_share)]
+def _with_answers(name: str, rows: np.ndarray, gallery: np.ndarray, labels: np.ndarray) -> Task:
+    """The task of those of some rows that have a correct answer."""
+    queries = np.sort(rows[count_relevant(rows, gallery, labels) > 0])
+    metrics = item_metrics if name == "item" else category_metrics
+    return Task(name, queries, gallery, labels, labels[queries], metrics)
 
 
-def _task(rows: ValidationRows, signals: Sequence[Signal]) -> ValidationTask:
-    """A task of at most `MAX_QUERIES` and about `MAX_GALLERY` pictures."""
-    name, gallery, labels = rows.name, rows.gallery, rows.labels
-    queries = spaced(rows.queries, MAX_QUERIES)
+def validation_distances(task: Task, signals: Sequence[Signal]) -> ValidationDistances:
+    """Those of at most `MAX_QUERIES` and about `MAX_GALLERY` pictures of a task."""
+    gallery, labels = task.gallery, task.labels
+    queries = spaced(task.queries, MAX_QUERIES)
     # An item has few pictures, and each is a correct answer: only others are removed.
-    needed = np.isin(labels[gallery], labels[queries]) & (name == "item")
+    needed = np.isin(labels[gallery], labels[queries]) & (task.name == "item")
     others = spaced(gallery[~needed], max(MAX_GALLERY - int(needed.sum()), 0))
     gallery = np.sort(np.concatenate([gallery[needed], others]))
     queries = queries[count_relevant(queries, gallery, labels) > 0]
@@ -131,7 +110,8 @@ def _task(rows: ValidationRows, signals: Sequence[Signal]) -> ValidationTask:
     parts = ExactEngine(signals).parts(features, gallery)
     itself = queries[:, None] == gallery
     parts[:, itself] = np.inf
-    return ValidationTask(name, parts, (labels[queries][:, None] == labels[gallery]) & ~itself)
+    correct = (labels[queries][:, None] == labels[gallery]) & ~itself
+    return ValidationDistances(task.name, parts, correct)
 
 
 def spaced(rows: np.ndarray, max_count: int) -> np.ndarray:
@@ -146,38 +126,34 @@ def _rows(database: FeatureDatabase, pictures: Pictures) -> np.ndarray:
 
 def _splits(database: FeatureDatabase, val_share: float) -> Splits:
     """The splits of the models; `val_share` is for untrained ones, which used no picture."""
-    base, models = database.base, database.metadata.models
-    trained = [model for model in models if model.held_out is not None]
+    base = database.base
+    trained = [model for model in database.metadata.models if model.held_out is not None]
     if not trained:
-        inshop = has_items(base)
-        return read_splits(base, len(database.category_names), inshop, val_share)
-    first, split = trained[0], _recorded_split(trained[0])
-    for model in trained[1:]:
-        if _recorded_split(model) != split:
+        return read_splits(base, len(database.category_names), has_items(base), val_share)
+    recorded = []
+    for model in trained:
+        if not isinstance(model.held_out, dict):
             raise UserError(
-                f"{model.file}: its validation split is not that of {first.file};"
+                f"{model.file}: does not record its validation split; train it with train.py,"
+                " then extract again"
+            )
+        recorded.append(model.held_out)
+        if model.held_out != recorded[0]:
+            raise UserError(
+                f"{model.file}: its validation split is not that of {trained[0].file};"
                 " train both on one data set with the same VAL_SHARE"
             )
-    categories = len(first.network.categories)
+    categories, split = len(trained[0].network.categories), recorded[0]
     splits = read_splits(base, categories, split["inshop"], split["val_share"])
     if splits.digest() != split["digest"]:
         raise UserError(
-            f"{base}: not the data set, or not the splits, that {first.file} was trained on;"
+            f"{base}: not the data set, or not the splits, that {trained[0].file} was trained on;"
             " use that data set"
         )
     return splits
 
 
-def _recorded_split(model: ModelRecord) -> dict[str, Any]:
-    if not isinstance(model.held_out, dict):
-        raise UserError(
-            f"{model.file}: does not record its validation split; train it with train.py,"
-            " then extract again"
-        )
-    return dict(model.held_out)
-
-
-def best_weights(tasks: Sequence[ValidationTask], start: np.ndarray) -> np.ndarray:
+def best_weights(tasks: Sequence[ValidationDistances], start: np.ndarray) -> np.ndarray:
     """Coordinate ascent on the mean score of all queries; the first signal keeps its weight.
 
     Parameters
@@ -207,13 +183,13 @@ def best_weights(tasks: Sequence[ValidationTask], start: np.ndarray) -> np.ndarr
     return weights
 
 
-def _balanced(tasks: Sequence[ValidationTask], weights: np.ndarray) -> float:
+def _balanced(tasks: Sequence[ValidationDistances], weights: np.ndarray) -> float:
     return balanced_score([task.score(weights) for task in tasks])
 
 
 def tune_weights(database: FeatureDatabase, signals: Sequence[Signal], val_share: float) -> None:
     """Find the weights, and print what each signal adds and the settings that use the weights."""
-    tasks = validation_tasks(database, signals, val_share)
+    tasks = [validation_distances(t, signals) for t in validation_tasks(database, val_share)]
     start = np.array([signal.weight for signal in signals])
     start[0] = start[0] or 1.0
     weights = np.array([float(f"{weight:.3g}") for weight in best_weights(tasks, start)])

@@ -12,7 +12,12 @@ import evaluate
 import feature_extractor
 import train
 from evaluation.metrics import average_precision_at_r
-from evaluation.tune_weights import ValidationTask, best_weights, validation_tasks
+from evaluation.tune_weights import (
+    ValidationDistances,
+    best_weights,
+    validation_distances,
+    validation_tasks,
+)
 from features.database import open_database
 from pictures.deepfashion import read_inshop
 from pictures.splits import read_splits
@@ -40,17 +45,20 @@ def record_splits(base: Path, *records: object, inshop: bool = True) -> None:
     (base / "all_feat.json").write_text(json.dumps(info))
 
 
-def tasks(base: Path, val_share: float = 0.1) -> dict[str, ValidationTask]:
+def tasks(base: Path, val_share: float = 0.1) -> dict[str, ValidationDistances]:
     database = open_database(base)
     signals = signals_of(database, ("euclidean", "euclidean"), (), 0.1, 4.0)
-    return {task.name: task for task in validation_tasks(database, signals, val_share)}
+    found = validation_tasks(database, val_share)
+    return {task.name: validation_distances(task, signals) for task in found}
 
 
-def task_of(parts: list[np.ndarray], labels: np.ndarray, name: str = "category") -> ValidationTask:
+def task_of(
+    parts: list[np.ndarray], labels: np.ndarray, name: str = "category"
+) -> ValidationDistances:
     stacked = np.stack(parts)
     stacked[:, np.arange(len(labels)), np.arange(len(labels))] = np.inf
     correct = (labels[:, None] == labels) & ~np.eye(len(labels), dtype=bool)
-    return ValidationTask(name, stacked, correct)
+    return ValidationDistances(name, stacked, correct)
 
 
 def test_noise_gets_no_weight_and_what_helps_gets_some(rng: np.random.Generator) -> None:
@@ -97,7 +105,7 @@ def test_the_score_is_map_at_r_of_the_weighted_sum(rng: np.random.Generator) -> 
     expected = average_precision_at_r(hits, np.full(20, 3)).mean()
     assert task.score(np.array([2, 0.5])) == pytest.approx((expected, 20))
     assert np.isfinite(task.score(np.array([0.0, 1.0]))[0])  # 0 times infinity
-    by_item = ValidationTask("item", task.parts, task.correct)
+    by_item = ValidationDistances("item", task.parts, task.correct)
     expected = (1 / (hits.argmax(axis=1) + 1)).mean()
     assert by_item.score(np.array([2, 0.5])) == pytest.approx((expected, 20))
 
