@@ -17,6 +17,7 @@ from config import DISTANCE, MILVUS, SERVER, WORDS, Config
 from utils import UserError, parse_args, run_script
 
 GRACE_SECONDS = 2  # for running requests when the server ends
+MAX_CONNECTIONS = 256  # at once; each may hold an upload
 
 USES = (
     *("DATASET_BASE", "TRUNCATED", "DUMPED_MODEL", "MODELS", *DISTANCE, "NPROBE", "TARGET_RECALL"),
@@ -66,6 +67,7 @@ def _serve(config: Config, listener: socket.socket) -> None:
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        limit_concurrency=MAX_CONNECTIONS,
         root_path=urlsplit(config.PUBLIC_URL).path.rstrip("/"),
     )
     port = listener.getsockname()[1]

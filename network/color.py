@@ -1,7 +1,6 @@
 """The colour features: the strongest cells (of 2018), and the palette."""
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import torch
@@ -78,14 +77,6 @@ def _shades() -> Tensor:
     step = 256 / SHADES
     middle = (torch.arange(SHADES, dtype=torch.float64) * step + (step - 1) / 2) / 255
     return torch.stack(torch.meshgrid(middle, middle, middle, indexing="ij")).flatten(1)
-
-
-@cache
-def palette_rgb() -> Tensor:
-    """The mean colour of the shades in each bin: 512 x 3, 0 to 1; black where there is none."""
-    bins = palette_bins()
-    channels = [bins.bincount(channel, PALETTE_BINS**3) for channel in _shades()]
-    return torch.stack(channels, 1) / bins.bincount(minlength=PALETTE_BINS**3)[:, None].clamp(min=1)
 
 
 class Palette(nn.Module):

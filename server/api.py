@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
@@ -19,20 +19,19 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp
 
 from config import Config
-from pictures.decode import PictureError
-from search.query import Query as SearchQuery
+from network.garments import Box
 from search.query import Stopwatch
 from server import schemas
 from server.batcher import Batcher
 from server.explain import explain as explain_answer
-from server.explain import images_of, see, thumbnail
+from server.explain import thumbnail
 from server.guard import Guard, problem
-from server.live import Collection, LiveCollection
+from server.live import LiveCollection
 from server.map import Maps
 from server.prometheus import Metrics
-from server.query_features import QueryMemory, extract
 from server.ranking import search as search_collection
 from utils import AwayError, UserError
 
@@ -49,12 +48,10 @@ class Service:
     def __init__(self, live: LiveCollection) -> None:
         self.live = live
         self.metrics = Metrics(lambda: len(live.collection))
-        self.memory = QueryMemory()
         self.maps = Maps()
         self.network = Batcher(self.metrics.batch.observe)
-        cores = os.cpu_count() or 1
-        self.read = partial(run_sync, limiter=CapacityLimiter(cores))  # decoded pictures are large
-        self.rank = partial(run_sync, limiter=CapacityLimiter(cores))
+        # Pictures are read and collections ranked by as many threads: decoded, pictures are large.
+        self.run = partial(run_sync, limiter=CapacityLimiter(os.cpu_count() or 1))
 
 
 async def _service(request: Request) -> Service:
@@ -80,49 +77,36 @@ async def search(
 ) -> schemas.SearchAnswer:
     """Find the most similar pictures, nearest first."""
     collection, options, watch = service.live.collection, form.options, Stopwatch()
+    garments: list[Box] = []
     if form.file:
         with watch.step("reading"):
-            queries = [
-                await service.read(_read, collection, file, options.box) for file in form.file
-            ]
+            files = [io.BytesIO(await file.read()) for file in form.file]
+            queries = [await service.run(collection.read, file, options.box) for file in files]
         with watch.step("network"):
-            extracting = (service.network.run(extract, collection, query) for query in queries)
+            extracting = (service.network.extract(collection, query) for query in queries)
             features = await asyncio.gather(*extracting)
-        name = service.memory.add(collection, features, queries)
-        options = options.model_copy(update={"query": name})
-    answer = await service.rank(search_collection, collection, service.memory, options, watch)
-    found = [list(box) for box in queries[0].garments] if form.file else []
-    return answer.model_copy(update={"garments": found})
-
-
-def _read(
-    collection: Collection, file: UploadFile, box: list[int] | Literal["auto"] | None
-) -> SearchQuery:
-    """An uploaded picture as the networks take it."""
-    cut = (box[0], box[1], box[2], box[3]) if isinstance(box, list) else box
-    return collection.read(io.BytesIO(file.file.read()), cut)
+        options = options.model_copy(update={"query": collection.keep(features, queries)})
+        garments = list(queries[0].garments)
+    answer = await service.run(search_collection, collection, options, watch)
+    return answer.model_copy(update={"garments": garments})
 
 
 @router.post("/explain")
 async def explain(body: schemas.ExplainOptions, service: Serving) -> schemas.Explanation:
-    """Why an answer has its rank."""
-    collection = service.live.collection
-    arguments = (collection, service.memory, body.search, body.answer)
-    images = await service.read(images_of, *arguments)
-    seen = await asyncio.gather(*(service.network.run(see, collection, one) for one in images))
-    return await service.rank(explain_answer, *arguments, images, seen)
+    """What the network sees in a query and in one of its answers."""
+    return await service.run(explain_answer, service.live.collection, body.search, body.answer)
 
 
 @router.get("/collection")
 async def collection_state(service: Serving) -> schemas.CollectionState:
     """The collection, and which engines are ready."""
-    return await service.rank(service.live.collection.state)
+    return await service.run(service.live.collection.state)
 
 
 @router.get("/map")
-async def collection_map(service: Serving) -> schemas.CollectionMap:
+def collection_map(service: Serving) -> schemas.CollectionMap:
     """The clusters with their typical pictures, and the pictures in two dimensions."""
-    return await service.rank(service.maps.get, service.live.collection)
+    return service.maps.get(service.live.collection)
 
 
 @router.get("/items/{id}")
@@ -141,10 +125,7 @@ async def image(
 ) -> Response:
     """The picture itself, as JPEG, scaled down."""
     collection = service.live.collection
-    try:
-        data = await service.read(thumbnail, collection, id, size)
-    except PictureError:
-        raise HTTPException(404, f"picture {id} cannot be read any more") from None
+    data = await service.run(thumbnail, collection, id, size)
     cache = {"Cache-Control": "private, max-age=86400, immutable"}
     return Response(data, media_type="image/jpeg", headers=cache if v == collection.version else {})
 
@@ -169,12 +150,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     watching.cancel()
 
 
-def build_app(config: Config, live: LiveCollection) -> FastAPI:
+def build_app(config: Config, live: LiveCollection) -> ASGIApp:
     """The application, which serves the collection `live` by the settings."""
     about = {"title": "deep-fashion-retrieval", "version": "1", "redoc_url": None}
     app = FastAPIOffline(**about, redirect_slashes=False, lifespan=_lifespan)
     app.state.service = Service(live)
-    app.add_middleware(Guard, config=config, observe=app.state.service.metrics.observe)
     app.include_router(router)
     _add_error_handlers(app, live)
 
@@ -183,7 +163,7 @@ def build_app(config: Config, live: LiveCollection) -> FastAPI:
         return FileResponse(PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=PAGE))
-    return app
+    return Guard(app, config, app.state.service.metrics.observe)
 
 
 def _add_error_handlers(app: FastAPI, live: LiveCollection) -> None:
@@ -197,7 +177,9 @@ def _add_error_handlers(app: FastAPI, live: LiveCollection) -> None:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"][1:])  # without "body" or "query"
             error = HTTPException(422, f"{place or 'body'}: {first['msg']}")
+        elif not isinstance(error, StarletteHTTPException):
+            error = HTTPException(500, "a fault of the server; its log has more")
         return problem(error, request.url.path)
 
-    for kind in (UserError, RequestValidationError, StarletteHTTPException):
+    for kind in (UserError, RequestValidationError, StarletteHTTPException, Exception):
         app.add_exception_handler(kind, answer)

@@ -1,8 +1,7 @@
 """What a request passes before it is answered: access, limits of uploads; and security headers.
 
-Starlette's own parts do not fit: `TrustedHostMiddleware` does not look at Origin,
-`RequestBodyLimitMiddleware` has no time limit, both answer in plain text; FastAPI's `HTTPBasic`
-reads ASCII passwords only, and does not cover static files.
+Starlette's `TrustedHostMiddleware` does not look at Origin and answers in plain text; FastAPI's
+`HTTPBasic` reads ASCII passwords only, and does not cover static files.
 """
 
 import asyncio
@@ -24,8 +23,7 @@ from server.schemas import Problem
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 ALL_NETWORKS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104, only compared with
-MAX_SEARCHES = 48  # at once; each may hold an upload in memory
-BODY_SECONDS = 60.0  # to send a request, as it takes the place of another
+BODY_SECONDS = 60.0  # to send a request
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none';"
     " form-action 'self'; frame-ancestors 'none'"
@@ -49,11 +47,11 @@ def problem(error: HTTPException, path: str) -> JSONResponse:
 
 
 class Guard:
-    """The outermost layer: access, limits, security headers, a report of each request.
+    """The outermost layer: access, limits of uploads, security headers, a report of each request.
 
     Parameters
     ----------
-    app : the application, which turns an `HTTPException` into a response
+    app : the application
     config : HOST, PUBLIC_URL, TOKEN, USER, PASSWORD and MAX_UPLOAD. A request that names another
         host may come from a page elsewhere whose name was made to lead here (DNS rebinding)
     observe : called with route, status and seconds of each request
@@ -68,53 +66,38 @@ class Guard:
         self.hosts = None if config.HOST in ALL_NETWORKS else LOCAL_HOSTS | own
         self.token = config.TOKEN.encode()
         self.user_password = f"{config.USER}:{config.PASSWORD}".encode() if config.USER else b""
-        self.max_bytes = config.MAX_UPLOAD * 1_000_000
-        self.too_large = f"more than {config.MAX_UPLOAD} MB; see MAX_UPLOAD (--max-upload)"
+        self.max_upload = config.MAX_UPLOAD
         self.observe = observe
-        self.searches = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status, prefix = time.perf_counter(), None, scope.get("root_path", "")
+        start, prefix = time.perf_counter(), scope.get("root_path", "")
         if prefix and scope["path"].startswith(f"{prefix}{prefix}/"):  # uvicorn has added it to
             scope["path"] = scope["path"].removeprefix(prefix)  # a path that had it already
         path = scope["path"]
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
                 policy = DOCS_POLICY if path.startswith(f"{prefix}/docs") else POLICY
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS | {"Content-Security-Policy": policy})
                 headers.setdefault("Cache-Control", "no-cache")
+                route = getattr(scope.get("route"), "path", "other")
+                self.observe(route, message["status"], time.perf_counter() - start)
             await send(message)
 
         try:
-            self._check(scope)
-            is_search = scope["method"] == "POST"
-            self.searches += is_search
-            try:
-                await self.app(scope, self._limited(receive), send_with_headers)
-            finally:
-                self.searches -= is_search
-        except HTTPException as error:
-            await problem(error, path)(scope, receive, send_with_headers)
-        except Exception:
-            if status is None:  # else the response has begun
-                fault = HTTPException(500, "a fault of the server; its log has more")
-                await problem(fault, path)(scope, receive, send_with_headers)
-            raise
-        finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self.observe(route, status or 500, time.perf_counter() - start)
+            self._check(Headers(scope=scope))
+        except HTTPException as refusal:
+            await problem(refusal, path)(scope, receive, send_with_headers)
+        else:
+            await self.app(scope, _in_time(receive), send_with_headers)
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, headers: Headers) -> None:
         """Raise the refusal of a request that has no access, or is too much."""
-        headers = Headers(scope=scope)
         host = _hostname(f"//{headers.get('host', '')}")
         if self.hosts is not None and host not in self.hosts:
             names = ", ".join(sorted(self.hosts))
@@ -129,11 +112,12 @@ class Guard:
             schemes += ", Bearer" if self.token else ""
             detail = "send the token, or user and password, that the server was started with"
             raise HTTPException(401, detail, {"WWW-Authenticate": schemes})
+        if "transfer-encoding" in headers:  # else the server reads no more than Content-Length
+            raise HTTPException(411, "send the length of the body, not chunks of it")
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length[:20]) > self.max_bytes:
-            raise HTTPException(413, self.too_large, {"Connection": "close"})
-        if scope["method"] == "POST" and self.searches >= MAX_SEARCHES:
-            raise HTTPException(503, "too many searches at once; try again")
+        if length.isdecimal() and int(length[:20]) > self.max_upload * 1_000_000:
+            detail = f"more than {self.max_upload} MB; see MAX_UPLOAD (--max-upload)"
+            raise HTTPException(413, detail, {"Connection": "close"})
 
     def _is_authorised(self, authorization: str) -> bool:
         """Whether the credentials are right; a token may also come as a Basic password."""
@@ -152,27 +136,24 @@ class Guard:
         password = given.partition(b":")[2]
         return _equal(password, self.token) or _equal(given, self.user_password)
 
-    def _limited(self, receive: Receive) -> Receive:
-        """Receive a request within the limits of size and time."""
-        clock = asyncio.get_running_loop().time
-        end, size, whole = clock() + BODY_SECONDS, 0, False
 
-        async def limited() -> Message:
-            nonlocal size, whole
-            if whole:  # what comes after the body is the client's disconnection
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), end - clock())
-            except asyncio.TimeoutError:
-                detail = f"the request was not sent within {BODY_SECONDS:.0f} s"
-                raise HTTPException(408, detail, {"Connection": "close"}) from None
-            size += len(message.get("body", b""))
-            if size > self.max_bytes:
-                raise HTTPException(413, self.too_large, {"Connection": "close"})
-            whole = not message.get("more_body", False)
-            return message
+def _in_time(receive: Receive) -> Receive:
+    """Receive the body of a request within `BODY_SECONDS`."""
+    clock = asyncio.get_running_loop().time
+    end, whole = clock() + BODY_SECONDS, False
 
-        return limited
+    async def received() -> Message:
+        nonlocal whole
+        try:
+            # What comes after the body is the client's disconnection.
+            message = await asyncio.wait_for(receive(), None if whole else end - clock())
+        except asyncio.TimeoutError:
+            detail = f"the request was not sent within {BODY_SECONDS:.0f} s"
+            raise HTTPException(408, detail, {"Connection": "close"}) from None
+        whole = not message.get("more_body", False)
+        return message
+
+    return received
 
 
 def _equal(given: bytes, secret: bytes) -> bool:

@@ -1,15 +1,17 @@
 """The collection that the server searches, opened again when an extraction replaces its files."""
 
 import asyncio
-import gc
 import hashlib
-import re
+import secrets
+import threading
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from anyio.to_thread import run_sync
+from cachetools import TTLCache
 from fastapi import HTTPException
 
 from config import Config
@@ -17,11 +19,24 @@ from features.database import INFO
 from search import Searcher
 from search.engines import ENGINES
 from search.milvus import RECORD
+from search.query import Query
 from search.words import image_text_model
 from server.schemas import CollectionState, EngineState, Picture
-from utils import FileStamp, UserError, command, file_stamp
+from utils import FileStamp, UserError, command, file_stamp, print_once
 
-CHECK_SECONDS, RETRY_SECONDS = 1.0, 10.0  # between checks whether the files were replaced
+CHECK_SECONDS = 5.0  # between checks whether the files were replaced
+UPLOAD_SECONDS = 1800.0  # that the uploaded pictures of a query are kept
+MAX_UPLOADS = 256
+
+Features = list[np.ndarray]  # of each signal 1 x D
+
+
+class Uploaded(NamedTuple):
+    """The uploaded pictures of a query; `image` is the first as the first network takes it."""
+
+    features: list[Features]
+    image: torch.Tensor
+    files: list[tuple[int, str]]
 
 
 class Collection(Searcher):
@@ -38,6 +53,24 @@ class Collection(Searcher):
         self.ids = np.frombuffer(ids, "<u8")
         checksums = repr(sorted(self.database.metadata.sha256.items())).encode()
         self.version = hashlib.sha256(checksums).hexdigest()[:12]
+        self._uploads: TTLCache[str, Uploaded] = TTLCache(MAX_UPLOADS, UPLOAD_SECONDS)
+        self._uploading = threading.Lock()
+
+    def keep(self, features: list[Features], queries: list[Query]) -> str:
+        """Keep the uploaded pictures of a query; returns its name, which cannot be guessed."""
+        name = secrets.token_hex(16)
+        files = [file for query in queries for file in query.files]
+        with self._uploading:
+            self._uploads[name] = Uploaded(features, queries[0].images[0], files)
+        return name
+
+    def uploaded(self, name: str) -> Uploaded:
+        """The pictures of an earlier query; 404 where they are not kept any more."""
+        with self._uploading:
+            uploaded = self._uploads.get(name)
+        if uploaded is None:
+            raise HTTPException(404, "this query is not kept any more; send its pictures again")
+        return uploaded
 
     def row(self, picture: str) -> int:
         """The row of a picture by its id; 404 where the collection does not have it."""
@@ -100,8 +133,7 @@ class Collection(Searcher):
 
     def hide(self, message: str) -> str:
         """A message without the place of the collection on this machine."""
-        path = rf"(?<![\w./\\-]){re.escape(str(self.base))}(?!\.?[\w-])"
-        return re.sub(path, "DATASET_BASE", message)
+        return message.replace(str(self.base), "DATASET_BASE")
 
 
 class LiveCollection:
@@ -111,33 +143,24 @@ class LiveCollection:
         self.config = config
         self.stamp = _stamp(config.DATASET_BASE)
         self.collection = Collection(config)
-        self.failure, self.has_older = "", False
 
     async def watch(self) -> None:
-        """Look every second whether the files were replaced, until this is cancelled."""
+        """Look again and again whether the files were replaced, until this is cancelled."""
         while True:
-            await asyncio.sleep(RETRY_SECONDS if self.failure else CHECK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
             await run_sync(self.refresh, abandon_on_cancel=True)
 
     def refresh(self) -> None:
         """Open the collection again if its files were replaced, and swap it when it is whole."""
         stamp = _stamp(self.config.DATASET_BASE)
         if stamp in (None, self.stamp):
-            if self.has_older:  # whose last request has ended by now
-                gc.collect()
-                torch.cuda.empty_cache()
-                self.has_older = False
             return
-        failure = ""
         try:
             fresh = Collection(self.config)
             fresh.state()
-            self.collection, self.stamp, self.has_older = fresh, stamp, True
+            self.collection, self.stamp = fresh, stamp
         except Exception as error:  # unfinished, no memory for two: requests go on with the old one
-            failure = str(error) or type(error).__name__
-        if failure not in ("", self.failure):
-            print(f"the older collection stays: {failure}", flush=True)
-        self.failure = failure
+            print_once(f"the older collection stays: {str(error) or type(error).__name__}")
 
 
 def _stamp(base: Path) -> FileStamp | None:

@@ -19,7 +19,6 @@ from server.schemas import Cluster, CollectionMap, Point
 from utils import UserError, evenly_spaced
 
 MAX_POINTS = 2000
-COMPONENTS = 50  # principal components that t-SNE gets, as its authors propose
 PERPLEXITY = 30.0
 TYPICAL = 8  # pictures of each cluster
 
@@ -37,12 +36,12 @@ class Maps:
         with self.lock:
             if self.map is None or self.version != collection.version:
                 rows = evenly_spaced(len(collection), MAX_POINTS)
-                vectors = principal_components(collection.database.deep[0][rows])
+                vectors = unit_rows(collection.database.deep[0][rows])
                 try:
                     clusters, missing = clusters_of(collection), ""
                 except UserError as error:
                     clusters, missing = [], collection.hide(str(error))
-                points = _points(collection, rows, vectors[:, :2])
+                points = _points(collection, rows, first_components(vectors))
                 self.map = CollectionMap(
                     state="pca", points=points, clusters=clusters, missing=missing
                 )
@@ -58,17 +57,17 @@ class Maps:
                 self.map = self.map.model_copy(update={"state": "tsne", "points": points})
 
 
-def principal_components(features: np.ndarray) -> np.ndarray:
-    """Features N x D -> their first components N x 2 to 50, float32."""
-    count = min(COMPONENTS, *features.shape)
-    vectors = PCA(count, random_state=0).fit_transform(unit_rows(features))
-    return np.pad(vectors, ((0, 0), (0, max(0, 2 - count)))).astype(np.float32)
+def first_components(vectors: np.ndarray) -> np.ndarray:
+    """The first two principal components: N x D -> N x 2."""
+    if len(vectors) == 1:
+        return np.zeros((1, 2))
+    return PCA(2, random_state=0).fit_transform(vectors)
 
 
 def tsne(vectors: np.ndarray) -> np.ndarray:
-    """Principal components N x 2 to 50 -> places N x 2; fewer than four stay as they are."""
+    """Places by t-SNE: N x D -> N x 2; fewer than four pictures by PCA."""
     if len(vectors) < 4:
-        return vectors[:, :2]
+        return first_components(vectors)
     perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
     return TSNE(perplexity=perplexity, random_state=0, n_jobs=1).fit_transform(vectors)
 
@@ -93,20 +92,20 @@ def clusters_of(collection: Collection) -> list[Cluster]:
     """
     database = collection.database
     clusters = open_clusters(database)
-    ends = np.cumsum(np.bincount(clusters.labels, minlength=len(clusters.centroids)))
-    members = np.split(clusters.by_cluster, ends[:-1])
     found = []
-    for number, (rows, centroid) in enumerate(zip(members, clusters.centroids, strict=True)):
-        if not len(rows):
-            continue
+    for number in np.unique(clusters.labels).tolist():
+        rows = np.flatnonzero(clusters.labels == number)
         features = database.deep[0][rows]
         features = unit_rows(features) if clusters.normalised else features
-        order = np.argsort(np.linalg.norm(features - centroid, axis=1), kind="stable")
-        names = Counter(database.category(row) for row in rows.tolist())
-        category, count = names.most_common(1)[0]
-        typical = [collection.picture(row) for row in rows[order[:TYPICAL]].tolist()]
-        share = count / len(rows)
-        found.append(
-            Cluster(number=number, size=len(rows), category=category, share=share, typical=typical)
+        distances = np.linalg.norm(features - clusters.centroids[number], axis=1)
+        nearest = rows[np.argsort(distances, kind="stable")[:TYPICAL]].tolist()
+        category, count = Counter(map(database.category, rows.tolist())).most_common(1)[0]
+        cluster = Cluster(
+            number=number,
+            size=len(rows),
+            category=category,
+            share=count / len(rows),
+            typical=[collection.picture(row) for row in nearest],
         )
+        found.append(cluster)
     return sorted(found, key=lambda cluster: -cluster.size)

@@ -5,74 +5,21 @@ formula, with the weights of Manning, Raghavan and Schuetze, Introduction to Inf
 (2008), chapter 9.
 """
 
-import secrets
-import threading
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from cachetools import TTLCache
-from fastapi import HTTPException
 from scipy.special import ndtr
 
 from features.database import unit_rows
 from network.color import CHROMA_BORDERS, LIGHTNESS_BORDERS, MEAN, STD, lab_of_rgb
-from search.query import Query, join_queries
+from search.query import join_queries
 from search.signals import Signal
-from server.live import Collection
+from server.live import Collection, Features
 from server.schemas import SearchOptions
 
 LIKE_WEIGHT, UNLIKE_WEIGHT = 0.75, 0.15  # beside the query's 1
-QUERY_SECONDS = 1800.0  # that an uploaded query is kept
-MAX_QUERIES = 256
 LAB_SPREAD = (12.0, 8.0, 8.0)  # standard deviation of L, a and b around a garment's colour
-
-Features = list[np.ndarray]  # of each signal 1 x D
-
-
-class Uploaded(NamedTuple):
-    """The uploaded pictures of a query; `images` as the first network takes them, H x W x 3."""
-
-    features: list[Features]
-    images: list[torch.Tensor]
-    files: list[tuple[int, str]]
-
-
-class QueryMemory:
-    """Uploaded queries of the last half hour, by names that cannot be guessed; thread-safe."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.queries: TTLCache[tuple, Uploaded] = TTLCache(MAX_QUERIES, QUERY_SECONDS)
-
-    def add(self, collection: Collection, features: list[Features], queries: list[Query]) -> str:
-        """Keep the pictures of a query; returns its name."""
-        name = secrets.token_hex(16)
-        images = [query.images[0] for query in queries]
-        files = [file for query in queries for file in query.files]
-        with self.lock:
-            self.queries[_key(collection, name)] = Uploaded(features, images, files)
-        return name
-
-    def get(self, collection: Collection, name: str) -> Uploaded:
-        """The pictures of an earlier query; 404 where they are not kept any more."""
-        with self.lock:
-            uploaded = self.queries.get(_key(collection, name))
-        if uploaded is None:
-            raise HTTPException(404, "this query is not kept any more; send its pictures again")
-        return uploaded
-
-
-def _key(collection: Collection, name: str) -> tuple[str, ...]:
-    """The features of other models are of no use."""
-    return (name, *(model.sha256 for model in collection.database.metadata.models))
-
-
-def extract(collection: Collection, queries: list[Query]) -> list[Features]:
-    """The features of each query picture."""
-    features = collection.extract(queries)
-    return [[signal[i : i + 1] for signal in features] for i in range(len(queries))]
 
 
 def features_of(collection: Collection, pictures: Sequence[str]) -> list[Features]:
@@ -81,16 +28,13 @@ def features_of(collection: Collection, pictures: Sequence[str]) -> list[Feature
     return [[signal.features[row : row + 1] for signal in collection.signals] for row in rows]
 
 
-def query_features(
-    collection: Collection, memory: QueryMemory, options: SearchOptions
-) -> Features | None:
+def query_features(collection: Collection, options: SearchOptions) -> Features | None:
     """The features of everything that is searched by, as one query; None: there is nothing.
 
-    `memory` has the uploaded pictures that `options.query` names. With words they are of the one
-    signal of `Collection.words`.
+    With words they are of the one signal of `Collection.words`.
     """
     signals = collection.signals
-    uploaded = memory.get(collection, options.query).features if options.query else []
+    uploaded = collection.uploaded(options.query).features if options.query else []
     queries = uploaded + features_of(collection, options.pictures)
     liked = features_of(collection, options.like)
     if not queries:
@@ -101,11 +45,11 @@ def query_features(
         words = collection.words
         away = [[unit_rows(picture[words.number])] for picture in unliked if query is None]
         return combine([words.query(options.text, query)], [], away)
-    colors = color_features(signals, options.color) if options.color else {}
-    if query is None and colors:
-        query = [np.zeros((1, signal.features.shape[1]), np.float32) for signal in signals]
+    if not options.color:
+        return query
     if query is None:
-        return None
+        query = [np.zeros((1, signal.features.shape[1]), np.float32) for signal in signals]
+    colors = color_features(signals, options.color)
     return [colors.get(s.name, features) for s, features in zip(signals, query, strict=True)]
 
 
@@ -136,5 +80,4 @@ def color_features(signals: Sequence[Signal], color: str) -> dict[str, np.ndarra
     palette = np.sqrt(shares).astype(np.float32)
     cells = next(s.features.shape[1] for s in signals if s.name == "color") // 3
     normalised = ((rgb - MEAN) / STD).astype(np.float32)
-    features = {"palette": palette[None], "color": np.repeat(normalised, cells)[None]}
-    return {signal.name: features[signal.name] for signal in signals if signal.name in features}
+    return {"palette": palette[None], "color": np.repeat(normalised, cells)[None]}

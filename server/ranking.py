@@ -14,8 +14,8 @@ from search.engines import NamedEngine
 from search.matches import Match, Matches, find, matches_of
 from search.query import Stopwatch
 from search.signals import Signal
-from server.live import Collection
-from server.query_features import Features, QueryMemory, query_features
+from server.live import Collection, Features
+from server.query_features import query_features
 from server.schemas import Found, SearchAnswer, SearchOptions
 from utils import UserError, command, evenly_spaced
 
@@ -48,10 +48,9 @@ def signals_for(collection: Collection, options: SearchOptions, query: Features)
     if options.text:
         return collection.words.signals
     signals = collection.signals
-    if any(features.any() for s, features in zip(signals, query, strict=True) if _is_deep(s)):
-        signals = balanced(signals, options.balance)
-    else:  # by a colour alone
-        signals = _scale(signals, 0, 1)
+    pairs = zip(signals, query, strict=True)
+    by_picture = any(features.any() for signal, features in pairs if _is_deep(signal))
+    signals = balanced(signals, options.balance if by_picture else 1)
     if not any(signal.weight for signal in signals):
         raise UserError("no signal has a weight; move the balance, or see the server's settings")
     return signals
@@ -85,12 +84,10 @@ def _cut_engine(collection: Collection) -> NamedEngine:
     return collection.engine("exact", [signal.weight for signal in signals])
 
 
-def search(
-    collection: Collection, memory: QueryMemory, options: SearchOptions, watch: Stopwatch
-) -> SearchAnswer:
+def search(collection: Collection, options: SearchOptions, watch: Stopwatch) -> SearchAnswer:
     """Answer a search; a search by nothing, with evenly spaced pictures of the collection.
 
-    `memory` has the uploaded pictures, `watch` records the seconds.
+    `watch` records the seconds.
 
     Raises
     ------
@@ -99,8 +96,8 @@ def search(
     if options.text:
         options = options.model_copy(update={"engine": "exact", "other_color": False})
     with watch.step("ranking"):
-        query = query_features(collection, memory, options)
-        files = memory.get(collection, options.query).files if options.query else ()
+        query = query_features(collection, options)
+        files = collection.uploaded(options.query).files if options.query else ()
         own = OwnPicture(collection.database, files)
         signals = [] if query is None else signals_for(collection, options, query)
         category = _category_for(collection, options, query)
@@ -195,17 +192,16 @@ def _calibration_for(
     ------
     UserError : the least probability is more than 0, but this search has no probabilities
     """
-    weights = [[signal.weight for signal in one] for one in (signals, collection.signals)]
+    weights, own = ([signal.weight for signal in one] for one in (signals, collection.signals))
     colors = options.color or options.other_color
-    changed = options.like or options.unlike or options.text or colors
-    if collection.calibration and not changed and weights[0] == weights[1]:
-        return collection.calibration
-    if options.min_probability:
+    changed = options.like or options.unlike or options.text or colors or weights != own
+    calibration = None if changed else collection.calibration
+    if options.min_probability and not calibration:
         raise UserError(
             "min_probability: this search has no probabilities; search by pictures alone, with the"
             f" default balance, after: {command('evaluate.py --calibrate', collection.base)}"
         )
-    return None
+    return calibration
 
 
 def _collapses(collection: Collection, options: SearchOptions) -> bool:

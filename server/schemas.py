@@ -24,7 +24,8 @@ def _integer(value: Any) -> Any:
 Integer = Annotated[int, BeforeValidator(_integer)]
 Id = Annotated[str, Field(pattern="^[0-9a-f]{16}$", description="of a picture, from its path")]
 Likes = Annotated[list[Id], Field(max_length=100)]
-Box = Annotated[list[Integer], Field(min_length=4, max_length=4)]
+# JSON has no tuples.
+Box = Annotated[tuple[Integer, Integer, Integer, Integer], Field(strict=False)]
 Name = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)]
 Color = Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]
@@ -156,37 +157,18 @@ class Cell(BaseModel):
     color: str
 
 
-class Shade(BaseModel):
-    """A colour of the palette, as #rrggbb."""
-
-    color: str
-    share: float
-
-
 class View(BaseModel):
-    """A picture as the network gets it."""
+    """A picture as the network gets it, with the rows and columns of its last feature map."""
 
     image: str = Field(description="data: address of a JPEG picture")
     rows: int
     columns: int
     cells: list[Cell] = Field(description="of the colour feature, strongest first")
-    shades: list[Shade] = Field(description="of the palette, largest share first")
-
-
-class Part(BaseModel):
-    """The part of one signal in the distance."""
-
-    signal: str
-    metric: str
-    value: float | None
-    weight: float
 
 
 class Explanation(BaseModel):
-    """Why an answer has its rank."""
+    """What the network sees in a query and in its answer."""
 
-    parts: list[Part]
-    distance: float | None
     query: View | None = Field(description="null where no picture was searched by")
     answer: View
     similar: list[list[float]] = Field(

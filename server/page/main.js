@@ -7,13 +7,12 @@ import { listenToKeys, percent, showAnswers } from "./results.js";
 import { why } from "./why.js";
 
 const ENGINES = { exact: "exact", kmeans: "k-means", milvus: "Milvus" };
-const STEPS = { reading: "reading", network: "network", ranking: "ranking" };
 const START_PICTURES = 24; // shown before the first query
 const BUSY_AFTER = 150; // ms, until the progress bar is shown
 const REFRESH = 30000; // ms, between checks whether the collection has changed
 
 let collection = null;
-let lastOptions = null; // of the search whose answers are shown
+let last = null; // the search whose answers are shown: its options, and the weights of the signals
 let running = null;
 
 const query = new Query(search, showError);
@@ -24,7 +23,7 @@ const actions = {
     find("grid").querySelector(".from")?.focus({ preventScroll: true });
     query.searchFrom(id);
   },
-  why: (answer) => work(() => why(lastOptions, answer)),
+  why: (answer) => work(() => why(last.options, answer, last.weights)),
   rate: (id, kind) => query.rate(id, query[kind]),
 };
 const map = new CollectionMap(actions.searchFrom);
@@ -82,7 +81,7 @@ async function search(remember = false) {
     query.handle = found.query;
     query.showGarments(found.garments);
   }
-  lastOptions = { ...query.request().options, ...settings() };
+  last = { options: { ...query.request().options, ...settings() }, weights: found.weights };
   if (remember) record();
   showAnswers(found, query, actions);
   showStatus(found);
@@ -105,7 +104,7 @@ async function send(signal, tries = 3) {
 function showStatus(found) {
   const total = Object.values(found.seconds).reduce((sum, seconds) => sum + seconds, 0);
   const steps = Object.entries(found.seconds)
-    .map(([step, seconds]) => `${STEPS[step] ?? step} ${(1000 * seconds).toFixed(0)} ms`).join(", ");
+    .map(([step, seconds]) => `${step} ${(1000 * seconds).toFixed(0)} ms`).join(", ");
   const recall = found.engine === "exact" ? "" : found.recall === null
     ? ", recall not measured for this search"
     : `, expected recall ${(100 * found.recall).toFixed(1)}%`;
@@ -121,7 +120,7 @@ function showStatus(found) {
 
 // Before the first query: pictures to start from.
 async function start() {
-  lastOptions = null;
+  last = null;
   const found = await work(() => api.search([], { ...settings(), count: START_PICTURES }));
   if (!found || !query.empty) return;
   find("status").textContent = "Drop a picture, choose a colour, or start from one of these.";

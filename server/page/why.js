@@ -5,18 +5,19 @@ import { find, make, press } from "./dom.js";
 const SIGNALS = { deep: "Cut and texture", color: "Colour of the strongest cells", palette: "Palette" };
 const HINTS = {
   regions: "Warm regions are similar to the other picture. Point at a region of one picture to see the similar ones of the other.",
-  cells: "The cells with the strongest response of the network, in their mean colour. Below: the palette.",
+  cells: "The cells with the strongest response of the network, in their mean colour.",
 };
 
 let explanation = null;
 let mode = "regions";
 let pointed = null; // { side, cell }
 
-export async function why(search, answer) {
+// `weights` are those of the signals.
+export async function why(search, answer, weights) {
   explanation = await explain(search, answer.id);
   pointed = null;
   find("whyhead").textContent = `Why answer ${answer.rank} has its rank`;
-  find("bars").replaceChildren(...bars());
+  find("bars").replaceChildren(...bars(answer, weights));
   const views = [["query", explanation.query], ["answer", explanation.answer]].filter(([, view]) => view);
   await Promise.all(views.map(async ([, view]) => {
     view.picture = new Image();
@@ -31,19 +32,17 @@ export async function why(search, answer) {
   if (!find("why").open) find("why").showModal();
 }
 
-function bars() {
-  const sizes = explanation.parts.map((part) => Math.abs(part.weight * (part.value ?? 0)));
-  const largest = Math.max(...sizes, 1e-9);
-  const rows = explanation.parts.map((part, i) => {
-    const name = SIGNALS[part.signal] ?? part.signal.replace(/^deep_/, "Cut and texture, network ");
+function bars(answer, weights) {
+  const parts = Object.entries(answer.parts).map(([signal, value]) => ({ signal, value: value ?? 0, weight: weights[signal] }));
+  const largest = Math.max(...parts.map((part) => part.weight * part.value), 1e-9);
+  const rows = parts.map(({ signal, value, weight }) => {
+    const name = SIGNALS[signal] ?? signal.replace(/^deep_/, "Cut and texture, network ");
     const bar = make("i");
-    bar.style.width = `${(100 * sizes[i]) / largest}%`;
-    const value = part.value === null ? "none" : part.value.toFixed(3);
-    return make("div", { className: part.weight < 0 ? "bar far" : "bar", title: part.metric },
-      make("b", {}, name), make("div", {}, bar),
-      make("span", {}, `${value} × ${Number(part.weight.toPrecision(3))} = ${(part.weight * (part.value ?? 0)).toFixed(3)}`));
+    bar.style.width = `${(100 * weight * value) / largest}%`;
+    return make("div", { className: "bar" }, make("b", {}, name), make("div", {}, bar),
+      make("span", {}, `${value.toFixed(3)} × ${Number(weight.toPrecision(3))} = ${(weight * value).toFixed(3)}`));
   });
-  const sum = explanation.distance === null ? "none" : explanation.distance.toFixed(3);
+  const sum = answer.distance === null ? "none" : answer.distance.toFixed(3);
   return [...rows, make("p", { className: "hint" }, `Distance: ${sum}. A short bar means similar.`)];
 }
 
@@ -59,14 +58,8 @@ function figure(side, view) {
     draw();
   };
   canvas.onpointerleave = () => { pointed = null; draw(); };
-  const shades = make("div", { className: "shades", ariaLabel: "palette" });
-  for (const shade of view.shades) {
-    const part = make("i", { title: `${Math.round(100 * shade.share)}%` });
-    Object.assign(part.style, { background: shade.color, flexGrow: shade.share });
-    shades.append(part);
-  }
   const label = side === "query" ? "Query" : "Answer";
-  return make("figure", {}, make("figcaption", {}, label), canvas, shades);
+  return make("figure", {}, make("figcaption", {}, label), canvas);
 }
 
 function draw() {

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from network.color import ColorFeature, Palette, lab_of_rgb, palette_bins, palette_rgb
+from network.color import ColorFeature, Palette, lab_of_rgb
 from network.layers import MEAN, STD
 from pictures.decode import read_picture
 from tests.conftest import first_picture
@@ -99,19 +99,6 @@ def test_palette_equals_a_loop_over_the_pixels() -> None:
     weight = (response.mean(1)[0] - response.mean(1).min()) ** 2
     np.testing.assert_allclose(found, palette_by_loops(rgb, weight), atol=2e-3)
     assert np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
-
-
-def test_colour_of_a_bin_is_the_mean_of_its_shades() -> None:
-    """Each bin has one, within its CIELAB bounds; those at the border of the palette are open."""
-    lab = cv2.cvtColor(palette_rgb().numpy().astype(np.float32)[None], cv2.COLOR_RGB2LAB)[0]
-    bins = np.indices([8] * 3).reshape(3, -1).T
-    edges = [[-999, *borders, 999] for borders in (LIGHTNESS, CHROMA, CHROMA)]
-    low, high = (
-        np.stack([np.array(edge)[i] for edge, i in zip(edges, (bins + k).T, strict=True)], 1)
-        for k in (0, 1)
-    )
-    used = np.unique(palette_bins().numpy())
-    assert ((lab > low - 1.5) & (lab < high + 1.5))[used].all()
 
 
 def test_palette_sees_what_the_network_responds_to() -> None:

@@ -16,7 +16,6 @@ from search.certainty import as_percent
 from search.query import Stopwatch
 from server import ranking
 from server.live import Collection
-from server.query_features import QueryMemory
 from server.schemas import SearchOptions
 from tests.server.web_base import own_config
 from utils import UserError
@@ -128,7 +127,7 @@ def test_the_page_gets_the_same_and_none_with_other_weights(collection: Collecti
 
     def search(**options: object) -> ranking.SearchAnswer:
         chosen = SearchOptions(pictures=[picture], count=8, **options)
-        return ranking.search(collection, QueryMemory(), chosen, Stopwatch())
+        return ranking.search(collection, chosen, Stopwatch())
 
     found, of_rows = search(), expected(collection, row, np.arange(len(collection)))
     rows = [collection.row(answer.id) for answer in found.answers]

@@ -1,6 +1,5 @@
 """The collection of the server, and its replacement."""
 
-import gc
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ from search.query import Stopwatch
 from server import ranking
 from server.api import build_app
 from server.live import Collection, LiveCollection
-from server.query_features import QueryMemory
 from server.ranking import balanced
 from server.schemas import SearchOptions
 from tests.conftest import replace_features
@@ -65,7 +63,6 @@ def test_the_older_one_is_released(live: LiveCollection) -> None:
     older = weakref.ref(live.collection)
     replace_them(live.config.DATASET_BASE)
     live.refresh()
-    gc.collect()
     assert older() is None
 
 
@@ -87,7 +84,7 @@ def test_first_searches_at_once_make_the_quantised_features_once(live: LiveColle
     def search(number: int) -> list[str]:
         engine = ("exact", "kmeans")[number % 2]
         options = SearchOptions(color="#b3202c", balance=1 - number / 16, engine=engine)
-        answer = ranking.search(live.collection, QueryMemory(), options, Stopwatch())
+        answer = ranking.search(live.collection, options, Stopwatch())
         return [one.path for one in answer.answers]
 
     with ThreadPoolExecutor(8) as pool:
@@ -103,7 +100,7 @@ def test_copies_are_one_answer_and_counted(live: LiveCollection, ids: list[str])
 
     def search(row: int, collapse: bool = True) -> dict[int, int]:
         options = SearchOptions(pictures=[ids[row]], count=50, collapse_duplicates=collapse)
-        found = ranking.search(collection, QueryMemory(), options, Stopwatch()).answers
+        found = ranking.search(collection, options, Stopwatch()).answers
         return {ids.index(one.id): one.copies for one in found}
 
     near = list(search(0))
@@ -127,7 +124,7 @@ def test_a_broken_one_leaves_the_older(live: LiveCollection, capsys) -> None:
     (base / "all_feat.json").write_bytes(info[:-30])
     assert refreshed(live) is first
     assert refreshed(live) is first
-    assert capsys.readouterr().out.count("the older collection stays: ") == 1
+    assert capsys.readouterr().err.count("the older collection stays: ") == 1
     (base / "all_feat.json").unlink()
     assert refreshed(live) is first
     (base / "all_feat.json").write_bytes(info)
@@ -162,5 +159,3 @@ def test_the_path_of_the_collection_is_hidden(collection: Collection) -> None:
         collection.hide(f"run: x --dataset-base '{base}'.")
         == "run: x --dataset-base 'DATASET_BASE'."
     )
-    for other in (f"/x{base}/y", f"{base}-2/y", f"{base}.old: z", f"img{base}"):
-        assert collection.hide(other) == other

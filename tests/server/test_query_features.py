@@ -8,9 +8,9 @@ from fastapi import HTTPException
 from scipy.spatial.distance import cdist
 
 from network.color import PALETTE_BINS
-from server import query_features
+from server import live
 from server.live import Collection
-from server.query_features import QueryMemory, color_features
+from server.query_features import color_features
 from tests.server.web_base import png_of
 
 pytest_plugins = ("tests.server.web_base",)
@@ -32,15 +32,15 @@ def test_the_palette_of_a_flat_picture_is_nearest_to_its_own_colour(collection: 
 def test_uploaded_pictures_are_forgotten_in_time_and_when_there_are_many(
     collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query_features, "MAX_QUERIES", 2)
-    memory = QueryMemory()
-    names = [memory.add(collection, [], []) for _ in range(3)]
+    query = collection.read(io.BytesIO(png_of("red")))
+    monkeypatch.setattr(live, "MAX_UPLOADS", 2)
+    few = Collection(collection.config)
+    names = [few.keep([], [query]) for _ in range(3)]
     assert len(set(names)) == 3
-    assert memory.get(collection, names[2]).features == []
+    assert few.uploaded(names[2]).files == list(query.files)
     with pytest.raises(HTTPException, match="send its pictures again"):
-        memory.get(collection, names[0])
-    monkeypatch.setattr(query_features, "QUERY_SECONDS", 0.0)
-    memory = QueryMemory()
-    name = memory.add(collection, [], [])
+        few.uploaded(names[0])
+    monkeypatch.setattr(live, "UPLOAD_SECONDS", 0.0)
+    short = Collection(collection.config)
     with pytest.raises(HTTPException):
-        memory.get(collection, name)
+        short.uploaded(short.keep([], [query]))

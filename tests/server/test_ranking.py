@@ -173,6 +173,22 @@ def test_same_cut_other_colour_stays_in_the_category_and_goes_far_in_colour(sear
         assert far > near + 0.1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pictures": [7]}, {"pictures": [7, 30]}, {"like": [7], "unlike": [9]},
+        {"pictures": [7], "balance": 0.8}, {"pictures": [7], "balance": 0.0},
+        {"pictures": [7], "color": "#b3202c"}, {"color": "#b3202c"},
+        {"pictures": [7], "category": "Blouse"}, {"pictures": [7], "engine": "kmeans"},
+    ],
+)  # fmt: skip
+def test_the_weighted_parts_add_up_to_the_distance(search: Search, options: dict) -> None:
+    answer = search(**options)
+    for one in answer["answers"]:
+        total = sum(answer["weights"][signal] * value for signal, value in one["parts"].items())
+        assert total == pytest.approx(one["distance"], abs=1e-4)
+
+
 def test_a_colour_beside_a_picture_takes_the_place_of_its_colour(
     search: Search, collection: Collection
 ) -> None:
