@@ -1,6 +1,7 @@
 """The collection that the server searches, opened again when an extraction replaces its files."""
 
 import asyncio
+import gc
 import hashlib
 import secrets
 import threading
@@ -143,6 +144,7 @@ class LiveCollection:
         self.config = config
         self.stamp = _stamp(config.DATASET_BASE)
         self.collection = Collection(config)
+        self.has_older = False
 
     async def watch(self) -> None:
         """Look again and again whether the files were replaced, until this is cancelled."""
@@ -154,11 +156,14 @@ class LiveCollection:
         """Open the collection again if its files were replaced, and swap it when it is whole."""
         stamp = _stamp(self.config.DATASET_BASE)
         if stamp in (None, self.stamp):
+            if self.has_older:  # whose last request has ended by now
+                gc.collect()
+                self.has_older = False
             return
         try:
             fresh = Collection(self.config)
             fresh.state()
-            self.collection, self.stamp = fresh, stamp
+            self.collection, self.stamp, self.has_older = fresh, stamp, True
         except Exception as error:  # unfinished, no memory for two: requests go on with the old one
             print_once(f"the older collection stays: {str(error) or type(error).__name__}")
 

@@ -63,6 +63,7 @@ def test_the_older_one_is_released(live: LiveCollection) -> None:
     older = weakref.ref(live.collection)
     replace_them(live.config.DATASET_BASE)
     live.refresh()
+    live.refresh()
     assert older() is None
 
 
