@@ -103,9 +103,10 @@ def parse_args(
     given = {name: vars(arguments).pop(name) for name in uses if name in arguments}
     try:
         known = {ENV_PREFIX + name for name in Config.model_fields} | {ENV_OF_TESTS}
-        for name in [*os.environ, *dotenv_values(ENV_FILE, encoding=ENV_CODING)]:
-            if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
-                parser.error(f"{name}: no such setting (environment or {ENV_FILE})")
+        for name, value in {**dotenv_values(ENV_FILE, encoding=ENV_CODING), **os.environ}.items():
+            is_ours = name.upper().startswith(ENV_PREFIX)
+            if is_ours and (name.upper() not in known or value is None):
+                parser.error(f"{name}: no such setting, or no value (environment or {ENV_FILE})")
         return Config(**given), arguments
     except (OSError, UnicodeDecodeError) as error:
         parser.error(f"{ENV_FILE}: cannot be read as UTF-8 text: {error}")

@@ -53,7 +53,10 @@ class Stacked:
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Some of the rows, in any order: M -> M x D."""
         found, order = [], []
+        first, last = rows.min(), rows.max()
         for file, numbers in self.parts:
+            if numbers[-1] < first or numbers[0] > last:  # most of a large extraction's chunks
+                continue
             places = np.minimum(np.searchsorted(numbers, rows), len(numbers) - 1)
             here = numbers[places] == rows
             if here.any():

@@ -168,6 +168,7 @@ def test_bad_variable_is_refused_as_a_bad_flag_is(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        ("A=1\n\n  FASHION_EPOCH\n", "FASHION_EPOCH: no such setting, or no value"),
         (b"FASHION_EPOCH=\xe9\n", ".env: cannot be read as UTF-8 text: "),
         ("FASHION_EPOCH=3\0\n", "EPOCH (--epoch): '3\\x00' is not allowed"),
         ("\ufeffFASHION_EPOCH=many", "EPOCH (--epoch): 'many' is not allowed"),
