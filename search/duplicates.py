@@ -52,7 +52,9 @@ class CollapsedEngine:
         wanted = max(k, self.at_least) + 1  # one is often left out
         while True:
             found = self.inner.search(queries, wanted, rows)
-            self.near = [self._others(answer) for answer in found]
+            self.near = found
+            if self.left_out:
+                self.near = [_take(answer, ~self.left_out(answer.rows)) for answer in found]
             answers = [self._collapse(answer) for answer in self.near]
             short = [len(answer.rows) < k for answer in answers]
             more = [len(answer.rows) == wanted for answer in found]
@@ -60,10 +62,6 @@ class CollapsedEngine:
             if not np.any(np.logical_and(short, more)):
                 return [_take(answer, slice(k)) for answer in answers]
             wanted *= 4
-
-    def _others(self, answer: Answer) -> Answer:
-        """Without what is left out."""
-        return _take(answer, ~self.left_out(answer.rows)) if self.left_out else answer
 
     def _collapse(self, answer: Answer) -> Answer:
         """Only the first picture of each key."""

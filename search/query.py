@@ -176,12 +176,13 @@ def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[Path]:
     base, records = database.base, database.metadata.models
     files = [record.file for record in records]
     made_by, wanted = ", ".join(files), ", ".join(named)
-    if found := _same_models(base, named, records):
-        return found
-    if found := _same_models(base, files, records):
-        note = f"querying with {made_by}, which made the feature database, not {wanted}"
-        print(note, file=sys.stderr)
-        return found
+    for names in (named, files):
+        found = [_same_model(base, *pair) for pair in zip(names, records, strict=False)]
+        if len(names) == len(records) and None not in found:
+            if names is files:
+                note = f"querying with {made_by}, which made the feature database, not {wanted}"
+                print(note, file=sys.stderr)
+            return [path for path in found if path]
     also = "" if made_by == wanted else f", and {wanted} is not the same"
     raise UserError(
         f"{base}: the feature database was made by {made_by}, now missing or changed{also}; say"
@@ -189,20 +190,10 @@ def find_models(database: FeatureDatabase, named: Sequence[str]) -> list[Path]:
     )
 
 
-def _same_models(
-    base: Path, names: Sequence[str], records: Sequence[ModelRecord]
-) -> list[Path] | None:
-    """The files that some names of models mean; None where one has not its record's SHA-256."""
-    if len(names) != len(records):
-        return None
-    found = []
-    for name, record in zip(names, records, strict=True):
-        places = [path for path in model_places(base, name) if path.is_file()]
-        same = [path for path in places if sha256_of(path) == record.sha256]
-        if not same:
-            return None
-        found.append(same[0])
-    return found
+def _same_model(base: Path, name: str, record: ModelRecord) -> Path | None:
+    """The file of that name with the record's SHA-256."""
+    places = (path for path in model_places(base, name) if path.is_file())
+    return next((path for path in places if sha256_of(path) == record.sha256), None)
 
 
 def load_query_nets(
