@@ -6,7 +6,7 @@ python milvus_push.py --dataset-base data/mine
 from collections.abc import Sequence
 
 from config import DISTANCE, MILVUS
-from search.milvus_collection import push
+from search.milvus import push
 from utils import parse_args, run_script
 
 USES = ("DATASET_BASE", *DISTANCE, "TARGET_RECALL", *MILVUS)

@@ -43,7 +43,7 @@ NETWORK = (
 )  # fmt: skip
 # Imported once, by the server that forks the processes.
 PRELOADED = ["training.loop", "features.extraction", "search.clustering"]
-PRELOADED += ["search.milvus_collection"]
+PRELOADED += ["search.milvus"]
 PRELOADED += ["torch.utils.tensorboard", "pytorch_metric_learning.samplers"]
 PRELOADED += ["torch.fx.experimental.optimization"]
 KINDS = ("kill", "ctrl-c", "full disk", "worker killed", "two at once")
