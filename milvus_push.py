@@ -1,4 +1,4 @@
-"""Load the feature database into Milvus; queries get the new collection once it is whole.
+"""Load the feature database into Milvus; a push that was stopped continues where it was.
 
 python milvus_push.py --dataset-base data/mine
 """

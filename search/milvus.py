@@ -1,8 +1,8 @@
 """The Milvus engine: Milvus finds candidates by each signal, the true distance ranks them here.
 
 A push fills a collection, then the data set's alias names it. The collection's name is a hash of
-all it is to hold: two pushes at once, or one after another that was stopped, fill it with the same,
-and no engine searches a part of it or another one.
+all it is to hold: a push that was stopped continues in it, two at once fill it with the same, and
+no engine searches a part of it or another one.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from pydantic import BaseModel, FiniteFloat, PositiveInt
 from features.database import FeatureDatabase, open_database
 from search.engine import Answer, Engine, ExactEngine
 from search.exact import exact_engine
-from search.milvus_client import LONG, ROWS, Client, connect, is_file
+from search.milvus_client import LONG, PAUSE, ROWS, Client, connect, is_file
 from search.recall import nearest_others, recall_of
 from search.signals import Signal, describe_distance, signals_of
 from utils import AwayError, UserError, atomic_write, command, evenly_spaced, progress_bar
@@ -35,6 +35,7 @@ REQUEST_BYTES = 4 << 20  # of features sent at once; Milvus takes 64 MB
 MAX_TEXT = 65_535  # bytes of a path or a category: the most that Milvus takes
 QUERIES = 100  # that the recall is measured with
 MIN_CANDIDATES = 64
+STRONG: dict[str, Any] = {"consistency_level": "Strong"}  # sees all that was sent before
 
 
 class PushRecord(BaseModel):
@@ -66,7 +67,7 @@ class MilvusEngine:
     name : of the collection
     candidates : of each signal, for `K` answers; in proportion for more
     exact : answers where Milvus cannot: more candidates than it returns or than there are
-        pictures, rows that are no category
+        pictures, a query that is NaN, rows that are no category
 
     Raises
     ------
@@ -110,7 +111,8 @@ class MilvusEngine:
         count = len(self.database.paths) if rows is None else len(rows)
         limit = math.ceil(self.candidates * max(k / K, 1.0))
         condition = "" if rows is None else self._filter(rows)
-        if limit >= min(count, MAX_CANDIDATES + 1) or condition is None:
+        finite = all(np.isfinite(queries[i]).all() for i in self.fields)
+        if limit >= min(count, MAX_CANDIDATES + 1) or condition is None or not finite:
             return self.exact.search(queries, k, rows)
         answers = []
         for i in range(len(queries[0])):
@@ -196,7 +198,7 @@ def push(
     Raises
     ------
     UserError : no feature database; a metric or a signal that Milvus does not take
-    AwayError : the server is away, or slow; nothing is lost, another push begins again
+    AwayError : the server is away, or slow; nothing is lost, another push continues
     """
     database = open_database(base)
     signals = signals_of(database, **distance)
@@ -207,10 +209,10 @@ def push(
                 f"Milvus has {' and '.join(METRICS)} distances only, not {signal.name}"
                 f" {signal.metric}: choose another --distance-metric or engine"
             )
-    start, client = time.perf_counter(), Client(**settings)
+    start, sent, client = time.perf_counter(), 0, Client(**settings)
     name = collection_name(client.alias, database, pushed)
     if client.collection() != name:
-        fill(client, name, database, pushed)
+        sent = fill(client, name, database, pushed)
         change = "alter_alias" if client.collection() else "create_alias"
         client.call(change, name, client.alias, times=LONG)
     for other in client.call("list_collections"):
@@ -228,15 +230,17 @@ def push(
     with atomic_write(base / RECORD) as part:
         part.write_text(record.model_dump_json(indent=1), "utf-8")
     print(f"{client.shown}: collection {name}, alias {client.alias}")
-    print(f"{len(database.paths):,} pictures: {seconds:.1f} s")
+    print(f"{len(database.paths):,} pictures, {sent:,} of them sent: {seconds:.1f} s")
     print(f"distance: {shown}")
     print(f"recall@10 {recall:.3f} with {engine.candidates:,} candidates of each signal")
 
 
-def fill(client: Client, name: str, database: FeatureDatabase, signals: Sequence[Signal]) -> None:
-    """Make a collection hold all pictures, indexed and loaded."""
+def fill(client: Client, name: str, database: FeatureDatabase, signals: Sequence[Signal]) -> int:
+    """Make a collection hold all pictures, indexed and loaded; return how many were sent."""
     from pymilvus import DataType, MilvusClient
 
+    count = len(database.paths)
+    patience = LONG + count / ROWS
     if not client.call("has_collection", name):
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("row", DataType.INT64, is_primary=True)
@@ -246,39 +250,77 @@ def fill(client: Client, name: str, database: FeatureDatabase, signals: Sequence
             dim = signal.features.shape[1]
             schema.add_field(signal.name, DataType.FLOAT_VECTOR, dim=dim)
         client.call("create_collection", name, schema=schema, times=LONG)
-    count = len(database.paths)
-    step = max(1, REQUEST_BYTES // sum(4 * signal.features.shape[1] for signal in signals))
-    with progress_bar(count, "push", "picture") as bar:
-        for start in range(0, count, step):
-            block = slice(start, min(start + step, count))
-            features = {signal.name: np.asarray(signal.features[block]) for signal in signals}
-            pictures = [
-                {
-                    "row": start + i,
-                    "path": path,
-                    "category": database.category(start + i),
-                    **{field: values[i] for field, values in features.items()},
-                }
-                for i, path in enumerate(database.paths[block])
-            ]
-            # An upsert: what two pushes send must be there once.
-            client.call("upsert", name, pictures, times=LONG)
-            bar.update(len(pictures))
-    client.call("flush", name, times=LONG)
     known, missing = client.call("list_indexes", name), MilvusClient.prepare_index_params()
     for signal in signals:
         if signal.name not in known:
             metric = METRICS[signal.metric]
             missing.add_index(signal.name, "AUTOINDEX", signal.name, metric_type=metric)
-    if missing:  # both wait for the end
-        client.call("create_index", name, missing, times=LONG + count / ROWS)
-    client.call("load_collection", name, times=LONG + count / ROWS)
-    options = {"filter": "", "output_fields": ["count(*)"], "consistency_level": "Strong"}
+    if missing:
+        client.call("create_index", name, missing, sync=False, times=LONG)
+    client.call("load_collection", name, times=patience)
+    # Without those that a push has sent that was stopped.
+    rows = np.setdiff1d(np.arange(count), stored_rows(client, name, count))
+    send(client, name, database, signals, rows)
+    client.call("flush", name, times=LONG)
+    end = time.monotonic() + patience * client.timeout
+    while not all(is_indexed(client, name, signal.name) for signal in signals):
+        if time.monotonic() > end:
+            fault = f"the indexes of {name} are not built in time"
+            raise AwayError(f"{client.shown}: {fault}; nothing is lost: run it again")
+        time.sleep(PAUSE)
+    # Loaded again, it is searched by its indexes, not by what stood for them meanwhile.
+    client.call("release_collection", name, times=LONG)
+    client.call("load_collection", name, times=patience)
+    options = {"filter": "", "output_fields": ["count(*)"], **STRONG}
     found = int(client.call("query", name, times=LONG, **options)[0]["count(*)"])
     if found != count:
         raise AwayError(
             f"{client.shown}: {name} holds {found:,} of {count:,} pictures; run it again"
         )
+    return len(rows)
+
+
+def send(
+    client: Client,
+    name: str,
+    database: FeatureDatabase,
+    signals: Sequence[Signal],
+    rows: np.ndarray,
+) -> None:
+    """Send some pictures; an upsert, as what two pushes send must be there once."""
+    count = len(database.paths)
+    step = max(1, REQUEST_BYTES // sum(4 * signal.features.shape[1] for signal in signals))
+    with progress_bar(count, "push", "picture", count - len(rows)) as bar:
+        for start in range(0, len(rows), step):
+            block = rows[start : start + step]
+            features = {signal.name: np.asarray(signal.features[block]) for signal in signals}
+            pictures = [
+                {
+                    "row": row,
+                    "path": database.paths[row],
+                    "category": database.category(row),
+                    **{field: values[i] for field, values in features.items()},
+                }
+                for i, row in enumerate(block.tolist())
+            ]
+            client.call("upsert", name, pictures, times=LONG)
+            bar.update(len(block))
+
+
+def stored_rows(client: Client, name: str, count: int) -> np.ndarray:
+    """The rows that a loaded collection has: int64."""
+    found = []
+    for start in range(0, count, MAX_CANDIDATES):
+        condition = f"row >= {start} and row < {start + MAX_CANDIDATES}"
+        options = {"filter": condition, "output_fields": ["row"], **STRONG}
+        found += [hit["row"] for hit in client.call("query", name, times=LONG, **options)]
+    return np.array(found, np.int64)
+
+
+def is_indexed(client: Client, name: str, field: str) -> bool:
+    """Whether the index of a field is built."""
+    index = client.call("describe_index", name, index_name=field) or {}
+    return not int(index.get("pending_index_rows") or 0)
 
 
 def measure(engine: MilvusEngine, exact: Engine, signals: Sequence[Signal], target: float) -> float:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +29,8 @@ from search.milvus import MilvusEngine, open_milvus
 from search.milvus_client import Client
 from search.recall import recall_of
 from search.signals import Signal, signals_of
-from tests.conftest import free_port, replace_features, run, stored_features
+from tests.conftest import ROOT, free_port, replace_features, run, stored_features
+from tools.benchmark.inputs import make_database
 from utils import AwayError, UserError, run_script
 
 grpc = pytest.importorskip("grpc")  # of pymilvus
@@ -104,7 +106,7 @@ def test_answers_are_those_of_the_exact_engine(
     config = settings(photos, uri, DISTANCE_METRIC=metrics)
     database, signals, engine = opened(config)
     count = len(database.categories)
-    assert f"{count:,} pictures: " in out
+    assert f"{count:,} pictures, {count:,} of them sent" in out
     assert "recall@10 1.000" in out
     assert ("dropped fashion_men" in out) == (metric == "cosine")
     assert 2 * engine.candidates < count
@@ -166,7 +168,25 @@ def test_from_a_file_retrieval_answers_alike(
     assert "milvus.db: another process has it open" in said
 
 
-def test_after_any_step_another_push_ends(
+def test_a_push_that_is_killed_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """kill -9 midway, into a file: the next push sends the rest, none twice."""
+    base = tmp_path / "half"
+    make_database(base, 4000)
+    command = [sys.executable, str(ROOT / "milvus_push.py"), "--dataset-base", str(base), *WAITS]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while sum(p.stat().st_size for p in (base / "models").rglob("*") if p.is_file()) < 3 << 20:
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    push(base)
+    sent = int(capsys.readouterr().out.split(" of them sent")[0].split()[-1].replace(",", ""))
+    assert 0 < sent < 4000
+
+
+def test_after_any_step_a_push_goes_on(
     drawn_base: Path, uri: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     """Cut off by each: what was pushed before stays until the new collection is whole."""
@@ -175,7 +195,7 @@ def test_after_any_step_another_push_ends(
     database, _, engine = opened(config)
     shape = database.deep[0].shape
     call = Client.call
-    steps = ("create_collection", "upsert", "create_index", "load_collection", "query")
+    steps = ("create_collection", "create_index", "upsert", "release_collection", "query")
     for step in steps:
         deep = rng.normal(size=shape).astype(np.float32)
         replace_features(drawn_base, "all_feat.npy", deep)
@@ -207,7 +227,7 @@ def test_after_any_step_another_push_ends(
 
 
 def test_what_milvus_cannot_do_the_exact_engine_does(drawn_base: Path, uri: str) -> None:
-    """More answers than candidates pay for."""
+    """More answers than candidates pay for, and a query that is no number."""
     push(drawn_base, "--milvus-uri", uri)
     config = settings(drawn_base, uri)
     database = open_database(drawn_base)
@@ -215,8 +235,12 @@ def test_what_milvus_cannot_do_the_exact_engine_does(drawn_base: Path, uri: str)
     exact = ExactEngine(signals)
     engine, _ = open_milvus(database, signals, config.milvus, exact)
     engine.candidates = 16
-    queries = [signal.features[:3] for signal in signals]
+    queries = [signal.features[:3].copy() for signal in signals]
     assert_same(engine.search(queries, 500), exact.search(queries, 500))
+    queries[1][1] = np.nan
+    found, expected = engine.search(queries, 3), exact.search(queries, 3)
+    assert_same(found[1:2], expected[1:2])
+    assert len(found) == 3
 
 
 @pytest.fixture
