@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from network.architecture import Architecture, parse_architecture
 from network.backbones import build_backbone, load_weights
@@ -30,6 +30,7 @@ class SplitRecord(TypedDict):
 
     inshop: bool
     val_share: Annotated[float, Field(gt=0, lt=1)]
+    categories: NotRequired[int]  # CATEGORIES; before, those of the network
     digest: str
 
 

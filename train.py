@@ -63,9 +63,10 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
         config.ENABLE_INSHOP_DATASET,
         config.VAL_SHARE,
         assigned=config.EPOCH == 0,  # nothing is learnt of them
+        item_categories=config.RECIPE == "modern",
     )
     torch.manual_seed(config.SEED)
-    network = new_architecture(config, splits.validation.category_names)
+    network = new_architecture(config, splits.category_names)
     net = to_device(initial_net(network, config.PRETRAINED), device)
     if config.EPOCH == 0:
         if distributed.is_main:

@@ -143,7 +143,8 @@ def _splits(database: FeatureDatabase, val_share: float) -> Splits:
                 f"{model.file}: its validation split is not that of {trained[0].file};"
                 " train both on one data set with the same VAL_SHARE"
             )
-    categories, split = len(trained[0].network.categories), recorded[0]
+    split = recorded[0]
+    categories = split.get("categories", len(trained[0].network.categories))
     splits = read_splits(base, categories, split["inshop"], split["val_share"])
     if splits.digest() != split["digest"]:
         raise UserError(

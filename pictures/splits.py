@@ -23,7 +23,7 @@ class Splits:
     Attributes
     ----------
     train : the pictures to train on, those with a category for cross entropy first
-    labelled : how many have a category
+    labelled : how many these are
     validation : pictures with categories, not trained on
     validation_items : in-shop pictures of whole items, not trained on; empty without in-shop part
     """
@@ -32,6 +32,12 @@ class Splits:
     labelled: int
     validation: Pictures
     validation_items: Pictures
+
+    @property
+    def category_names(self) -> list[str]:
+        """Names of the categories that cross entropy learns."""
+        last = int(self.train.categories[: self.labelled].max()) + 1
+        return self.train.category_names[: max(last, len(self.validation.category_names))]
 
     def digest(self) -> str:
         """A hash of the pictures of each split and of their labels, 16 hexadecimal digits."""
@@ -44,7 +50,12 @@ class Splits:
 
 
 def read_splits(
-    base: Path, categories: int, inshop: bool, val_share: float, assigned: bool = False
+    base: Path,
+    categories: int,
+    inshop: bool,
+    val_share: float,
+    assigned: bool = False,
+    item_categories: bool = True,
 ) -> Splits:
     """Split the training part of a data set.
 
@@ -58,6 +69,7 @@ def read_splits(
     ----------
     base, categories, val_share, assigned : as for `collection.read_labelled`
     inshop : use the in-shop part
+    item_categories : the items' categories are for cross entropy, too
 
     Raises
     ------
@@ -89,5 +101,9 @@ def read_splits(
         if not len(split):
             check = command("data.py check", base)
             raise UserError(f"{base}: no picture in its {name} part; see {check}")
-    pictures = merge(train, items.select(~item_chosen)) if inshop else train
-    return Splits(pictures, len(train), validation, items.select(item_chosen))
+    pictures, count = train, len(train)
+    if inshop:
+        pictures = merge(train, items.select(~item_chosen))
+        pictures = pictures.select(np.argsort(pictures.categories < 0, kind="stable"))
+        count = int((pictures.categories >= 0).sum()) if item_categories else count
+    return Splits(pictures, count, validation, items.select(item_chosen))

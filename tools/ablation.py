@@ -4,8 +4,8 @@
 
 The photos give the categories: train/ is trained on, validation/ is measured. The items are the
 in-shop part: run r measures every third product group, from the r-th on, and trains on the others,
-with its own seed. Figures are stored below DATASET_BASE by their settings and pictures, so the same
-command continues where it was stopped.
+with its own seed; with --items-apart every third item of each group. Figures are stored below
+DATASET_BASE by their settings and pictures, so the same command continues where it was stopped.
 """
 
 import argparse
@@ -69,6 +69,7 @@ class Sources(NamedTuple):
     photos: Path
     items: Path
     phone: Path | None
+    items_apart: bool
 
 
 def _run(script: str, base: Path, *flags: str) -> str:
@@ -90,17 +91,21 @@ def _run(script: str, base: Path, *flags: str) -> str:
     return done.stdout
 
 
-def split_groups(items: Path, folder: Path, fold: int) -> tuple[Path, Path]:
-    """Folders with links to the product groups to train on, and to those to measure."""
-    groups = sorted(path for path in items.iterdir() if path.is_dir())
-    if len(groups) < FOLDS:
-        raise UserError(f"--items {items}: {len(groups)} product groups; {FOLDS} or more needed")
-    for i, group in enumerate(groups):
-        part = folder / ("measured" if i % FOLDS == fold else "trained")
-        part.mkdir(parents=True, exist_ok=True)
-        link = part / group.name
+def split_items(items: Path, folder: Path, fold: int, apart: bool) -> tuple[Path, Path]:
+    """Folders with links to the product groups to train on, and to those to measure.
+
+    Every third group is measured, from the `fold`-th on; with `apart` every third item.
+    """
+    places = sorted(path for path in items.glob("*/*" if apart else "*") if path.is_dir())
+    if len(places) < FOLDS:
+        kind = "items" if apart else "product groups"
+        raise UserError(f"--items {items}: {len(places)} {kind}; {FOLDS} or more needed")
+    for i, place in enumerate(places):
+        part = "measured" if i % FOLDS == fold else "trained"
+        link = folder / part / place.relative_to(items)
+        link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
-            link.symlink_to(group.resolve(), target_is_directory=True)
+            link.symlink_to(place.resolve(), target_is_directory=True)
     return folder / "trained", folder / "measured"
 
 
@@ -152,7 +157,7 @@ def train_and_measure(
     -------
     The figures by the names of `SIGNALS`.
     """
-    trained, measured = split_groups(sources.items, folder, run % FOLDS)
+    trained, measured = split_items(sources.items, folder, run % FOLDS, sources.items_apart)
     base = folder / "base"
     by_item = ("--in-shop", "--item-level")
     _run("data.py", base, "import", str(sources.photos))
@@ -195,9 +200,9 @@ def _shared_flags(config: Config) -> list[str]:
 
 def _key(sources: Sources, recipe: Sequence[str], shared: Sequence[str]) -> str:
     """A hash of the flags and the pictures of a training."""
-    folders = [folder for folder in sources if folder]
+    folders = [folder for folder in sources[:3] if folder]
     paths = [path for folder in folders for path in find_pictures(folder)]
-    text = json.dumps([*map(str, folders), *paths, *recipe, *shared])
+    text = json.dumps([*map(str, folders), sources.items_apart, *paths, *recipe, *shared])
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -211,6 +216,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--phone", type=Path, help="ITEM/COLOUR_VIEW.jpg of the same items: more queries"
     )
+    parser.add_argument(
+        "--items-apart",
+        action="store_true",
+        help="measure items of groups that are trained on, as DeepFashion's protocol does",
+    )
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="of each row (default: 3)")
     rows = ", ".join(f"{number} {name}" for number, name in enumerate(RECIPES))
     parser.add_argument(
@@ -221,7 +231,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse_args(argv, __doc__ or "", ("DATASET_BASE", *SHARED), _arguments)
     phone = args.phone.resolve() if args.phone else None
-    sources = Sources(args.photos.resolve(), args.items.resolve(), phone)
+    sources = Sources(args.photos.resolve(), args.items.resolve(), phone, args.items_apart)
     shared = _shared_flags(config)
     results: dict[str, list[Figures]] = {}
     for number, (row, recipe) in enumerate(RECIPES.items()):

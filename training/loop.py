@@ -203,6 +203,7 @@ class Trainer:
             split = SplitRecord(
                 inshop=config.ENABLE_INSHOP_DATASET,
                 val_share=config.VAL_SHARE,
+                categories=config.CATEGORIES,
                 digest=self.identity[DATA],
             )
             save_checkpoint(path, self.net, validation=result, held_out=split)

@@ -59,7 +59,7 @@ def build_loss(config: Config, splits: Splits, net: EmbeddingNet) -> "TrainingLo
     """What a run minimises: the metric loss by item where some of its pictures are drawn so."""
     by_item = config.inshop_share > 0
     items = set(splits.train.items.tolist()) - {""}
-    classes = len(items if by_item else splits.validation.category_names)
+    classes = len(items if by_item else splits.category_names)
     kind, cosine = config.METRIC_LOSS, config.ENABLE_TRIPLET_WITH_COSINE
     dim = net.dim - net.category_dims
     metric = build_metric_loss(kind, config.PER_CLASS, cosine, classes, dim)

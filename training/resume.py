@@ -58,7 +58,7 @@ def identity_of(config: Config, splits: Splits, arithmetic: str) -> dict[str, An
     """What a resumed run must have in common with the one that stopped."""
     identity = {name: getattr(config, name) for name in IDENTITY}
     items = sorted(set(splits.train.items.tolist()))
-    identity |= {"categories": splits.validation.category_names, "items": items}
+    identity |= {"categories": splits.category_names, "items": items}
     identity |= {DATA: splits.digest(), "arithmetic": arithmetic}
     if config.FREEZE_PARAM == "auto" or config.OPTIMIZER == "adamw":  # both depend on the end
         identity["EPOCH"] = config.EPOCH

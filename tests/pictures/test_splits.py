@@ -29,8 +29,26 @@ def test_deepfashions_val_part_and_some_items_are_kept(drawn: Path) -> None:
     assert not measured & (
         trained | set(parts.validation.paths) | set(parts.validation_items.paths)
     )
-    assert parts.train.paths[: parts.labelled] == labelled.in_partition("train").paths
+    photos = labelled.in_partition("train").paths
+    assert parts.train.paths[: len(photos)] == photos
     assert read_splits(drawn, 20, True, 0.2).validation_items.paths == parts.validation_items.paths
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_the_folders_of_items_are_categories_too(drawn: Path, learned: bool) -> None:
+    """DeepFashion's in-shop pictures have a category: the folder above the item's."""
+    parts = read_splits(drawn, 20, True, 0.2, item_categories=learned)
+    photos = read_labelled(drawn, 20, 0.2)
+    names, train = parts.category_names, parts.train
+    count = len(photos.in_partition("train"))
+    assert names[: len(photos.category_names)] == photos.category_names
+    assert parts.validation.category_names == photos.category_names
+    assert parts.labelled == (len(train) if learned else count)
+    folders = [path.split("/")[-3] for path in train.paths[count : parts.labelled]]
+    found = [names[number] for number in train.categories[count : parts.labelled].tolist()]
+    assert [name.casefold() for name in found] == [name.casefold() for name in folders]
+    assert learned == bool(found)
+    assert (len(names) > len(photos.category_names)) == (set(found) > set(photos.category_names))
 
 
 def test_without_a_test_part_val_is_measured_and_training_pictures_are_kept(shared: Path) -> None:

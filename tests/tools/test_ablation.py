@@ -19,14 +19,25 @@ def test_every_product_group_is_measured_once_and_never_trained_on_there(tmp_pat
         (items / name).mkdir(parents=True)
     seen = []
     for fold in range(3):
-        trained, measured = ablation.split_groups(items, tmp_path / str(fold), fold)
+        trained, measured = ablation.split_items(items, tmp_path / str(fold), fold, apart=False)
         own = {path.name for path in measured.iterdir()}
         assert {path.name for path in trained.iterdir()} == set("ABCDEFG") - own
         assert all(path.resolve() == items / path.name for path in measured.iterdir())
         seen += own
     assert sorted(seen) == list("ABCDEFG")
     with pytest.raises(UserError, match="2 product groups"):
-        ablation.split_groups(tmp_path / "0", tmp_path / "x", 0)
+        ablation.split_items(tmp_path / "0", tmp_path / "x", 0, apart=False)
+
+
+def test_items_apart_are_measured_in_groups_that_are_trained_on(tmp_path: Path) -> None:
+    items = tmp_path / "items"
+    for name in ("A/1", "A/2", "A/3", "B/1", "B/2", "B/3"):
+        (items / name).mkdir(parents=True)
+    for fold, number in enumerate("123"):
+        trained, measured = ablation.split_items(items, tmp_path / str(fold), fold, apart=True)
+        for group in "AB":
+            assert [path.name for path in (measured / group).iterdir()] == [number]
+            assert {path.name for path in (trained / group).iterdir()} == set("123") - {number}
 
 
 def test_the_table_has_means_and_spreads_by_hand(capsys: pytest.CaptureFixture) -> None:
