@@ -147,6 +147,18 @@ def test_validation_items_are_those_of_the_lists_not_of_the_database(measured: P
     assert (tasks(measured)["item"].correct == before.correct).all()
 
 
+def test_the_categories_of_the_lists_are_recorded_apart_from_those_of_items(measured: Path) -> None:
+    """A network of CATEGORIES=10 with items has more than 10 categories, the split has not."""
+    splits = read_splits(measured, 10, True, SHARE)
+    assert len(splits.category_names) > 10
+    record = {"inshop": True, "val_share": SHARE, "digest": splits.digest()}
+    record_splits(measured, {**record, "categories": 10})
+    assert tasks(measured)["category"].correct.shape[0] <= len(splits.validation)
+    record_splits(measured, record)  # of before: as many as the network's, 20 here
+    with pytest.raises(UserError, match="not the splits"):
+        tasks(measured)
+
+
 def test_a_picture_without_a_correct_answer_is_no_query(measured: Path) -> None:
     """A validation item whose other pictures are not in the database is not counted."""
     record_splits(measured, "true")
