@@ -64,7 +64,7 @@ def read_picture(
     Parameters
     ----------
     path : the file, one that is open, or a picture that Pillow has opened
-    box : x1, y1, x2, y2 in px of the upright picture, clipped to it; None keeps all of it
+    box : x1, y1, x2, y2 in px of the upright picture, clipped to it; None: all of it
     min_side : where there is no box, a large JPEG is decoded at a half, a quarter or an eighth of
         its size, as long as both sides keep this many px: several times faster; 0: at full size,
         or at the largest one within Pillow's limit of pixels
@@ -99,10 +99,8 @@ def read_picture(
         raise PictureError(f"{name}: {error}") from None
     except Image.DecompressionBombError:
         limit = int(_max_pixels() / 1e6)
-        raise PictureError(
-            f"{name}: more than {limit} million pixels ({MAX_STORED * limit} of a JPEG); scale it"
-            " down first"
-        ) from None
+        largest = f"{limit} million pixels ({MAX_STORED * limit} of a JPEG)"
+        raise PictureError(f"{name}: more than {largest}; scale it down first") from None
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise PictureError(f"{name}: cannot be read as a picture: {_reason(error)}") from None
     if max(picture.size) > MAX_RATIO * min(picture.size):

@@ -76,6 +76,27 @@ def import_folder(
             raise UserError(f"{option} is about items: add --item-level or --item-pattern REGEX")
     roots = allow_roots(base, roots)
     photos = _without_links_out(folder, photos, roots)
+    split, names = _split_and_names(photos, item_level, item_pattern, inshop)
+    _name(folder, photos, names, None if inshop else assign)
+    _choose_partitions(photos, split, val_share, test)
+    _choose_statuses(photos, gallery)
+    for photo in photos:
+        photo.path = f"{IMG}/{photo.path}"
+    if inshop:
+        if without := sum(not photo.item for photo in photos):
+            print(f"{without} pictures without an item are left out")
+        photos = [photo for photo in photos if photo.item]
+        write_inshop_alone(base, folder, photos, not item_level)
+    else:
+        write_both_parts(base, folder, photos)
+    allow_roots(base, roots)
+    _report(base, folder, photos, inshop)
+
+
+def _split_and_names(
+    photos: list[Photo], item_level: bool, item_pattern: str | None, inshop: bool
+) -> tuple[bool, list[Names]]:
+    """Whether the top folders are partitions, and what the paths say of each photo."""
     parts = [photo.path.split("/") for photo in photos]
     try:
         split = is_split(parts)
@@ -85,27 +106,8 @@ def import_folder(
         split = False
     inner = [part[1:] if split else part for part in parts]
     if item_level:
-        names = _from_folders(inner, inshop)
-    else:
-        names = _from_pattern([photo.path for photo in photos], inner, item_pattern)
-    _name(folder, photos, names, None if inshop else assign)
-    if test:
-        for photo in photos:
-            photo.partition = "test"
-    _choose_partitions(photos, split, val_share)
-    _choose_statuses(photos, gallery)
-    for photo in photos:
-        photo.path = f"{IMG}/{photo.path}"
-    if inshop:
-        without = sum(not photo.item for photo in photos)
-        if without:
-            print(f"{without} pictures without an item are left out")
-        photos = [photo for photo in photos if photo.item]
-        write_inshop_alone(base, folder, photos, not item_level)
-    else:
-        write_both_parts(base, folder, photos)
-    allow_roots(base, roots)
-    _report(base, folder, photos, inshop)
+        return split, _from_folders(inner, inshop)
+    return split, _from_pattern([photo.path for photo in photos], inner, item_pattern)
 
 
 def _read_photos(folder: Path, columns: str | None) -> tuple[Path, list[Photo]]:
@@ -176,11 +178,16 @@ def _expression(option: str, text: str) -> re.Pattern[str]:
         raise UserError(f"{option} {text!r}: {error}; write a regular expression") from None
 
 
-def _choose_partitions(photos: list[Photo], split: bool, val_share: float) -> None:
+def _choose_partitions(photos: list[Photo], split: bool, val_share: float, test: bool) -> None:
     """train, val or test for each photo: what the list says, else its top folder, else a share.
 
-    A partition that is listed for one picture of an item holds for all of the item.
+    A partition that is listed for one picture of an item holds for all of the item. With `test`
+    all are test.
     """
+    if test:
+        for photo in photos:
+            photo.partition = "test"
+        return
     groups = [photo.item or photo.path for photo in photos]
     if split:
         drawn = [SPLIT_FOLDERS[photo.path.split("/")[0].lower()] for photo in photos]

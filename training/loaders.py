@@ -66,6 +66,5 @@ def train_side(config: Config, net: EmbeddingNet, device: torch.device) -> int:
     crop_size = net.architecture.crop_size
     if config.TRAIN_SIZE or config.RECIPE == "original":
         return config.TRAIN_SIZE or crop_size
-    return side_and_channels(conv_map_of(net.eval(), device), round(crop_size * 6 / 7), crop_size)[
-        0
-    ]
+    sides = round(crop_size * 6 / 7), crop_size
+    return side_and_channels(conv_map_of(net.eval(), device), *sides)[0]
