@@ -271,9 +271,11 @@ def writing(path: Path) -> Iterator[None]:
 def needs_package(error: ImportError, what: str, install: str) -> UserError:
     """The error of what needs a package that is missing, or is there but cannot be imported.
 
-    `install` is the command that mends the first.
+    `install` is the command that mends the first; it would not mend the second.
     """
-    return UserError(f"{what} needs {error.name} ({shown(error)}); run: {install}")
+    if isinstance(error, ModuleNotFoundError):
+        return UserError(f"{what} needs {error.name}; run: {install}")
+    return UserError(f"{what} needs {error.name}, which cannot be imported: {shown(error)}")
 
 
 def sha256_of(path: Path) -> str:
