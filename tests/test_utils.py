@@ -18,6 +18,7 @@ from utils import (
     AwayError,
     UserError,
     atomic_write,
+    needs_package,
     progress_bar,
     run_script,
     sha256_of,
@@ -217,3 +218,13 @@ def test_without_a_terminal_progress_is_a_line_for_each_tenth(capsys) -> None:
     assert "\r" not in err
     assert 8 <= err.count("\n") <= 12
     assert "1285/1285" in err.splitlines()[-1]
+
+
+def test_a_package_that_cannot_be_imported_is_not_to_be_installed_again() -> None:
+    missing = ModuleNotFoundError("No module named 'cv2'", name="cv2")
+    broken = ImportError("libGL.so.1: cannot open shared object file", name="cv2")
+    command = "pip install x"
+    assert str(needs_package(missing, "A", command)) == f"A needs cv2; run: {command}"
+    said = str(needs_package(broken, "A", command))
+    assert "libGL.so.1" in said
+    assert command not in said
