@@ -65,7 +65,7 @@ demo: .venv/ready-demo ## a small drawn collection: train, extract, cluster, eva
 	@mkdir -p demo
 	$(PY) evaluate.py $(DEMO) > demo/untrained.txt
 	@echo "--- training"
-	$(PY) train.py $(DEMO) $(NETWORK) --lr 0.001 --triplet-weight 0.2 --triplet-batch-size 64 --epoch 16 --resume
+	$(PY) train.py $(DEMO) $(NETWORK) --lr 0.001 --triplet-weight 0.2 --triplet-batch-size 64 --epoch 8 --resume
 	@echo "--- feature database, clusters, query"
 	$(PY) feature_extractor.py $(DEMO) --enable-inshop-dataset --color-top-n 9
 	$(PY) kmeans.py $(DEMO)
