@@ -199,13 +199,17 @@ def layer_depths(backbone: nn.Module) -> dict[Tensor, int]:
 
 def checkpoint_gradients(backbone: nn.Module, name: str) -> None:
     """Have a backbone keep few activations for the backward pass, and compute the others again."""
+    model = _library_model(backbone)
     try:
-        _library_model(backbone).set_grad_checkpointing(True)
+        model.set_grad_checkpointing(True)
+        able = not hasattr(model, "attnpool")  # open_clip's ResNet ignores it
     except (AttributeError, AssertionError):
+        able = False
+    if not able:
         raise UserError(
             f"GRAD_CHECKPOINTING: {name} has none; take a transformer of timm/ or {PREFIX}, or set"
             " TRAIN_BATCH_SIZE lower"
-        ) from None
+        )
 
 
 def _torchvision_conv_map(model: Any) -> nn.Module:
