@@ -20,7 +20,7 @@ from pydantic import BaseModel, FiniteFloat, PositiveInt
 from features.database import FeatureDatabase, open_database
 from search.engine import Answer, Engine, ExactEngine
 from search.exact import exact_engine
-from search.milvus_client import LONG, PAUSE, ROWS, Client, connect, is_file
+from search.milvus_client import LONG, Client, connect, is_file
 from search.recall import nearest_others, recall_of
 from search.signals import Signal, describe_distance, signals_of
 from utils import AwayError, UserError, atomic_write, command, evenly_spaced, progress_bar
@@ -175,7 +175,7 @@ def open_milvus(
     if not name.startswith(f"{collection_name(client.alias, database, None)}_"):
         fault = "other features were pushed, or not all of these" if name else "nothing was pushed"
         raise UserError(f"{client.shown}: {client.alias}: {fault}; {advice}")
-    client.call("load_collection", name, times=LONG + len(database.paths) / ROWS)
+    client.load(name)
     record = read_record(database.base, name)
     candidates = record.candidates if record else CANDIDATES
     return MilvusEngine(database, signals, client, name, candidates, exact), record
@@ -240,7 +240,6 @@ def fill(client: Client, name: str, database: FeatureDatabase, signals: Sequence
     from pymilvus import DataType, MilvusClient
 
     count = len(database.paths)
-    patience = LONG + count / ROWS
     if not client.call("has_collection", name):
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("row", DataType.INT64, is_primary=True)
@@ -257,20 +256,16 @@ def fill(client: Client, name: str, database: FeatureDatabase, signals: Sequence
             missing.add_index(signal.name, "AUTOINDEX", signal.name, metric_type=metric)
     if missing:
         client.call("create_index", name, missing, sync=False, times=LONG)
-    client.call("load_collection", name, times=patience)
+    client.load(name)
     # Without those that a push has sent that was stopped.
     rows = np.setdiff1d(np.arange(count), stored_rows(client, name, count))
     send(client, name, database, signals, rows)
     client.call("flush", name, times=LONG)
-    end = time.monotonic() + patience * client.timeout
-    while not all(is_indexed(client, name, signal.name) for signal in signals):
-        if time.monotonic() > end:
-            fault = f"the indexes of {name} are not built in time"
-            raise AwayError(f"{client.shown}: {fault}; nothing is lost: run it again")
-        time.sleep(PAUSE)
+    fault = f"the indexes of {name} are not built"
+    client.wait(fault, count, lambda: all(is_indexed(client, name, s.name) for s in signals))
     # Loaded again, it is searched by its indexes, not by what stood for them meanwhile.
     client.call("release_collection", name, times=LONG)
-    client.call("load_collection", name, times=patience)
+    client.load(name)
     options = {"filter": "", "output_fields": ["count(*)"], **STRONG}
     found = int(client.call("query", name, times=LONG, **options)[0]["count(*)"])
     if found != count:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,33 @@ class Client:
             except Exception as error:  # of several libraries
                 code = getattr(error, "code", None)
                 if code in NOT_LOADED and method in ("search", "query"):  # after a restart
-                    self.call("load_collection", args[0], times=LONG)
+                    self.load(args[0])
                 elif code == UNREACHABLE and time.monotonic() + PAUSE < end:
                     time.sleep(PAUSE)
                 else:
                     raise self._error(method.replace("_", " "), error) from None
+
+    def load(self, name: str) -> None:
+        """Load a collection into the server's memory, with the indexes that are built.
+
+        pymilvus's own waiting fails where another push just releases the collection.
+        """
+        self.call("load_collection", name, _async=True)
+        rows = int(self.call("get_collection_stats", name)["row_count"])
+        fault = f"{name} is not loaded"
+        self.wait(fault, rows, lambda: self.call("get_load_state", name)["state"].name == "Loaded")
+
+    def wait(self, fault: str, rows: int, is_done: Callable[[], bool]) -> None:
+        """Wait for what Milvus does with some rows; an `AwayError` where it takes too long."""
+        limit = self.timeout * (LONG + rows / ROWS)
+        end = time.monotonic() + limit
+        while not is_done():
+            if time.monotonic() > end:
+                raise AwayError(
+                    f"{self.shown}: {fault} after {limit:.0f} s; nothing is lost: check the"
+                    " memory and the log of the server, or raise MILVUS_TIMEOUT, and run it again"
+                )
+            time.sleep(PAUSE)
 
     def collection(self) -> str:
         """Name of the collection that the alias names, "" for none."""
