@@ -114,6 +114,8 @@ def parse_args(
         first = error.errors()[0]
         name = str(first["loc"][0])
         reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        if first["type"] == "string_pattern_mismatch":
+            reason = f"it is {Config.model_fields[name].description}"
         parser.error(f"{name} ({flag_of(name)}): {first['input']!r} is not allowed: {reason}")
 
 

@@ -115,7 +115,7 @@ def test_settings_are_frozen_and_leave_a_scripts_own_arguments_apart() -> None:
         (["--inshop-dataset-percent", "80"], ["INSHOP_DATASET_PERCENT", "'80'", "1"]),
         (["--crop-to-bbox=maybe"], ["CROP_TO_BBOX", "'maybe'", "boolean"]),
         (["--amp", "fp8"], ["AMP", "'fp8'", "auto", "off", "bf16", "fp16"]),
-        (["--device", "gpu"], ["DEVICE", "'gpu'", "auto|cpu|cuda"]),
+        (["--device", "gpu"], ["DEVICE", "'gpu'", "cpu, cuda, cuda:N or mps"]),
         (["--recipe", "2018"], ["RECIPE", "'2018'", "modern", "original"]),
         (["--model-weights", "1,x"], ["MODEL_WEIGHTS", "'x'", "number"]),
         (["--model-weights", "1,-2"], ["MODEL_WEIGHTS", "'-2'", "equal to 0"]),
