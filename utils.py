@@ -168,8 +168,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
             raise
         message = f"{error.filename or 'output'}: {error.strerror}"
     except (RuntimeError, MemoryError) as error:  # torch has no type of its own for a lost worker
-        with suppress(RuntimeError):  # torch's handler raises one for each worker that ends
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _stop_watching_workers()
         message = _reason_of_lost_worker(error)
         if not message:
             raise
@@ -182,6 +181,14 @@ def end_by_ctrl_c() -> None:
     """Let Ctrl-C end this process without a traceback, unless the caller ignores SIGINT."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _stop_watching_workers() -> None:
+    """Remove torch's signal handler, which raises an error for each worker that ends."""
+    while hasattr(signal, "SIGCHLD"):
+        with suppress(RuntimeError):  # another worker may end at this moment
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return
 
 
 def _reason_of_lost_worker(error: Exception) -> str:

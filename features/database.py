@@ -207,7 +207,7 @@ def first_wrong(base: Path, checksums: Mapping[str, str]) -> str:
     checksums : the SHA-256 of each file by its name, 64 hexadecimal digits
     """
     before, now = {}, {}
-    with suppress(OSError, ValueError, TypeError):
+    with suppress(OSError, ValueError, TypeError, RecursionError):
         before = dict(json.loads((base / CHECKED).read_bytes()))
     for name, sha256 in checksums.items():
         try:

@@ -98,3 +98,5 @@ class Metadata(_Record):
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"]))
             raise ValueError(f"{place + ': ' if place else ''}{first['msg']}") from None
+        except RecursionError:
+            raise ValueError("nested too deeply") from None

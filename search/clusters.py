@@ -59,6 +59,12 @@ class Clusters:
         few = len(self.centroids) <= np.iinfo(np.uint16).max  # NumPy sorts 16 bits by radix
         return np.argsort(self.labels.astype(np.uint16) if few else self.labels, kind="stable")
 
+    @cached_property
+    def members(self) -> list[np.ndarray]:
+        """The rows of each cluster, ascending: K arrays, int64."""
+        sizes = np.bincount(self.labels, minlength=len(self.centroids))
+        return np.split(self.by_cluster, np.cumsum(sizes)[:-1])
+
     def order(self, queries: np.ndarray) -> np.ndarray:
         """Clusters by the distance of their centroids, nearest first: Q x D -> Q x K."""
         queries = unit_rows(queries) if self.normalised else queries
@@ -138,11 +144,9 @@ class KMeansEngine:
         self.clusters = clusters
         self.nprobe = nprobe
         self.fill = fill
-        by_cluster = clusters.by_cluster
-        sizes = np.bincount(clusters.labels, minlength=len(clusters.centroids))
-        self.ends = np.cumsum(sizes)
-        self.members = np.split(by_cluster, self.ends[:-1])
-        self.scan = ScanEngine(signals, quantised, by_cluster) if quantised else None
+        self.members = clusters.members
+        self.ends = np.cumsum([len(rows) for rows in self.members])
+        self.scan = ScanEngine(signals, quantised, clusters.by_cluster) if quantised else None
 
     def search(
         self, queries: Sequence[np.ndarray], k: int, rows: np.ndarray | None = None

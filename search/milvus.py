@@ -20,7 +20,7 @@ from pydantic import BaseModel, FiniteFloat, PositiveInt
 from features.database import FeatureDatabase, open_database
 from search.engine import Answer, Engine, ExactEngine
 from search.exact import exact_engine
-from search.milvus_client import LONG, Client, connect, is_file
+from search.milvus_client import Client, connect, is_file
 from search.recall import nearest_others, recall_of
 from search.signals import Signal, describe_distance, signals_of
 from utils import AwayError, UserError, atomic_write, command, evenly_spaced, progress_bar
@@ -214,10 +214,10 @@ def push(
     if client.collection() != name:
         sent = fill(client, name, database, pushed)
         change = "alter_alias" if client.collection() else "create_alias"
-        client.call(change, name, client.alias, times=LONG)
+        client.call(change, name, client.alias, long=True)
     for other in client.call("list_collections"):
         if re.fullmatch(f"{client.alias}(_[0-9a-f]{{12}}){{2}}", other) and other != name:
-            client.call("drop_collection", other, times=LONG)
+            client.call("drop_collection", other, long=True)
             print(f"dropped {other}, of an older push")
     seconds = time.perf_counter() - start
 
@@ -248,26 +248,26 @@ def fill(client: Client, name: str, database: FeatureDatabase, signals: Sequence
         for signal in signals:
             dim = signal.features.shape[1]
             schema.add_field(signal.name, DataType.FLOAT_VECTOR, dim=dim)
-        client.call("create_collection", name, schema=schema, times=LONG)
+        client.call("create_collection", name, schema=schema, long=True)
     known, missing = client.call("list_indexes", name), MilvusClient.prepare_index_params()
     for signal in signals:
         if signal.name not in known:
             metric = METRICS[signal.metric]
             missing.add_index(signal.name, "AUTOINDEX", signal.name, metric_type=metric)
     if missing:
-        client.call("create_index", name, missing, sync=False, times=LONG)
+        client.call("create_index", name, missing, sync=False, long=True)
     client.load(name)
     # Without those that a push has sent that was stopped.
     rows = np.setdiff1d(np.arange(count), stored_rows(client, name, count))
     send(client, name, database, signals, rows)
-    client.call("flush", name, times=LONG)
+    client.call("flush", name, long=True)
     fault = f"the indexes of {name} are not built"
     client.wait(fault, count, lambda: all(is_indexed(client, name, s.name) for s in signals))
     # Loaded again, it is searched by its indexes, not by what stood for them meanwhile.
-    client.call("release_collection", name, times=LONG)
+    client.call("release_collection", name, long=True)
     client.load(name)
     options = {"filter": "", "output_fields": ["count(*)"], **STRONG}
-    found = int(client.call("query", name, times=LONG, **options)[0]["count(*)"])
+    found = int(client.call("query", name, long=True, **options)[0]["count(*)"])
     if found != count:
         raise AwayError(
             f"{client.shown}: {name} holds {found:,} of {count:,} pictures; run it again"
@@ -298,7 +298,7 @@ def send(
                 }
                 for i, row in enumerate(block.tolist())
             ]
-            client.call("upsert", name, pictures, times=LONG)
+            client.call("upsert", name, pictures, long=True)
             bar.update(len(block))
 
 
@@ -308,7 +308,7 @@ def stored_rows(client: Client, name: str, count: int) -> np.ndarray:
     for start in range(0, count, MAX_CANDIDATES):
         condition = f"row >= {start} and row < {start + MAX_CANDIDATES}"
         options = {"filter": condition, "output_fields": ["row"], **STRONG}
-        found += [hit["row"] for hit in client.call("query", name, times=LONG, **options)]
+        found += [hit["row"] for hit in client.call("query", name, long=True, **options)]
     return np.array(found, np.int64)
 
 

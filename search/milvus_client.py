@@ -76,20 +76,19 @@ class Client:
                 ) from None
             raise self._error("connect", error) from None
 
-    def call(self, method: str, *args: Any, times: float = 1, **options: Any) -> Any:
+    def call(self, method: str, *args: Any, long: bool = False, **options: Any) -> Any:
         """Call a method of `pymilvus.MilvusClient`.
 
         Parameters
         ----------
-        times : MILVUS_TIMEOUT to wait at most; `LONG` or more for a file
+        long : wait `LONG` times MILVUS_TIMEOUT; always so for a file
 
         Raises
         ------
         AwayError : no answer in time, or the server cannot do it now
         UserError : it never will
         """
-        times = max(times, LONG) if self.is_file else times
-        end = time.monotonic() + self.timeout * times
+        end = time.monotonic() + self.timeout * (LONG if long or self.is_file else 1)
         while True:
             left = max(math.ceil(end - time.monotonic()), 1)  # pymilvus wants whole seconds
             try:

@@ -93,8 +93,9 @@ def clusters_of(collection: Collection) -> list[Cluster]:
     database = collection.database
     clusters = open_clusters(database)
     found = []
-    for number in np.unique(clusters.labels).tolist():
-        rows = np.flatnonzero(clusters.labels == number)
+    for number, rows in enumerate(clusters.members):
+        if not len(rows):
+            continue
         features = database.deep[0][rows]
         features = unit_rows(features) if clusters.normalised else features
         distances = np.linalg.norm(features - clusters.centroids[number], axis=1)
