@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Form, HTTPException, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
@@ -23,15 +23,16 @@ from starlette.types import ASGIApp
 
 from config import Config
 from network.garments import Box
-from search.query import Stopwatch
+from search.query import Cut, Query, Stopwatch
 from server import schemas
 from server.batcher import Batcher
 from server.explain import explain as explain_answer
-from server.explain import thumbnail
+from server.explain import images_of, see, thumbnail
 from server.guard import Guard, problem
-from server.live import LiveCollection
+from server.live import Collection, LiveCollection
 from server.map import Maps
 from server.prometheus import Metrics
+from server.query_features import extract
 from server.ranking import search as search_collection
 from utils import AwayError, UserError
 
@@ -80,10 +81,11 @@ async def search(
     garments: list[Box] = []
     if form.file:
         with watch.step("reading"):
-            files = [io.BytesIO(await file.read()) for file in form.file]
-            queries = [await service.run(collection.read, file, options.box) for file in files]
+            queries = [
+                await service.run(_read, collection, file, options.box) for file in form.file
+            ]
         with watch.step("network"):
-            extracting = (service.network.extract(collection, query) for query in queries)
+            extracting = (service.network.run(extract, collection, query) for query in queries)
             features = await asyncio.gather(*extracting)
         options = options.model_copy(update={"query": collection.keep(features, queries)})
         garments = list(queries[0].garments)
@@ -91,10 +93,18 @@ async def search(
     return answer.model_copy(update={"garments": garments})
 
 
+def _read(collection: Collection, file: UploadFile, box: Cut | None) -> Query:
+    """An uploaded picture as the networks take it; here, as few uploads at once are in memory."""
+    return collection.read(io.BytesIO(file.file.read()), box)
+
+
 @router.post("/explain")
 async def explain(body: schemas.ExplainOptions, service: Serving) -> schemas.Explanation:
     """What the network sees in a query and in one of its answers."""
-    return await service.run(explain_answer, service.live.collection, body.search, body.answer)
+    collection = service.live.collection
+    images = await service.run(images_of, collection, body.search, body.answer)
+    maps = await asyncio.gather(*(service.network.run(see, collection, one) for one in images))
+    return await service.run(explain_answer, collection, images, maps)
 
 
 @router.get("/collection")

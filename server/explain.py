@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,8 +20,8 @@ from server.schemas import Cell, Explanation, SearchOptions, View
 JPEG_QUALITY = 85
 
 
-def explain(collection: Collection, options: SearchOptions, answer: str) -> Explanation:
-    """What the first network sees in the first picture of a search, if any, and in an answer.
+def images_of(collection: Collection, options: SearchOptions, answer: str) -> list[Tensor]:
+    """The first picture of a search, if any, and an answer, as the first network gets them.
 
     Raises
     ------
@@ -29,16 +30,25 @@ def explain(collection: Collection, options: SearchOptions, answer: str) -> Expl
     ids = [] if options.query else (options.pictures or options.like)[:1]
     files = [_file_of(collection, picture) for picture in [*ids, answer]]
     images = [collection.read(file).images[0] for file in files]
-    if options.query:
-        images.insert(0, collection.uploaded(options.query).image)
+    return [collection.uploaded(options.query).image, *images] if options.query else images
+
+
+def see(collection: Collection, images: list[Tensor]) -> list[Tensor]:
+    """The first network's conv map of each picture: C x h x w, float32, on the CPU."""
     dtype = query_type(collection.database.metadata.settings.AMP, collection.device)
     conv_map = conv_map_of(collection.nets[0].net, collection.device, dtype)
-    maps = conv_map(torch.stack(images)).cpu()
+    return list(conv_map(torch.stack(images)).cpu())
+
+
+def explain(
+    collection: Collection, images: Sequence[Tensor], maps: Sequence[Tensor]
+) -> Explanation:
+    """What the network sees in `images_of` a search, by what `see` gives for them."""
     count = collection.database.metadata.settings.COLOR_TOP_N
     views = [_view(image, own, count) for image, own in zip(images, maps, strict=True)]
     if len(views) == 1:
         return Explanation(query=None, answer=views[0], similar=[])
-    cells = F.normalize(maps.flatten(2), dim=1)
+    cells = F.normalize(torch.stack(list(maps)).flatten(2), dim=1)
     similar = (cells[0].T @ cells[1]).double().round(decimals=3)
     return Explanation(query=views[0], answer=views[1], similar=similar.tolist())
 

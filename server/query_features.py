@@ -13,13 +13,19 @@ from scipy.special import ndtr
 
 from features.database import unit_rows
 from network.color import CHROMA_BORDERS, LIGHTNESS_BORDERS, MEAN, STD, lab_of_rgb
-from search.query import join_queries
+from search.query import Query, join_queries
 from search.signals import Signal
 from server.live import Collection, Features
 from server.schemas import SearchOptions
 
 LIKE_WEIGHT, UNLIKE_WEIGHT = 0.75, 0.15  # beside the query's 1
 LAB_SPREAD = (12.0, 8.0, 8.0)  # standard deviation of L, a and b around a garment's colour
+
+
+def extract(collection: Collection, queries: list[Query]) -> list[Features]:
+    """The features of each query picture."""
+    features = collection.extract(queries)
+    return [[signal[i : i + 1] for signal in features] for i in range(len(queries))]
 
 
 def features_of(collection: Collection, pictures: Sequence[str]) -> list[Features]:

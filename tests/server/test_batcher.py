@@ -11,8 +11,8 @@ from fastapi import HTTPException
 
 from search.query import Query
 from server.batcher import BATCH, MAX_WAITING, Batcher
-from server.live import Collection, Features
-from server.query_features import features_of
+from server.live import Collection
+from server.query_features import Features, extract, features_of
 
 pytest_plugins = ("tests.server.web_base",)
 
@@ -32,7 +32,7 @@ def test_each_picture_gets_its_own_features(
 
     async def run() -> list[Features]:
         batcher = Batcher(sizes.append)
-        return await asyncio.gather(*(batcher.extract(collection, query) for query in queries))
+        return await asyncio.gather(*(batcher.run(extract, collection, query) for query in queries))
 
     for row, found in enumerate(asyncio.run(run())):
         alone = collection.extract([queries[row]])
@@ -66,7 +66,7 @@ def slow(collection: Collection) -> SlowCollection:
 
 async def start(batcher: Batcher, slow: SlowCollection, query: Query) -> asyncio.Task[Features]:
     """A picture that is now in the network."""
-    task = asyncio.create_task(batcher.extract(slow, query))
+    task = asyncio.create_task(batcher.run(extract, slow, query))
     while not slow.started.is_set():
         await asyncio.sleep(0.01)
     return task
@@ -76,7 +76,7 @@ async def wait_in_queue(
     batcher: Batcher, collection: Collection, queries: list[Query]
 ) -> list[asyncio.Task[Features]]:
     """Pictures that now wait."""
-    tasks = [asyncio.create_task(batcher.extract(collection, query)) for query in queries]
+    tasks = [asyncio.create_task(batcher.run(extract, collection, query)) for query in queries]
     await asyncio.sleep(0)
     return tasks
 
@@ -89,10 +89,10 @@ def test_a_full_queue_is_busy(slow: SlowCollection, queries: list[Query]) -> Non
         tasks = [await start(batcher, slow, queries[0])]
         tasks += await wait_in_queue(batcher, slow, [queries[1]] * MAX_WAITING)
         with pytest.raises(HTTPException, match="try again"):
-            await batcher.extract(slow, queries[2])
+            await batcher.run(extract, slow, queries[2])
         slow.go_on.set()
         assert len(await asyncio.gather(*tasks)) == MAX_WAITING + 1
-        await batcher.extract(slow, queries[2])
+        await batcher.run(extract, slow, queries[2])
 
     asyncio.run(fill())
 
@@ -113,6 +113,6 @@ def test_a_fault_reaches_its_batch_only_and_a_cancelled_request_no_other(
             with pytest.raises(RuntimeError):
                 await task
         assert len(await asyncio.gather(*good)) == 2
-        assert await batcher.extract(collection, queries[6])
+        assert await batcher.run(extract, collection, queries[6])
 
     asyncio.run(fail())

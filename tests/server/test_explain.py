@@ -2,19 +2,27 @@
 
 import base64
 import io
+import re
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from network.color import MEAN, STD
 from search.query import Stopwatch
-from server.explain import explain, thumbnail
+from server.explain import explain as explain_images
+from server.explain import images_of, see, thumbnail
 from server.live import Collection
 from server.ranking import search
 from server.schemas import Explanation, Found, SearchOptions
 
 pytest_plugins = ("tests.server.web_base",)
+
+
+def explain(collection: Collection, options: SearchOptions, answer: str) -> Explanation:
+    images = images_of(collection, options, answer)
+    return explain_images(collection, images, see(collection, images))
 
 
 @pytest.fixture
@@ -84,3 +92,18 @@ def test_a_thumbnail_is_no_larger_than_wanted(
         assert picture.format == "JPEG"
         assert max(picture.size) == min(side, 300)
         assert not picture.getexif()
+
+
+def test_pictures_that_are_explained_wait_with_those_that_are_searched(
+    client: httpx.Client, ids: list[str]
+) -> None:
+    """One bounded queue: the network sees them in its batches, which the metrics count."""
+
+    def seen() -> float:
+        text = client.get("/api/metrics").text
+        return float(re.search(r"^fashion_batch_pictures_sum (.+)$", text, re.M)[1])
+
+    before = seen()
+    body = {"search": {"pictures": [ids[7]]}, "answer": ids[9]}
+    assert client.post("/api/explain", json=body).status_code == 200
+    assert seen() == before + 2
