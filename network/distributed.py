@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.device import pick_device
+from utils import UserError
 
 T = TypeVar("T")
 
@@ -108,7 +109,11 @@ def init_distributed(device: str) -> Iterator[tuple[Distributed, torch.device]]:
         chosen = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
     nccl = on_cuda and dist.is_nccl_available()
     kind, card = ("nccl", chosen) if nccl else ("gloo", None)
-    dist.init_process_group(kind, timeout=TIMEOUT, device_id=card)
+    try:
+        dist.init_process_group(kind, timeout=TIMEOUT, device_id=card)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"the {world_size} processes cannot connect: {reason}") from None
     distributed = Distributed(dist.get_rank(), world_size)
     try:
         with redirect_stdout(sys.stdout if distributed.is_main else open(os.devnull, "w")):

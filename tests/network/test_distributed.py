@@ -14,11 +14,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from net import read_checkpoint
-from network.distributed import Distributed, per_process
+from network.distributed import Distributed, init_distributed, per_process
 from tests.conftest import ROOT, Run, free_port, run, run_ranks
 from train import main
 from training import loop
 from training.resume import Progress
+from utils import UserError
 
 FLAGS = "--backbone timm/test_convnext --pretrained none --img-size 40 --crop-size 32".split()
 FLAGS += "--train-batch-size 15 --triplet-batch-size 8 --test-interval 3 --dump-interval 2".split()
@@ -153,3 +154,12 @@ def test_one_process_has_all_rows() -> None:
 def test_processes_share_the_readers_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert [per_process(count) for count in (0, 2, 8)] == [0, 1, 2]
+
+
+def test_processes_that_cannot_connect_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    connecting = init_distributed("cpu")
+    with pytest.raises(UserError, match=r"the 2 processes cannot connect: .*MASTER_ADDR"):
+        connecting.__enter__()
