@@ -162,6 +162,9 @@ class LiveCollection:
             return
         try:
             fresh = Collection(self.config)
+            if fresh.database.metadata == self.collection.database.metadata:
+                self.stamp = stamp  # the same again, as a backup's links leave it: uploads stay
+                return
             fresh.state()
             self.collection, self.stamp, self.has_older = fresh, stamp, True
         except Exception as error:  # unfinished, no memory for two: requests go on with the old one

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
+from PIL import Image
 
-from search.query import Stopwatch
+from search.query import Query, Stopwatch
 from server import ranking
 from server.api import build_app
 from server.live import Collection, LiveCollection
@@ -56,6 +58,19 @@ def test_a_new_extraction_is_opened_and_the_older_one_still_answers(live: LiveCo
     assert np.array_equal(second.signals[0].features, features)
     assert np.array_equal(first.signals[0].features[:5], before)  # a request that goes on
     assert refreshed(live) is second
+
+
+def test_the_same_files_again_keep_the_uploads(live: LiveCollection) -> None:
+    """A link to a file, as a backup makes it, changes the time of its last change."""
+    first = live.collection
+    image = torch.zeros(4, 4, 3, dtype=torch.uint8)
+    name = first.keep([], [Query("a.jpg", [image], Image.new("RGB", (4, 4)))])
+    info = live.config.DATASET_BASE / "all_feat.json"
+    before = live.stamp
+    info.with_suffix(".backup").hardlink_to(info)
+    assert refreshed(live) is first
+    assert live.stamp != before
+    assert first.uploaded(name).image is image
 
 
 def test_the_older_one_is_released(live: LiveCollection) -> None:
