@@ -37,8 +37,6 @@ from config import (
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCK = ".lock"
 
-FileStamp = tuple[int, int, int]
-
 
 class UserError(Exception):
     """An error that the user can correct; the message says what is wrong, where, and what to do."""
@@ -296,7 +294,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def file_stamp(file: Path | str) -> FileStamp:
+def file_stamp(file: Path | str) -> tuple[int, int, int]:
     """Size in bytes, inode, and time of the last change in ns, which no program can set back."""
     status = os.stat(file)
     return status.st_size, status.st_ino, status.st_ctime_ns

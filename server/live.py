@@ -23,7 +23,7 @@ from search.milvus import RECORD
 from search.query import Query
 from search.words import image_text_model
 from server.schemas import CollectionState, EngineState, Picture
-from utils import FileStamp, UserError, command, file_stamp, print_once
+from utils import UserError, command, print_once, sha256_of
 
 CHECK_SECONDS = 5.0  # between checks whether the files were replaced
 UPLOAD_SECONDS = 1800.0  # that the uploaded pictures of a query are kept
@@ -142,7 +142,7 @@ class LiveCollection:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.stamp = _stamp(config.DATASET_BASE)
+        self.checksum = _checksum(config.DATASET_BASE)
         self.collection = Collection(config)
         self.has_older = False
 
@@ -154,25 +154,23 @@ class LiveCollection:
 
     def refresh(self) -> None:
         """Open the collection again if its files were replaced, and swap it when it is whole."""
-        stamp = _stamp(self.config.DATASET_BASE)
-        if stamp in (None, self.stamp):
+        checksum = _checksum(self.config.DATASET_BASE)
+        if checksum in (None, self.checksum):
             if self.has_older:  # whose last request has ended by now
                 gc.collect()
                 self.has_older = False
             return
         try:
             fresh = Collection(self.config)
-            if fresh.database.metadata == self.collection.database.metadata:
-                self.stamp = stamp  # the same again, as a backup's links leave it: uploads stay
-                return
             fresh.state()
-            self.collection, self.stamp, self.has_older = fresh, stamp, True
+            self.collection, self.checksum, self.has_older = fresh, checksum, True
         except Exception as error:  # unfinished, no memory for two: requests go on with the old one
             print_once(f"the older collection stays: {str(error) or type(error).__name__}")
 
 
-def _stamp(base: Path) -> FileStamp | None:
+def _checksum(base: Path) -> str | None:
+    """SHA-256 of what describes the files; its stamp would change by a backup's links, too."""
     try:
-        return file_stamp(base / INFO)
+        return sha256_of(base / INFO)
     except OSError:
         return None

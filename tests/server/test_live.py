@@ -20,6 +20,7 @@ from server.ranking import balanced
 from server.schemas import SearchOptions
 from tests.conftest import replace_features
 from tests.server.web_base import own_config
+from utils import file_stamp
 
 pytest_plugins = ("tests.server.web_base",)
 
@@ -66,10 +67,10 @@ def test_the_same_files_again_keep_the_uploads(live: LiveCollection) -> None:
     image = torch.zeros(4, 4, 3, dtype=torch.uint8)
     name = first.keep([], [Query("a.jpg", [image], Image.new("RGB", (4, 4)))])
     info = live.config.DATASET_BASE / "all_feat.json"
-    before = live.stamp
+    before = file_stamp(info)
     info.with_suffix(".backup").hardlink_to(info)
     assert refreshed(live) is first
-    assert live.stamp != before
+    assert file_stamp(info) != before
     assert first.uploaded(name).image is image
 
 
