@@ -89,7 +89,6 @@ def run(config: Config, update: bool, distributed: Distributed, device: torch.de
     pictures = read_collection(base, config.CATEGORIES, inshop, config.VAL_SHARE)
     models = load_models(config, pictures.category_names, device)
     records, settings = [model.record for model in models], settings_of(config, device)
-    job = Job(base, models, settings, config.NUM_WORKERS, distributed, device)
     key = key_of([record.sha256 for record in records], pictures.paths, pictures.boxes)
     if key != distributed.broadcast(key):
         rank = distributed.rank
@@ -110,6 +109,7 @@ def run(config: Config, update: bool, distributed: Distributed, device: torch.de
             stored = old.metadata.settings.AMP if old else ""
             arithmetic = choose_arithmetic(config.AMP, stored, models, dataset, device)
         dtype, settings["AMP"] = distributed.broadcast(arithmetic)
+        job = Job(base, models, settings, config.NUM_WORKERS, distributed, device)
         chunks = extract(job, dataset, stamps[rows], dtype)
         if not distributed.is_main:
             return 0

@@ -82,7 +82,7 @@ def competitors(
     return Competitors(nearest, density, correct, labels[queries])
 
 
-def nearest_others(
+def competing_answers(
     engine: Engine,
     signals: Sequence[Signal],
     queries: np.ndarray,
@@ -170,7 +170,7 @@ def calibrate(database: FeatureDatabase, signals: Sequence[Signal], val_share: f
         )
     mates = int(count_relevant(queries, gallery, labels).max()) if same == "item" else 0
     engine = MatrixEngine(of_gallery(signals, gallery), torch.device("cpu"))
-    answers = nearest_others(engine, signals, queries, gallery, mates)
+    answers = competing_answers(engine, signals, queries, gallery, mates)
     there = competitors(answers, queries, labels, np.zeros(len(queries), bool))
     away = np.arange(2 * len(queries)) >= len(queries)
     both = competitors([*answers, *answers], np.tile(queries, 2), labels, away)

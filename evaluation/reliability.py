@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.calibrate import FOUND, nearest_others
+from evaluation.calibrate import FOUND, competing_answers
 from evaluation.figures import Table
 from evaluation.metrics import auroc, calibration_error, reliability
 from evaluation.protocols import Task, count_relevant
@@ -50,7 +50,7 @@ def measure(
     answers), "auroc@10" of probability and distance, "curve" (see `metrics.reliability`) and, of
     items, "open_set".
     """
-    answers = nearest_others(engine, signals, task.queries, task.gallery)
+    answers = competing_answers(engine, signals, task.queries, task.gallery)
     width = min(FIRST, *(len(answer.rows) for answer in answers))
     rows = np.stack([answer.rows[:width] for answer in answers])
     probabilities = np.empty(rows.shape)
@@ -91,7 +91,7 @@ def _open_set(
     out = choose_validation(task.labels[queries].astype(str), 0.5)
     stays = ~np.isin(task.labels[task.gallery], task.labels[queries[out]])
     places = np.flatnonzero(stays)
-    answers: list[Answer] = nearest_others(engine, signals, queries, task.gallery, places=places)
+    answers: list[Answer] = competing_answers(engine, signals, queries, task.gallery, places=places)
     certain = [certainty_of(calibration, answer, task.labels).present for answer in answers]
     present = np.array(certain, np.float64)
     distances = np.array([answer.distances[:1].sum() for answer in answers])

@@ -75,8 +75,8 @@ class FeatureDatabase:
     category_names : names of the categories
     items : N, str; the garment's id, "" where unknown
     metadata : what made the features, counts, checksums
-    content : N x 32, uint8; the SHA-256 of each picture, see `incremental.look`; None where it is
-        not known
+    content : N x 32, uint8; the SHA-256 of each picture, see `incremental.digest_of`; None where
+        it is not known
     """
 
     base: Path
@@ -115,6 +115,11 @@ class FeatureDatabase:
 def deep_file(number: int) -> str:
     """Name of the file of a model's embeddings; models are numbered from 0."""
     return f"all_feat_{number + 1}.npy" if number else DEEP
+
+
+def deep_name(number: int) -> str:
+    """Name of the signal of a model's embeddings; models are numbered from 0."""
+    return f"deep_{number + 1}" if number else "deep"
 
 
 def open_database(base: Path) -> FeatureDatabase:

@@ -25,7 +25,7 @@ from utils import UserError, atomic_write, file_stamp, progress_bar
 STAMPS_FILE = ".all_content.npz"
 STAMP, DIGEST = 3 + 4, 32  # numbers: size, inode, time of the last change, box; bytes
 # Settings that an update must share.
-SAME = ("COLOR_TOP_N", "PALETTE", "FLIP", "CROP_TO_BBOX", "TRANSFORM")
+SAME_SETTINGS = ("COLOR_TOP_N", "PALETTE", "FLIP", "CROP_TO_BBOX", "TRANSFORM")
 
 
 def digest_of(base: Path, path: str, box: np.ndarray, crop: bool) -> bytes:
@@ -65,7 +65,7 @@ def database_to_update(
     metadata = database.metadata
     if [model.sha256 for model in metadata.models] != [model.sha256 for model in models]:
         reason = "it was made by another model"
-    elif any(getattr(metadata.settings, name) != settings[name] for name in SAME):
+    elif any(getattr(metadata.settings, name) != settings[name] for name in SAME_SETTINGS):
         reason = "it was made with other settings"
     elif database.content is None:
         reason = "it is of an older version, which did not look at what pictures hold"

@@ -11,13 +11,13 @@ _Architecture = Annotated[Architecture, BeforeValidator(TypeAdapter(Architecture
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
     """Strict: a wrong type is an error, not converted. Keys of other versions are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-class ModelRecord(_Record):
+class ModelRecord(Record):
     """One of the models that made the features.
 
     Attributes
@@ -35,7 +35,7 @@ class ModelRecord(_Record):
     held_out: SplitRecord | str | None = "unknown"
 
 
-class FeatureSettings(_Record):
+class FeatureSettings(Record):
     """The settings that the features depend on, and the arithmetic of the networks (AMP)."""
 
     COLOR_TOP_N: Annotated[int, Field(ge=1)]
@@ -48,7 +48,7 @@ class FeatureSettings(_Record):
     AMP: Literal["float32", "float16", "bfloat16"]
 
 
-class Metadata(_Record):
+class Metadata(Record):
     """What made a feature database, and the SHA-256 of each of its files.
 
     Attributes

@@ -45,10 +45,18 @@ class ColorFeature(nn.Module):
                 f"COLOR_TOP_N is {self.top_n}, but the conv map has {cells} cells;"
                 " lower it, or raise CROP_SIZE"
             )
-        response = conv_map.float().mean(1).flatten(1)
-        strongest = response.argsort(dim=1, descending=True, stable=True)[:, : self.top_n]
+        strongest = strongest_cells(conv_map, self.top_n)
         colors = F.adaptive_avg_pool2d(x.float(), (height, width)).flatten(2)
         return colors.gather(2, strongest[:, None].expand(-1, 3, -1)).flatten(1)
+
+
+def strongest_cells(conv_map: Tensor, count: int) -> Tensor:
+    """The cells with the strongest mean response: N x C x h x w -> N x count, int64.
+
+    Strongest first, of equal ones the first in reading order, by which they are numbered.
+    """
+    response = conv_map.float().mean(1).flatten(1)
+    return response.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def lab_of_rgb(rgb: Tensor) -> Tensor:

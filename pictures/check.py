@@ -142,8 +142,12 @@ def _print_items(pictures: Pictures) -> None:
     views = Counter(pictures.items.tolist())
     single = sum(count == 1 for count in views.values())
     print(f"{len(views):,} items; {single:,} with a single view (no triplet, no hit)")
-    gallery = set(pictures.in_partition("gallery").items.tolist())
-    lost = sum(item not in gallery for item in pictures.in_partition("query").items.tolist())
+    items = {name: pictures.in_partition(name).items.tolist() for name in ITEM_PARTITIONS}
+    tested = {*items["query"], *items["gallery"]}
+    if both := (tested & {*items["train"], *items["val"]}) - {""}:
+        print(f"{len(both):,} items of the test part are trained on, too: it measures too much")
+    gallery = set(items["gallery"])
+    lost = sum(item not in gallery for item in items["query"])
     if lost:
         print(f"{lost:,} queries whose item is not in the gallery: they can never be answered")
 

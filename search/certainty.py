@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from features.database import FeatureDatabase
-from features.metadata import Sha256
+from features.metadata import Record, Sha256
 from search.engine import Answer
 from search.signals import Signal
 from utils import command, print_once
@@ -29,11 +29,7 @@ DENSE = slice(9, 50)  # of these, whose median distance says how dense the colle
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-
-class Competition(_Record):
+class Competition(Record):
     """Distances -> shares, see the module.
 
     Attributes
@@ -61,7 +57,7 @@ class Competition(_Record):
         return np.hstack([weights, none]) - sums
 
 
-class Calibration(_Record):
+class Calibration(Record):
     """What `evaluate.py --calibrate` has found.
 
     Attributes

@@ -14,7 +14,7 @@ MEMORY = 64 << 20  # bytes of distances that an exact search holds at once
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to one query, nearest first unless it is re-ranked.
+    """The answer to one query, nearest first.
 
     Attributes
     ----------

@@ -25,7 +25,7 @@ from utils import UserError, command, sha256_of
 
 Cut = Box | Literal["auto"]  # auto: to the garment that is found in the picture
 
-SAME = 0.01  # relative: features whose lengths differ by less are normalised, in bfloat16 too
+SAME_LENGTH = 0.01  # relative: features of lengths so close are normalised, in bfloat16 too
 
 
 class Stopwatch:
@@ -72,7 +72,7 @@ def joined(queries: Sequence[Query]) -> Query:
     return replace(queries[0], name=" + ".join(query.name for query in queries), files=files)
 
 
-def join_queries(
+def mean_features(
     features: Sequence[np.ndarray], weights: Sequence[float] | None = None
 ) -> list[np.ndarray]:
     """Make one query of several pictures of an item: the mean of their features.
@@ -94,7 +94,7 @@ def join_queries(
     for own in features:
         mean = np.average(own.astype(np.float64), axis=0, weights=weights)[None]
         lengths = np.linalg.norm(own, axis=1)
-        if np.allclose(lengths, lengths[0], rtol=SAME, atol=0):
+        if np.allclose(lengths, lengths[0], rtol=SAME_LENGTH, atol=0):
             mean = lengths[0] * unit_rows(mean)
         joined.append(mean.astype(np.float32))
     return joined

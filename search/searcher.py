@@ -30,9 +30,9 @@ from search.query import (
     extract_queries,
     find_models,
     find_query,
-    join_queries,
     joined,
     load_query_nets,
+    mean_features,
     open_finder,
     recorded_box,
 )
@@ -210,7 +210,7 @@ class Searcher:
         queries = [self.read(one, box) for one in pictures]
         features = self.extract(queries) if queries else []
         if together and len(queries) > 1:
-            queries, features = [joined(queries)], join_queries(features)
+            queries, features = [joined(queries)], mean_features(features)
         if text and queries:
             queries = [replace(one, name=f'{one.name} + "{text}"', text=text) for one in queries]
             return queries, self.words.query(text, features)

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from features.database import FeatureDatabase
+from features.database import FeatureDatabase, deep_name
 from utils import UserError
 
 
@@ -69,10 +69,9 @@ def signals_of(
             f"MODEL_WEIGHTS has {len(weights)} weights, the feature database {models}"
             f" model{'s' if models > 1 else ''}; give one weight for each"
         )
-    names = [f"deep_{number + 1}" if number else "deep" for number in range(models)]
     deep = [
-        Signal(name, features, metrics[0], weight)
-        for name, features, weight in zip(names, database.deep, weights, strict=True)
+        Signal(deep_name(number), features, metrics[0], weight)
+        for number, (features, weight) in enumerate(zip(database.deep, weights, strict=True))
     ]
     signals = [*deep, Signal("color", database.color, metrics[1], color_weight)]
     if database.palette is not None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from features.database import FeatureDatabase, unit_rows
+from features.database import FeatureDatabase, deep_name, unit_rows
 from net import FeatureNet
 from network.image_text import TextTower
 from search.engines import NamedEngine
@@ -60,8 +60,7 @@ class Words:
         config = network.open_clip or {}
         self.tower = TextTower(model, network.backbone, config, prompt, device)
         self.weight = weight
-        name = f"deep_{self.number + 1}" if self.number else "deep"
-        self.signals = [Signal(name, database.deep[self.number], "cosine", 1.0)]
+        self.signals = [Signal(deep_name(self.number), database.deep[self.number], "cosine", 1.0)]
         searched = f"all {len(database.categories):,} pictures, {describe_distance(self.signals)}"
         engine = exact_engine(database, self.signals, device)
         self.engine = NamedEngine("exact", engine, searched, 1.0)

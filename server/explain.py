@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from net import conv_map_of
+from network.color import strongest_cells
 from network.device import query_type
 from pictures.decode import read_picture
 from pictures.folder import picture_file
@@ -59,11 +60,9 @@ def _file_of(collection: Collection, picture: str) -> Path:
 
 def _view(image: Tensor, conv_map: Tensor, cell_count: int) -> View:
     rows, columns = conv_map.shape[1:]
-    # As in `ColorFeature`.
-    strongest = conv_map.mean(0).flatten().argsort(descending=True, stable=True)[:cell_count]
     means = F.adaptive_avg_pool2d(image.permute(2, 0, 1).float(), (rows, columns)).flatten(1)
     cells = []
-    for i in strongest.tolist():
+    for i in strongest_cells(conv_map[None], cell_count)[0].tolist():
         rgb = bytes(means[:, i].round().byte().tolist())
         cells.append(Cell(row=i // columns, column=i % columns, color=f"#{rgb.hex()}"))
     data = base64.b64encode(_jpeg(Image.fromarray(image.numpy()))).decode()

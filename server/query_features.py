@@ -13,7 +13,7 @@ from scipy.special import ndtr
 
 from features.database import unit_rows
 from network.color import CHROMA_BORDERS, LIGHTNESS_BORDERS, MEAN, STD, lab_of_rgb
-from search.query import Query, join_queries
+from search.query import Query, mean_features
 from search.signals import Signal
 from server.live import Collection, Features
 from server.schemas import SearchOptions
@@ -66,7 +66,7 @@ def combine(
     groups = ((1, queries), (LIKE_WEIGHT, liked), (-UNLIKE_WEIGHT, unliked))
     weights = [weight / len(group) for weight, group in groups for _ in group]
     each = zip(*queries, *liked, *unliked, strict=True)
-    return join_queries([np.concatenate(signal) for signal in each], weights)
+    return mean_features([np.concatenate(signal) for signal in each], weights)
 
 
 def color_features(signals: Sequence[Signal], color: str) -> dict[str, np.ndarray]:

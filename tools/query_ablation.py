@@ -40,7 +40,7 @@ from search import Searcher
 from search.duplicates import CollapsedEngine
 from search.engine import Engine
 from search.matrix import MatrixEngine
-from search.query import Query, join_queries
+from search.query import Query, mean_features
 from search.signals import Signal, describe_distance, signals_of
 from utils import UserError, evenly_spaced, parse_args, run_script
 
@@ -126,7 +126,7 @@ def _joint_queries(plain: Outcome, engine: Engine, features: Sequence[np.ndarray
         task.labels[task.queries], return_index=True, return_inverse=True
     )
     members = [group == number for number in range(len(items))]
-    single_queries = [join_queries([f[rows] for f in features]) for rows in members]
+    single_queries = [mean_features([f[rows] for f in features]) for rows in members]
     joint = [np.concatenate(own) for own in zip(*single_queries, strict=True)]
     by_item = replace(task, queries=task.queries[first], groups=items)
     outcome, cost = _timed(by_item, engine, joint)

@@ -266,6 +266,7 @@ def test_inshop_part_is_reported_and_counts_where_it_is_used(
     assert status == 0
     assert "4 items; 1 with a single view" in said
     assert "2 queries whose item is not in the gallery" in said
+    assert "trained on, too" not in said
     assert re.search(r"^Tees +3 +0 +3 +1$", said, re.MULTILINE)
 
     (base / "in_shop/img/MEN/Tees/a/2.png").unlink()
@@ -273,3 +274,16 @@ def test_inshop_part_is_reported_and_counts_where_it_is_used(
         status, said = check(base, capsys, *argv)
         assert status == expected
         assert " in_shop/img/MEN/Tees/a/2.png\n" in said
+
+
+def test_items_of_the_test_part_that_are_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = data_set(tmp_path, {}, PARTS)
+    parts = {"a/1": "id_1 train", "a/2": "id_1 query", "b/1": "id_2 train", "b/2": "id_2 gallery",
+             "c/1": "id_3 query", "c/2": "id_3 gallery"}  # fmt: skip
+    write(base, "in_shop/list_eval_partition.txt",
+          [f"img/MEN/Tees/{path}.png {rest}" for path, rest in parts.items()])  # fmt: skip
+    for path in parts:
+        draw(base / f"in_shop/img/MEN/Tees/{path}.png")
+    assert "2 items of the test part are trained on, too" in check(base, capsys)[1]

@@ -8,7 +8,7 @@ from PIL import Image
 from net import Architecture, FeatureNet, initial_net
 from network.color import color_features
 from network.device import to_device
-from search.query import Query, extract_queries, join_queries
+from search.query import Query, extract_queries, mean_features
 from tests.fake_cuda import pictures
 
 SETTINGS = {"COLOR_TOP_N": 4, "PALETTE": True}
@@ -34,7 +34,7 @@ def test_joined_queries_by_hand(rows: list[int]) -> None:
     """Lengths of 1 are kept, other lengths are not made 1."""
     deep = np.float32([[1, 0], [0.6, 0.8], [0, 1], [-1, 0]])
     color = np.float32([[2], [5], [4], [1]])
-    joined = join_queries([deep[rows], color[rows]])
+    joined = mean_features([deep[rows], color[rows]])
     total = deep[rows].sum(0)
     np.testing.assert_allclose(joined[0], [total / np.linalg.norm(total)], rtol=1e-6)
     np.testing.assert_array_equal(joined[1], [color[rows].mean(0)])

@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 
 import retrieval
 from features.database import unit_rows
-from search.query import join_queries
+from search.query import mean_features
 from server.live import Collection
 from server.query_features import LIKE_WEIGHT, UNLIKE_WEIGHT, color_features
 from tests.server.web_base import RECALL, Server, paths_of, png_of, post, query_file
@@ -109,7 +109,7 @@ def weighted_distances(collection: Collection, rows: list[int]) -> dict[str, np.
     """Of each signal its part of the distance of all pictures to some pictures as one query."""
     parts = {}
     for signal in collection.signals:
-        (query,) = join_queries([np.asarray(signal.features[rows])])
+        (query,) = mean_features([np.asarray(signal.features[rows])])
         parts[signal.name] = signal.weight * cdist(query, signal.features, signal.metric)[0]
     return parts
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from config import Config
 from network.device import pick_device
 from search.engine import ExactEngine
 from search.matrix import MatrixEngine
@@ -30,14 +31,18 @@ from tools.benchmark.network import amp_name, photos, printed_rate, training
 from tools.benchmark.rows import Row, compare_rates, compare_times
 from tools.benchmark.search import TOP_N, rows_of, search_one
 from tools.benchmark.sizes import GPU, Sizes
-from tools.benchmark.timing import ROOT, Run, interleaved, run_child
-from tools.benchmark.timing import run_script as run_project_script
+from tools.benchmark.timing import ROOT, Run, interleaved, run_child, run_project
 from utils import UserError, run_script
 
 TEST_SECONDS = 240
 CDIST_BYTES = 1 << 30  # distances that `torch.cdist` makes at once
 COPY_BYTES = 1 << 30  # copied by one call: far more than a cache holds
-WEIGHTS = {"deep": 1.0, "color": 0.1, "palette": 4.0}  # of the signals, as in config.py
+OWN = Config.model_fields
+WEIGHTS = {
+    "deep": 1.0,
+    "color": OWN["COLOR_WEIGHT"].default,
+    "palette": OWN["PALETTE_WEIGHT"].default,
+}
 
 
 def tests(_: Path, sizes: Sizes, device: str) -> Iterator[Row]:
@@ -58,7 +63,7 @@ def extraction(folder: Path, sizes: Sizes, device: str) -> Iterator[Row]:
     """feature_extractor.py, beside its network alone and beside its loader alone."""
     base, amp = photos(folder, sizes), amp_name(device)
     parts = run_child(base, "extraction_parts", device, amp, sizes.batches)[1]
-    seconds, output = run_project_script(
+    seconds, output = run_project(
         "feature_extractor.py", base, f"--device={device}", f"--amp={amp}"
     )
     here = printed_rate(output)

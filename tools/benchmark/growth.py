@@ -21,7 +21,7 @@ from tools.benchmark.search import (
     search_one,
     signals_with,
 )
-from tools.benchmark.timing import interleaved, run_script
+from tools.benchmark.timing import interleaved, run_project
 from utils import atomic_write
 
 Measurement = dict[str, Any]
@@ -85,7 +85,7 @@ def _growth(folder: Path, count: int, rounds: int) -> Iterator[Measurement]:
     yield measure(exact, "exact", quantised, making, min(10 * rounds, 20))
     clusters = min(max(50, round(count**0.5 / 8)), count // 4)
     start = time.perf_counter()
-    run_script("kmeans.py", database.base, f"--n-clusters={clusters}")
+    run_project("kmeans.py", database.base, f"--n-clusters={clusters}")
     opened = open_engine(database, signals, "kmeans", 0, RECALL)
     making = time.perf_counter() - start
     nprobe = nprobe_of(open_clusters(database), 0, RECALL)

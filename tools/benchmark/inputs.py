@@ -12,7 +12,7 @@ from torch import Tensor
 from features.database import CATEGORY, CLASSIFIER, COLOR, DEEP, INFO, ITEM, LIST
 from features.metadata import FeatureSettings, Metadata, ModelRecord
 from net import Architecture
-from tools.benchmark.timing import run_script
+from tools.benchmark.timing import run_project
 from tools.synthetic.draw import make_collection
 from utils import sha256_of
 
@@ -110,4 +110,4 @@ def make_photos(base: Path, count: int, backbone: str, side: int) -> None:
         else:
             os.link(paths[number % DRAWN], path)
     network = (f"--backbone={backbone}", f"--img-size={side}", f"--crop-size={side}")
-    run_script("train.py", base, "--epoch=0", "--pretrained=none", "--device=cpu", *network)
+    run_project("train.py", base, "--epoch=0", "--pretrained=none", "--device=cpu", *network)

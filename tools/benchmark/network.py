@@ -17,7 +17,7 @@ from network.device import amp_type, pick_device
 from tools.benchmark.inputs import make_photos
 from tools.benchmark.rows import Row, compare, compare_rates
 from tools.benchmark.sizes import Sizes
-from tools.benchmark.timing import run_child, run_python, run_script
+from tools.benchmark.timing import run_child, run_project, run_python
 
 MODEL = "model_best.pth.tar"
 
@@ -74,11 +74,11 @@ def cold_start(folder: Path, sizes: Sizes) -> Iterator[Row]:
     """A query as a whole process, beside a script that only embeds the picture."""
     base = photos(folder, sizes)
     if not (base / INFO).exists():
-        run_script("feature_extractor.py", base, "--device=cpu", f"--amp={amp_name('cpu')}")
+        run_project("feature_extractor.py", base, "--device=cpu", f"--amp={amp_name('cpu')}")
     picture, model = min(base.glob("kind_0/*.jpg")), base / "models" / MODEL
     pairs = []
     for _ in range(sizes.rounds + 1):
-        here, _ = run_script("retrieval.py", base, "--device=cpu", "--engine=exact", str(picture))
+        here, _ = run_project("retrieval.py", base, "--device=cpu", "--engine=exact", str(picture))
         pairs.append((here, run_python(base, "-c", PLAIN_QUERY, str(model), str(picture))[0]))
     here, peer = (median(column) for column in zip(*pairs[1:], strict=True))  # [0] warms up
     shown = f"{here:.2f} s", f"plain torch script: {peer:.2f} s"
@@ -95,7 +95,7 @@ def extraction(folder: Path, sizes: Sizes) -> Iterator[Row]:
     base, amp = photos(folder, sizes), amp_name("cpu")
     runs = []
     for _ in range(min(3, sizes.rounds)):
-        whole, output = run_script("feature_extractor.py", base, "--device=cpu", f"--amp={amp}")
+        whole, output = run_project("feature_extractor.py", base, "--device=cpu", f"--amp={amp}")
         eager, _ = run_child(base, "eager", amp)
         openvino = float("nan")
         if find_spec("openvino"):

@@ -22,7 +22,7 @@ from search.signals import Signal, signals_of
 from tools.benchmark.inputs import QUERIES, make_database, random_features
 from tools.benchmark.rows import Row, compare, compare_times, in_units
 from tools.benchmark.sizes import Sizes
-from tools.benchmark.timing import Run, interleaved, run_script
+from tools.benchmark.timing import Run, interleaved, run_project
 
 K = 10  # answers of a query whose recall is measured
 TOP_N = 5  # answers of an exact query, as many as retrieval.py shows
@@ -114,7 +114,7 @@ def kmeans_queries(folder: Path, sizes: Sizes) -> Iterator[Row]:
     import faiss
 
     database = open_random(folder, sizes.rows)
-    run_script("kmeans.py", database.base, f"--n-clusters={sizes.clusters}", "--color-weight=0")
+    run_project("kmeans.py", database.base, f"--n-clusters={sizes.clusters}", "--color-weight=0")
     signals = signals_with(database, "euclidean", 0.0)
     opened = open_engine(database, signals, "kmeans", 0, RECALL)
     queries = queries_of(min(200, sizes.queries))

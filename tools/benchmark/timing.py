@@ -51,7 +51,7 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def run_script(name: str, base: Path, *arguments: str) -> tuple[float, str]:
+def run_project(name: str, base: Path, *arguments: str) -> tuple[float, str]:
     """Run a script of the project; its seconds and its standard output."""
     return run_python(base, str(ROOT / name), f"--dataset-base={base}", *arguments)
 
