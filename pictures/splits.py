@@ -5,7 +5,7 @@ gallery do neither, so figures measured on them are of pictures that nothing was
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,7 @@ def read_splits(
     """
     labelled = read_labelled(base, categories, val_share, assigned)
     require_photos(base)
+    unknown = labelled.select(labelled.categories < 0)
     labelled = labelled.select(labelled.categories >= 0)
     inshop_alone = attribute_list(base) is None and has_items(base)
     if not inshop_alone and has_items(base):
@@ -103,6 +104,9 @@ def read_splits(
             raise UserError(f"{base}: no picture in its {name} part; see {check}")
     pictures, count = train, len(train)
     if inshop:
+        # Not the category that an item's folder would give what has none, or has it from a model.
+        known = align(items.paths, unknown.paths) < 0
+        items = replace(items, categories=np.where(known, items.categories, -1).astype(np.int16))
         pictures = merge(train, items.select(~item_chosen))
         pictures = pictures.select(np.argsort(pictures.categories < 0, kind="stable"))
         count = int((pictures.categories >= 0).sum()) if item_categories else count

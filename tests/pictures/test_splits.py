@@ -8,7 +8,8 @@ import pytest
 
 import data
 from pictures.collection import read_labelled
-from pictures.deepfashion import read_inshop
+from pictures.deepfashion import ASSIGNED_LIST, read_inshop
+from pictures.lists import write_list
 from pictures.splits import read_splits
 from utils import UserError
 
@@ -145,3 +146,34 @@ def test_the_digest_tells_divisions_apart(shared: Path, tmp_path: Path) -> None:
     digest = read_splits(tmp_path, 20, False, 0.2).digest()
     assert read_splits(tmp_path, 20, False, 0.2).digest() == digest
     assert read_splits(tmp_path, 20, False, 0.3).digest() != digest
+
+
+@pytest.mark.parametrize("assigned", ["", "category"])
+def test_an_items_pictures_without_a_category_teach_none(
+    tmp_path: Path, shared: Path, assigned: str
+) -> None:
+    """Nor where a model has assigned theirs: seen to fail, by the names of their folders."""
+    lines = ["path,category,item"]
+    for number, item in enumerate(sorted((shared / "inshop-men/img/MEN/Tees").iterdir())):
+        for file in item.iterdir():
+            (tmp_path / item.name).mkdir(exist_ok=True)
+            shutil.copyfile(file, tmp_path / item.name / file.name)
+            category = ("", "Tees", "Shirts")[number % 3]
+            lines.append(f"{item.name}/{file.name},{category},{item.name}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    base = tmp_path / "base"
+    data.main(["import", str(tmp_path / "list.csv"), "--dataset-base", str(base)])
+    table = read_labelled(base, 20, 0.2)
+    named = set(table.select(table.categories >= 0).paths)
+    if assigned:
+        number = table.category_names.index("Shirts")
+        shirts = table.select(table.categories == number).paths
+        rows = [(path, "0.9") for path in shirts]
+        write_list(base / "Anno" / ASSIGNED_LIST, ("image_name", "probability"), rows)
+        named -= set(shirts)
+    parts = read_splits(base, 20, True, 0.2)
+    taught = parts.train.paths[: parts.labelled]
+    assert taught
+    assert set(taught) <= named
+    assert set(parts.category_names) <= {"Tees", "Shirts"}
+    assert not set(parts.train.paths) <= named  # the others still teach items
