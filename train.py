@@ -26,7 +26,7 @@ from pictures.folder import allow_roots
 from pictures.splits import Splits, read_splits
 from training.boxes import train_boxes
 from training.loop import BEST, Trainer, mark_best
-from training.resume import IDENTITY, RESUME_POINT, refuse_to_overwrite
+from training.resume import IDENTITY, refuse_to_overwrite
 from utils import locked, parse_args, run_script
 
 USES = (
@@ -84,6 +84,8 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
                 print(f"resumed: epoch {trainer.progress.epoch}, step {trainer.progress.step}")
             else:
                 refuse_to_overwrite(trainer.resume_point)
+                if distributed.is_main:  # else --resume would take up the finished run
+                    trainer.resume_point.unlink()
         count, processes = len(splits.train), distributed.world_size
         print(
             f"{count:,} training pictures ({splits.labelled:,} with a category); validation:"
@@ -119,7 +121,7 @@ def write_untrained(
         if config.PRETRAINED != "none":
             train_boxes(config, splits, path, net, device, amp)
         print(f"{path}: the untrained network")
-        if not (models / RESUME_POINT).exists():  # nor is there a trained one to mark
+        if not any(models.glob("model_[1-9]*_final.pth.tar")):  # there is no trained one to mark
             mark_best(path)
             print(f"{models / BEST}: the same")
 

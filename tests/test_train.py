@@ -13,6 +13,7 @@ import data
 import train
 from net import load_net, read_checkpoint
 from tests.conftest import Run, run
+from training.loop import Trainer
 from utils import UserError
 
 SMALL = "--backbone efficientnet_b0 --pretrained none --img-size 40 --crop-size 32".split()
@@ -172,6 +173,17 @@ def test_a_loss_that_is_no_number_stops_the_run(base: Path) -> None:
         train.main([*flags, "--freeze-param", "false"])
 
 
+def test_resume_never_takes_up_the_run_before(base: Path, capsys: pytest.CaptureFixture) -> None:
+    """One that ended, if the last one was stopped before it wrote anything."""
+    flags = ["--dataset-base", str(base), *SMALL, "--epoch", "1", "--num-workers", "0"]
+    train.main(flags)
+    with pytest.raises(UserError, match="the loss is"):
+        train.main([*flags, "--lr", "1e30", "--freeze-param", "false"])
+    capsys.readouterr()
+    train.main([*flags, "--lr", "0.02", "--resume"])
+    assert "epoch 1/1: validation loss" in capsys.readouterr().out
+
+
 def test_an_unreadable_picture_is_named_in_one_line(base: Path) -> None:
     """Also from a process that reads pictures: its error arrives with a traceback inside."""
     for picture in (base / "img").rglob("*.jpg"):
@@ -213,3 +225,30 @@ def test_a_run_goes_on_past_a_damaged_picture_and_without_it(
     (tmp_path / "hat").rename(tmp_path / "cap")
     with pytest.raises(UserError, match="has other categories; undo that"):
         train.main([*flags, "--epoch", "3", "--resume"])
+
+
+def test_the_rate_falls_to_0_though_pictures_came(
+    few_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a cosine over the steps that there are now; by those before it stayed at a third."""
+    base = Path(shutil.copytree(few_photos, tmp_path / "data"))
+    flags = ["--dataset-base", str(base), *SMALL, "--num-workers", "0", "--optimizer", "adamw"]
+    flags += ["--freeze-param", "false", "--epoch", "3", "--test-batch-size", "4"]
+    epoch = Trainer._epoch
+
+    def stopped(trainer: Trainer) -> None:
+        if trainer.progress.epoch == 2:
+            raise KeyboardInterrupt
+        epoch(trainer)
+
+    monkeypatch.setattr(Trainer, "_epoch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(flags)
+    monkeypatch.undo()
+    for photo in [file for file in base.rglob("*.jpg") if file.parent.name == "hat"]:
+        for number in range(4):
+            shutil.copyfile(photo, photo.with_name(f"{number} {photo.name}"))
+    train.main([*flags, "--resume"])
+    curves = EventAccumulator(str(next((base / "models" / "tensorboard").iterdir()))).Reload()
+    rates = [point.value for point in curves.Scalars("learning rate")]
+    assert rates[-1] < 0.1 * max(rates)

@@ -149,6 +149,11 @@ class Trainer:
         if self.writer:
             self.writer.close()
 
+    @property
+    def steps_done(self) -> int:
+        """As of now; a resumed run may have begun with more or fewer pictures, thus steps."""
+        return (self.progress.epoch - 1) * self.batches.steps() + self.progress.step
+
     def _epoch(self) -> None:
         at, config = self.progress, self.config
         self.batches.enter(at.epoch, at.step)
@@ -165,7 +170,7 @@ class Trainer:
                 if at.total_steps % config.TEST_INTERVAL == 0:
                     self._validate_quickly(f"{title}, step {at.step}")
                 # A run too short for the heads to settle is to train the backbone, too.
-                late = at.total_steps >= max(config.EPOCH * steps // 2, 1)
+                late = self.steps_done >= max(config.EPOCH * steps // 2, 1)
                 if late and config.FREEZE_PARAM == "auto":
                     self._unfreeze("half of the steps are done")
                 if at.total_steps % config.DUMP_INTERVAL == 0:
@@ -237,7 +242,7 @@ class Trainer:
         losses = self.loss(*parts, total - self.batches.metric_pictures)
         warm, factor = at.total_steps - at.unfrozen, None
         if self.config.OPTIMIZER == "adamw":
-            factor = rate_factor(at.total_steps, warm, self.batches.steps(), self.config.EPOCH)
+            factor = rate_factor(self.steps_done, warm, self.batches.steps(), self.config.EPOCH)
         update(self.net, self.optimizer, self.scaler, losses["loss"], factor)
         return {name: value.detach() for name, value in losses.items()}
 
