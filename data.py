@@ -149,6 +149,7 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
     min_side : px of the short side below which `transform` would lose detail, see `read_picture`
     truncated : read files whose end is missing, see `read_picture`
     replace : instead of a picture that cannot be read, give the next one, and say so
+    labelled : the first ones, which replace each other; the others may lack a category
 
     Attributes
     ----------
@@ -162,6 +163,7 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
     min_side: int = 0
     truncated: bool = False
     replace: bool = False
+    labelled: int = 0
 
     def __post_init__(self) -> None:
         self.items = numbered(self.pictures.items)
@@ -181,13 +183,14 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
 
     def readable(self, row: int) -> tuple[int, Image.Image]:
         """A picture and its row: the next one that can be read, and a line about each other."""
-        for other in range(row, row + MAX_REPLACED):
+        end = self.labelled if row < self.labelled else len(self)  # one with a category gets one
+        for other in (number % end for number in range(row, row + MAX_REPLACED)):
             try:
-                return other % len(self), self.picture(other % len(self))
+                return other, self.picture(other)
             except PictureError as error:
-                if not self.unreadable[other % len(self)]:
+                if not self.unreadable[other]:
                     print(f"{error}: left out; the next one takes its place", file=sys.stderr)
-                self.unreadable[other % len(self)] = 1
+                self.unreadable[other] = 1
                 last = error
         raise last
 

@@ -202,3 +202,12 @@ def test_a_large_jpeg_is_decoded_smaller_where_nothing_is_lost(
     assert read_picture(large[0], (0, 0, 200, 200), DETAIL * 112).size == (200, 200)
     whole[0].save(tmp_path / "whole.png")
     assert read_picture(tmp_path / "whole.png", None, 8).size == whole[0].size
+
+
+def test_a_damaged_picture_with_a_category_is_replaced_by_one_with_a_category(
+    tmp_path: Path,
+) -> None:
+    dataset = replace(noisy_set(tmp_path, 5), replace=True, labelled=3)
+    for name in ("2.png", "4.png"):
+        (tmp_path / name).write_bytes(b"broken")
+    assert [dataset.readable(row)[0] for row in range(5)] == [0, 1, 0, 3, 0]

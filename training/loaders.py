@@ -32,9 +32,9 @@ def build_loaders(
     shown = train_transform(side, network.interpolation, network.resize == "padded")
     base, crop = config.DATASET_BASE, config.CROP_TO_BBOX
     how = DETAIL * network.img_size, config.TRUNCATED == "accept", True
-    train_set = PictureDataset(base, splits.train, shown, crop, *how)
+    train_set = PictureDataset(base, splits.train, shown, crop, *how, splits.labelled)
     pictures = PictureDataset(base, splits.validation, seen, crop, *how)
-    items = PictureDataset(base, splits.validation_items, seen, False, *how)
+    items = PictureDataset(base, splits.validation_items, seen, crop, *how)
 
     def load(dataset: PictureDataset, rows: np.ndarray) -> DataLoader:
         if len(rows) < distributed.world_size:

@@ -4,14 +4,21 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 import data
+from config import Config
+from net import Architecture, initial_net
+from network.distributed import Distributed
 from pictures.collection import read_collection
 from pictures.deepfashion import find_box, read_consumer
+from pictures.samplers import TrainBatches
 from pictures.splits import read_splits
 from search.query import find_query
 from tests.pictures.test_check import draw
 from tests.pictures.test_deepfashion import INSHOP, write
+from training.loaders import build_loaders
 from utils import UserError
 
 BLOUSE, SKIRT = "img/CLOTHING/Blouse/id_00000001", "img/DRESSES/Skirt/id_00000007"
@@ -140,3 +147,22 @@ def test_check_reports_its_lists_and_pictures(
     assert "4 items; 0 with a single view" in said
     assert re.search(rf"1 missing\n +{prefix}{COAT}/shop_01\.jpg", said)
     assert re.search(rf"1 box reaches outside .*\n +{prefix}{BLOUSE}/shop_02\.jpg", said)
+
+
+def test_validation_cuts_them_to_their_boxes_as_extraction_does(tmp_path: Path) -> None:
+    boxes = CONSUMER[CONSUMER_BOXES].replace(f"{SKIRT}/comsumer_01", f"{COAT}/comsumer_01")
+    base = write(tmp_path, {**CONSUMER, CONSUMER_BOXES: boxes})
+    photos(base, "consumer_to_shop/")
+    for path in re.findall(r"img/\S+jpg", CONSUMER[PAIRS]):
+        picture = Image.new("RGB", (40, 30), "blue")
+        picture.paste("red", (1, 3, 30, 22))
+        picture.save(base / "consumer_to_shop" / path, quality=95)
+    config = Config(DATASET_BASE=base, ENABLE_INSHOP_DATASET=True, VAL_SHARE=0.5, NUM_WORKERS=0)
+    splits = read_splits(base, 20, True, 0.5)
+    net = initial_net(Architecture("resnet18", 16, splits.category_names, 64, 64), "none")
+    batches = TrainBatches(splits.train, splits.labelled, 2, 2, 0.5, 2, 0)
+    cpu = torch.device("cpu")
+    _, _, validation = build_loaders(config, splits, batches, net, cpu, Distributed())
+    images = torch.cat([batch[0] for batch in validation["item"][0]])
+    red = [bool(image[..., 0].float().mean() > 200) for image in images]
+    assert sorted(red) == [False, True]  # the shop picture has no box
