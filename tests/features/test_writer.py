@@ -1,6 +1,7 @@
 """writer.py: a database that is the old one or the new one, whatever ends the writer."""
 
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -76,6 +77,17 @@ def write(base: Path, count: int, seed: float, unreadable: tuple[int, ...] = ())
     places[list(unreadable)] = -1
     table = pictures(base, count)
     write_database(base, table, stacked(base, count, seed), places, head, MODELS, SETTINGS)
+
+
+def test_files_of_the_users_own_stay(tmp_path: Path) -> None:
+    write(tmp_path, 9, 0.5)
+    own = tmp_path / "all_feat_before_tuning.npy", tmp_path / "all_feat_2.npy.bak"
+    for file in own:
+        shutil.copyfile(tmp_path / "all_feat.npy", file)
+    shutil.copyfile(tmp_path / "all_feat.npy", tmp_path / "all_feat_2.npy")  # of a second model
+    write(tmp_path, 9, 0.25)
+    assert all(file.exists() for file in own)
+    assert not (tmp_path / "all_feat_2.npy").exists()
 
 
 def test_the_database_is_what_was_extracted_without_unreadable_pictures(tmp_path: Path) -> None:
