@@ -207,9 +207,11 @@ def _keeps_embeddings(
     images = zip(*(dataset[row][0] for row in rows), strict=True)
     changes = []
     for model, own in zip(models, map(torch.stack, images), strict=True):
-        exact, rounded = (
-            unit_rows(extract_features(model.net, own, device, dtype)[0]) for dtype in (None, kind)
-        )
+        with explain_out_of_memory():
+            exact, rounded = (
+                unit_rows(extract_features(model.net, own, device, dtype)[0])
+                for dtype in (None, kind)
+            )
         changes.append(float((1 - (exact * rounded).sum(1)).max()))
     return max(changes) <= MAX_COSINE_CHANGE
 

@@ -15,12 +15,12 @@ from PIL import Image, ImageOps
 from config import Config
 from data import DETAIL, eval_transform
 from features.database import open_database
-from network.device import pick_device
+from network.device import explain_out_of_memory, pick_device
 from network.garments import GarmentFinder
 from pictures.decode import read_picture
 from search.certainty import open_calibration
 from search.duplicates import OwnPicture
-from search.engines import NamedEngine, open_engine
+from search.engines import ENGINES, NamedEngine, open_engine
 from search.low_precision import Copies
 from search.matches import Matches, find
 from search.query import (
@@ -98,7 +98,7 @@ class Searcher:
         self.min_side = DETAIL * max(one.img_size for one in networks)
         self._copies = Copies()
         self._open = lru_cache(MAX_ENGINES)(self._open_engine)
-        self._opening = threading.Lock()
+        self._opening = {name: threading.Lock() for name in ENGINES}
         self._closed = False
 
     def __repr__(self) -> str:
@@ -248,8 +248,9 @@ class Searcher:
         """Features of Q queries: for each signal Q x D, float32."""
         if self._closed:
             raise ValueError("the Searcher is closed")
-        amp = self.database.metadata.settings.AMP
-        return extract_queries(self.nets, queries, self.device, amp, self.config.EXTRACT_BATCH_SIZE)
+        amp, size = self.database.metadata.settings.AMP, self.config.EXTRACT_BATCH_SIZE
+        with explain_out_of_memory("EXTRACT_BATCH_SIZE"):
+            return extract_queries(self.nets, queries, self.device, amp, size)
 
     def rank(
         self,
@@ -313,11 +314,13 @@ class Searcher:
 
         Raises
         ------
-        UserError : what the engine needs is missing, damaged or of other features
+        UserError : no such engine; or what it needs is missing, damaged or of other features
         """
+        if name not in ENGINES:
+            raise UserError(f"engine {name!r}: not one of {', '.join(ENGINES)}")
         if weights is None:
             weights = [signal.weight for signal in self.signals]
-        with self._opening:
+        with self._opening[name]:  # one that waits for Milvus does not hold up the others
             return self._open(name, tuple(weights))
 
     def _open_engine(self, name: str, weights: tuple[float, ...]) -> NamedEngine:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from net import conv_map_of
 from network.color import strongest_cells
-from network.device import query_type
+from network.device import explain_out_of_memory, query_type
 from pictures.decode import read_picture
 from pictures.folder import picture_file
 from server.live import Collection
@@ -38,7 +38,8 @@ def see(collection: Collection, images: list[Tensor]) -> list[Tensor]:
     """The first network's conv map of each picture: C x h x w, float32, on the CPU."""
     dtype = query_type(collection.database.metadata.settings.AMP, collection.device)
     conv_map = conv_map_of(collection.nets[0].net, collection.device, dtype)
-    return list(conv_map(torch.stack(images)).cpu())
+    with explain_out_of_memory():
+        return list(conv_map(torch.stack(images)).cpu())
 
 
 def explain(

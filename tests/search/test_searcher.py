@@ -3,11 +3,14 @@
 import io
 import json
 import shutil
+import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.spatial.distance import cdist
 
@@ -141,6 +144,30 @@ def test_threads_get_the_answers_of_one(base: Path, searcher: Searcher) -> None:
         assert list(pool.map(searcher.search, paths)) == expected
 
 
+def test_a_server_that_does_not_answer_holds_up_no_other_engine(base: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        config = Config(DATASET_BASE=base, DEVICE="cpu", MILVUS_URI=uri, MILVUS_TIMEOUT=5)
+        searcher = Searcher(base, config)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(searcher.engine, "milvus")
+            while not waiting.running():
+                time.sleep(0.01)
+            searcher.engine("exact")
+            assert not waiting.done()
+            with pytest.raises(UserError):
+                waiting.result()
+
+
+def test_a_gpu_without_memory_is_one_line(searcher: Searcher, monkeypatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("search.searcher.extract_queries", exhausted)
+    with pytest.raises(UserError, match="the GPU's memory is too small; set EXTRACT_BATCH_SIZE"):
+        searcher.search(searcher.database.paths[0])
+
+
 def test_other_weights_are_another_engine_which_stays_open(searcher: Searcher) -> None:
     features = [signal.features[:1] for signal in searcher.signals]
     named = searcher.engine("exact", (0.0, 0.0, 1.0))
@@ -167,6 +194,8 @@ def test_what_cannot_be_searched_is_said(
             searcher.search(**arguments)
     with pytest.raises(ValueError, match="name a picture, or words"):
         searcher.search(text=" \n")
+    with pytest.raises(UserError, match="engine 'fast': not one of exact, kmeans, milvus"):
+        searcher.search(path, engine="fast")
     with pytest.raises(UserError, match="no feature database"):
         Searcher(tmp_path)
 
