@@ -41,7 +41,7 @@ class Uploaded(NamedTuple):
 
 
 class Collection(Searcher):
-    """An opened collection; `version` changes with its features.
+    """An opened collection; `version` changes with its files.
 
     A picture's id is a hash of its path: no other picture gets it when the collection is updated.
     """
@@ -52,7 +52,7 @@ class Collection(Searcher):
         paths = (path.encode() for path in self.database.paths)
         ids = b"".join(hashlib.blake2b(path, digest_size=8).digest() for path in paths)
         self.ids = np.frombuffer(ids, "<u8")
-        checksums = repr(sorted(self.database.metadata.sha256.items())).encode()
+        checksums = repr(sorted(self.database.metadata.checksums.items())).encode()
         self.version = hashlib.sha256(checksums).hexdigest()[:12]
         self._uploads: TTLCache[str, Uploaded] = TTLCache(MAX_UPLOADS, UPLOAD_SECONDS)
         self._uploading = threading.Lock()

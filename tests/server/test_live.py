@@ -1,5 +1,6 @@
 """The collection of the server, and its replacement."""
 
+import shutil
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from config import Config
 from search.query import Query, Stopwatch
 from server import ranking
 from server.api import build_app
@@ -20,6 +22,7 @@ from server.ranking import balanced
 from server.schemas import SearchOptions
 from tests.conftest import replace_features
 from tests.server.web_base import own_config
+from tests.test_feature_extractor import extract
 from utils import file_stamp
 
 pytest_plugins = ("tests.server.web_base",)
@@ -72,6 +75,21 @@ def test_the_same_files_again_keep_the_uploads(live: LiveCollection) -> None:
     assert refreshed(live) is first
     assert file_stamp(info) != before
     assert first.uploaded(name).image is image
+
+
+def test_other_names_of_the_same_features_are_another_version(
+    few_photos: Path, tmp_path: Path
+) -> None:
+    """Else its map would show pictures by ids that are gone."""
+    base = Path(shutil.copytree(few_photos, tmp_path / "data"))
+    assert extract(base) == 0
+    config = Config(DATASET_BASE=base, DEVICE="cpu")
+    before = Collection(config)
+    (base / "hat").rename(base / "hats")
+    assert extract(base, "--update") == 0
+    after = Collection(config)
+    assert after.database.metadata.sha256 == before.database.metadata.sha256
+    assert after.version != before.version
 
 
 def test_the_older_one_is_released(live: LiveCollection) -> None:
