@@ -47,13 +47,17 @@ def signals_for(collection: Collection, options: SearchOptions, query: Features)
     """
     if options.text:
         return collection.words.signals
-    signals = collection.signals
-    pairs = zip(signals, query, strict=True)
-    by_picture = any(features.any() for signal, features in pairs if _is_deep(signal))
-    signals = balanced(signals, options.balance if by_picture else 1)
+    by_picture = _is_by_picture(collection, query)
+    signals = balanced(collection.signals, options.balance if by_picture else 1)
     if not any(signal.weight for signal in signals):
         raise UserError("no signal has a weight; move the balance, or see the server's settings")
     return signals
+
+
+def _is_by_picture(collection: Collection, query: Features) -> bool:
+    """Whether a query has more than a colour."""
+    pairs = zip(collection.signals, query, strict=True)
+    return any(features.any() for signal, features in pairs if _is_deep(signal))
 
 
 def _category_for(collection: Collection, options: SearchOptions, query: Features | None) -> str:
@@ -97,6 +101,8 @@ def search(collection: Collection, options: SearchOptions, watch: Stopwatch) -> 
         options = options.model_copy(update={"engine": "exact", "other_color": False})
     with watch.step("ranking"):
         query = query_features(collection, options)
+        if options.other_color and query is not None and not _is_by_picture(collection, query):
+            options = options.model_copy(update={"other_color": False})
         files = collection.uploaded(options.query).files if options.query else ()
         own = OwnPicture(collection.database, files)
         signals = [] if query is None else signals_for(collection, options, query)

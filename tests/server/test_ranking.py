@@ -171,6 +171,8 @@ def test_same_cut_other_colour_stays_in_the_category_and_goes_far_in_colour(sear
             for found in (plain, other)
         )
         assert far > near + 0.1
+    plain, other = (search(color="#ff0000", other_color=other, count=5) for other in (False, True))
+    assert plain["answers"] == other["answers"]  # a colour has no cut
 
 
 @pytest.mark.parametrize(
