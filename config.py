@@ -115,7 +115,10 @@ class Config(BaseSettings):
         "also use the items (in several views) below in_shop/ and consumer_to_shop/", False
     )
     INSHOP_DATASET_PERCENT: float = _data(
-        "share of the triplets drawn from in-shop items, 0 to 1", 0.8, ge=0, le=1
+        "above 0: the metric loss is by item; with PER_CLASS=0 the share of its triplets that is",
+        0.8,
+        ge=0,
+        le=1,
     )
     VAL_SHARE: float = _data(
         "share of the items, and of photos without a split, for validation", 0.1, gt=0, lt=1
@@ -152,7 +155,7 @@ class Config(BaseSettings):
         "auto",
     )
     NORMALIZE: bool = _network(
-        "embeddings of equal length, of a part for the category and one for the single item", True
+        "embeddings of length 10, of a part for the category and a part for the item", True
     )
 
     # --- training
@@ -176,7 +179,9 @@ class Config(BaseSettings):
         "proxy_anchor",
     )
     TRIPLET_WEIGHT: float = _training(
-        "weight of the metric loss beside cross entropy; 0 switches it off", 0.02, ge=0
+        "weight of the metric loss beside cross entropy; 0, or modern without items: none",
+        0.02,
+        ge=0,
     )
     ENABLE_TRIPLET_WITH_COSINE: bool = _training(
         "triplet loss on cosine instead of Euclidean distance", False
@@ -252,7 +257,7 @@ class Config(BaseSettings):
         "clusters that a k-means query searches; 0: as many as TARGET_RECALL needs", 0, ge=0
     )
     TARGET_RECALL: float = _ranking(
-        "lowest recall@10 of k-means queries, from above 0 to 1", 0.99, gt=0, le=1
+        "lowest recall@10 of k-means and Milvus queries, from above 0 to 1", 0.99, gt=0, le=1
     )
 
     # --- milvus
