@@ -5,6 +5,7 @@ gallery do neither, so figures measured on them are of pictures that nothing was
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,10 +105,13 @@ def read_splits(
             raise UserError(f"{base}: no picture in its {name} part; see {check}")
     pictures, count = train, len(train)
     if inshop:
-        # Not the category that an item's folder would give what has none, or has it from a model.
-        known = align(items.paths, unknown.paths) < 0
-        items = replace(items, categories=np.where(known, items.categories, -1).astype(np.int16))
-        pictures = merge(train, items.select(~item_chosen))
+        pictures = merge(train, _without_categories(items.select(~item_chosen), unknown.paths))
         pictures = pictures.select(np.argsort(pictures.categories < 0, kind="stable"))
         count = int((pictures.categories >= 0).sum()) if item_categories else count
     return Splits(pictures, count, validation, items.select(item_chosen))
+
+
+def _without_categories(items: Pictures, paths: Sequence[str]) -> Pictures:
+    """The pictures, those of `paths` without the category that their item's folder gives."""
+    known = align(items.paths, paths) < 0
+    return replace(items, categories=np.where(known, items.categories, -1).astype(np.int16))
