@@ -145,7 +145,7 @@ def _print_items(pictures: Pictures) -> None:
     items = {name: pictures.in_partition(name).items.tolist() for name in ITEM_PARTITIONS}
     tested = {*items["query"], *items["gallery"]}
     if both := (tested & {*items["train"], *items["val"]}) - {""}:
-        print(f"{len(both):,} items of the test part are trained on, too: it measures too much")
+        print(f"{len(both):,} items of the test part are trained on, too: its figures are too good")
     gallery = set(items["gallery"])
     lost = sum(item not in gallery for item in items["query"])
     if lost:
