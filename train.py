@@ -84,6 +84,7 @@ def train(config: Config, resume: bool, distributed: Distributed, device: torch.
                 print(f"resumed: epoch {trainer.progress.epoch}, step {trainer.progress.step}")
             else:
                 refuse_to_overwrite(trainer.resume_point)
+                distributed.barrier()  # all have read it
                 if distributed.is_main:  # else --resume would take up the finished run
                     trainer.resume_point.unlink()
         count, processes = len(splits.train), distributed.world_size

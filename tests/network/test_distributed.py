@@ -91,7 +91,7 @@ def test_two_processes_train_what_one_trains(alone: Path, drawn: Path, tmp_path:
 
     # The sampled triplets of the original recipe, of which each process reads a part.
     original = "--recipe", "original", "--epoch", "1"
-    shutil.rmtree(base / "models")
+    shutil.rmtree(base / "models/tensorboard")  # a new run over one that has ended
     train(base, *original, processes=2)
     two = curve(base, "train/metric")
     shutil.rmtree(base / "models")
