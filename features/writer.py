@@ -35,8 +35,11 @@ from utils import UserError, atomic_write, sync_folder, writing
 NEW = ".extract_new"  # the folder of the new files
 BLOCK = 8192  # rows copied at once
 OUTDATED = (
-    *("all_feat_[0-9].npy", "all_feat_[0-9][0-9].npy", PALETTE),
-    *("all_*.codes.npy", "all_*.bounds.npy"),
+    "all_feat_[0-9].npy",
+    "all_feat_[0-9][0-9].npy",
+    PALETTE,
+    "all_*.codes.npy",
+    "all_*.bounds.npy",
 )
 
 

@@ -144,7 +144,7 @@ def _print_items(pictures: Pictures) -> None:
     print(f"{len(views):,} items; {single:,} with a single view (no triplet, no hit)")
     items = {name: pictures.in_partition(name).items.tolist() for name in ITEM_PARTITIONS}
     tested = {*items["query"], *items["gallery"]}
-    if both := (tested & {*items["train"], *items["val"]}) - {""}:
+    if both := tested & {*items["train"], *items["val"]}:
         print(f"{len(both):,} items of the test part are trained on, too: its figures are too good")
     gallery = set(items["gallery"])
     lost = sum(item not in gallery for item in items["query"])

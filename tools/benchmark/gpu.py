@@ -37,11 +37,10 @@ from utils import UserError, run_script
 TEST_SECONDS = 240
 CDIST_BYTES = 1 << 30  # distances that `torch.cdist` makes at once
 COPY_BYTES = 1 << 30  # copied by one call: far more than a cache holds
-OWN = Config.model_fields
 WEIGHTS = {
     "deep": 1.0,
-    "color": OWN["COLOR_WEIGHT"].default,
-    "palette": OWN["PALETTE_WEIGHT"].default,
+    "color": Config.model_fields["COLOR_WEIGHT"].default,
+    "palette": Config.model_fields["PALETTE_WEIGHT"].default,
 }
 
 
