@@ -12,7 +12,7 @@ from typing import Any
 
 from utils import AwayError, UserError
 
-UNREACHABLE, NOT_FOUND, UNEXPECTED = 2, 100, 65535  # codes of Milvus
+NOT_READY, UNREACHABLE, NOT_FOUND, UNEXPECTED = 1, 2, 100, 65535  # codes of Milvus
 NOT_LOADED = (101, 103)  # nothing of a collection, or not all
 # Hundreds of the codes of what is refused again: collection, partition, index, database,
 # parameter, privilege, alias.
@@ -95,9 +95,11 @@ class Client:
                 return getattr(self.client, method)(*args, timeout=left, **options)
             except Exception as error:  # of several libraries
                 code = getattr(error, "code", None)
+                # Milvus Lite reads an index that it is still writing.
+                is_early = code == NOT_READY and method == "load_collection"
                 if code in NOT_LOADED and method in ("search", "query"):  # after a restart
                     self.load(args[0])
-                elif code == UNREACHABLE and time.monotonic() + PAUSE < end:
+                elif (is_early or code == UNREACHABLE) and time.monotonic() + PAUSE < end:
                     time.sleep(PAUSE)
                 else:
                     raise self._error(method.replace("_", " "), error) from None

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -224,6 +225,22 @@ def test_after_any_step_a_push_goes_on(
         assert_same(engine.search(queries, 3), ExactEngine(signals).search(queries, 3))
     paths = engine.client.call("query", engine.name, filter="row >= 0", output_fields=["path"])
     assert sorted(hit["path"] for hit in paths) == sorted(database.paths)
+
+
+def test_an_index_that_is_still_written_is_waited_for(drawn_base: Path) -> None:
+    """Milvus Lite builds indexes in the background, and reads such a file when it loads."""
+    push(drawn_base)
+    _, signals, engine = opened(settings(drawn_base, ""))
+    engine.client.call("release_collection", engine.name)
+    index = next((drawn_base / "models").rglob("*.deep.*.idx"))
+    whole = index.read_bytes()
+    index.write_bytes(b"")
+    later = threading.Timer(1, index.write_bytes, [whole])
+    later.start()
+    engine.client.load(engine.name)
+    later.join()
+    queries = [signal.features[:5] for signal in signals]
+    assert_same(engine.search(queries, 3), ExactEngine(signals).search(queries, 3))
 
 
 def test_what_milvus_cannot_do_the_exact_engine_does(drawn_base: Path, uri: str) -> None:
