@@ -25,6 +25,7 @@ from pictures.table import (
 from utils import UserError
 
 ANNO_FOLDERS = ("Anno", "Anno_coarse", "Anno_fine")
+FOLDERS = ("img", "img_highres")  # of pictures, the official archives have one or both
 CONSUMER, CONSUMER_BOXES = "consumer_to_shop", "list_bbox_consumer2shop.txt"
 COLOR_LIST = "list_color_inshop.txt"
 ASSIGNED_LIST = "list_category_assigned.txt"  # the categories that are a model's guess
@@ -187,9 +188,10 @@ def read_items(base: Path) -> Pictures:
 
 
 def _below(base: Path, places: Sequence[str], paths: list[str]) -> list[str]:
-    """Paths below the first place that has a folder img/, else below the last place."""
-    place = next((place for place in places if (base / place / "img").exists()), places[-1])
-    return [place + path for path in paths]
+    """Paths below the first place that has a folder img/, or img_highres/, else below the last."""
+    found = ((f, place) for f in FOLDERS for place in places if (base / place / f).exists())
+    folder, place = next(found, (FOLDERS[0], places[-1]))
+    return [place + re.sub(f"^{FOLDERS[0]}/", f"{folder}/", path) for path in paths]
 
 
 def _boxes_and_types(

@@ -110,6 +110,7 @@ def test_box_of_a_picture_is_not_that_of_a_longer_name(tmp_path: Path) -> None:
     [
         ({}, "in_shop/img", "in_shop/"),
         (OFFICIAL, "in_shop/Img/img", "in_shop/Img/"),
+        (OFFICIAL, "in_shop/Img/img_highres", "in_shop/Img/"),
         ({}, "img", ""),
     ],
 )
@@ -119,7 +120,8 @@ def test_inshop_lists_in_every_layout(
     base = write(tmp_path, INSHOP, places)
     (base / folder).mkdir(parents=True)
     found = read_inshop(base)
-    assert found.paths[1] == prefix + "img/WOMEN/Blouses_Shirts/id_00000001/02_3_back.jpg"
+    path = f"{Path(folder).name}/WOMEN/Blouses_Shirts/id_00000001/02_3_back.jpg"
+    assert found.paths[1] == prefix + path
     assert found.items.tolist() == ["id_00000001"] * 2 + ["id_00000007"] * 2
     assert found.partitions.tolist() == ["train", "train", "query", "gallery"]
     assert found.category_names == ["Blouses_Shirts", "Denim"]
