@@ -31,7 +31,7 @@ from utils import locked, parse_args, run_script
 
 USES = (
     *IDENTITY,
-    *("DATASET_BASE", "VAL_SHARE", "RECIPE", "EPOCH", "LOG_INTERVAL", "DUMP_INTERVAL"),
+    *("DATASET_BASE", "RECIPE", "EPOCH", "LOG_INTERVAL", "DUMP_INTERVAL"),
     *("GRAD_CHECKPOINTING", "ALLOWED_ROOTS", "TRUNCATED", "DEVICE", "AMP", "NUM_WORKERS"),
 )
 
