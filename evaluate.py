@@ -99,7 +99,8 @@ def _outcomes(
     calibration = open_calibration(database, signals)
     for task in tasks:
         outcome = run_task(task, engine_of(task.gallery), query_features(task, signals))
-        if calibration and calibration.same == task.name:
+        is_of = calibration and task.name in MAIN_TASKS and task.name.startswith(calibration.same)
+        if calibration and is_of and certainty is None:
             whole = as_searched(task, len(database.categories))
             certainty = measure(whole, engine_of(whole.gallery), signals, calibration)
         outcomes.append(with_accuracy(database, outcome) if task.name == "category" else outcome)

@@ -29,7 +29,7 @@ def as_searched(task: Task, count: int) -> Task:
     everything = np.arange(count)
     queries = queries[count_relevant(queries, everything, task.labels) > 0]
     # The views of an item are not independent of each other.
-    groups = task.labels[queries] if task.name == "item" else queries
+    groups = queries if task.name == "category" else task.labels[queries]
     return replace(task, queries=queries, gallery=everything, groups=groups)
 
 

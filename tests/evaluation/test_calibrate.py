@@ -18,7 +18,8 @@ from pictures.table import choose_validation
 from search.certainty import certainty_of, open_calibration
 from search.engine import Answer, ExactEngine
 from search.signals import signals_of
-from tests.conftest import replace_features
+from tests.conftest import replace_features, stored_features
+from tests.evaluation.test_protocols import consumer_pairs
 from tests.evaluation.test_tune_weights import record_splits
 from utils import UserError
 
@@ -165,6 +166,16 @@ def test_without_items_it_is_of_categories_and_says_so(measured: Path, tmp_path,
     assert (record["same"], record["present"]) == ("category", None)
     evaluate.main(["--dataset-base", str(measured)])
     assert "probability of the same category" in capsys.readouterr().out
+
+
+def test_consumer_items_alone_are_measured_too(tmp_path: Path, capsys) -> None:
+    consumer_pairs(tmp_path, rng := np.random.default_rng(0))
+    stored_features(tmp_path, rng)
+    calibrated(tmp_path)
+    evaluate.main(["--dataset-base", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "probability of the same item, calibrated" in said
+    assert "open set: half of the items taken out" in said
 
 
 def test_a_calibration_of_another_distance_or_model_is_refused(measured: Path, capsys) -> None:
