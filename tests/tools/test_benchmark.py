@@ -168,7 +168,7 @@ def test_the_server(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("uvicorn")
     base = photos(folder, TINY_SIZES)
     if not (base / "all_feat.json").exists():
-        timing.run_script("feature_extractor.py", base)
+        timing.run_project("feature_extractor.py", base)
     flags = ("--clients=2", "--seconds=0.5", "--single=2", "--warm-up=2")
     server.main([f"--dataset-base={base}", *flags])
     output = capsys.readouterr().out
