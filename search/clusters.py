@@ -56,14 +56,19 @@ class Clusters:
     @cached_property
     def by_cluster(self) -> np.ndarray:
         """All rows, cluster by cluster, ascending in each: N, int64."""
-        few = len(self.centroids) <= np.iinfo(np.uint16).max  # NumPy sorts 16 bits by radix
-        return np.argsort(self.labels.astype(np.uint16) if few else self.labels, kind="stable")
+        return np.concatenate(self.members)
 
     @cached_property
     def members(self) -> list[np.ndarray]:
         """The rows of each cluster, ascending: K arrays, int64."""
-        sizes = np.bincount(self.labels, minlength=len(self.centroids))
-        return np.split(self.by_cluster, np.cumsum(sizes)[:-1])
+        return self.among(np.arange(len(self.labels)))
+
+    def among(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Those of some ascending rows that are in each cluster: K arrays."""
+        labels, count = self.labels[rows], len(self.centroids)
+        few = count <= np.iinfo(np.uint16).max  # NumPy sorts 16 bits by radix
+        order = np.argsort(labels.astype(np.uint16) if few else labels, kind="stable")
+        return np.split(rows[order], np.cumsum(np.bincount(labels, minlength=count))[:-1])
 
     def order(self, queries: np.ndarray) -> np.ndarray:
         """Clusters by the distance of their centroids, nearest first: Q x D -> Q x K."""
@@ -155,9 +160,7 @@ class KMeansEngine:
 
         Clusters without a picture to search do not count.
         """
-        members = self.members
-        if rows is not None:
-            members = [np.intersect1d(m, rows, assume_unique=True) for m in members]
+        members = self.members if rows is None else self.clusters.among(rows)
         sizes = np.array([len(m) for m in members])
         answers = []
         for i, order in enumerate(self.clusters.order(queries[0])):
