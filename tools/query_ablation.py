@@ -180,15 +180,15 @@ def cuts_table(task: Task, engine: Engine, searcher: Searcher) -> Table:
     UserError : no query has a box, or the model finds no garments
     """
     database = searcher.database
-    boxes = {row: find_box(database.base, database.paths[row]) for row in task.queries.tolist()}
+    sampled = sample_queries(task, MAX_QUERIES)
+    boxes = {row: find_box(database.base, database.paths[row]) for row in sampled.queries.tolist()}
     keep = np.array([bool(box and box[2] > 0) for box in boxes.values()])
     if not keep.any():
         raise UserError(f"{database.base}: no query picture has a box in list_bbox.txt")
-    boxed = replace(task, queries=task.queries[keep], groups=task.groups[keep])
-    sampled = sample_queries(boxed, MAX_QUERIES)
+    boxed = replace(sampled, queries=sampled.queries[keep], groups=sampled.groups[keep])
     cuts: dict[str, list[Box]] = {name: [] for name in ("annotated", "whole", "found")}
     queries: dict[str, list[Query]] = {name: [] for name in cuts}
-    for row in sampled.queries.tolist():
+    for row in boxed.queries.tolist():
         picture = read_picture(picture_file(database.base, database.paths[row]))
         whole = 0, 0, *picture.size
         own = boxes[row] or whole
@@ -198,7 +198,7 @@ def cuts_table(task: Task, engine: Engine, searcher: Searcher) -> Table:
             queries[name].append(searcher.read(picture, box))
     true = torch.tensor(cuts["annotated"])
     outcomes = {
-        name: run_task(sampled, engine, searcher.extract(own)) for name, own in queries.items()
+        name: run_task(boxed, engine, searcher.extract(own)) for name, own in queries.items()
     }
     main, *_ = _metric_names(task)
     best = outcomes["annotated"].values[main]
@@ -207,14 +207,14 @@ def cuts_table(task: Task, engine: Engine, searcher: Searcher) -> Table:
             name,
             float(box_iou(true, torch.tensor(cuts[name])).diagonal().mean()),
             *_means(outcome.values, task),
-            *astuple(summarise(outcome.values[main] - best, sampled.groups)),
+            *astuple(summarise(outcome.values[main] - best, boxed.groups)),
         )
         for name, outcome in outcomes.items()
     ]
     return Table(
         f"The part of the query pictures that is searched, same {task.name}",
         f"Difference of {main} from annotated boxes, paired 95% interval."
-        f" {_sample_note(sampled, boxed)}",
+        f" {_sample_note(boxed, task)}",
         ("", "IoU", *_metric_names(task), "difference", "95% interval"),
         rows,
         ("{}", "{:.3f}", PERCENT, PERCENT, PERCENT, CHANGE, INTERVAL),
