@@ -25,7 +25,7 @@ from pictures.table import (
 from utils import UserError
 
 ANNO_FOLDERS = ("Anno", "Anno_coarse", "Anno_fine")
-FOLDERS = ("img", "img_highres")  # of pictures, the official archives have one or both
+INSHOP_FOLDERS = ("img", "img_highres")  # of pictures; the archive has one or both
 CONSUMER, CONSUMER_BOXES = "consumer_to_shop", "list_bbox_consumer2shop.txt"
 COLOR_LIST = "list_color_inshop.txt"
 ASSIGNED_LIST = "list_category_assigned.txt"  # the categories that are a model's guess
@@ -108,8 +108,12 @@ def read_inshop(base: Path) -> Pictures:
     Dresses), or "all" where the path has no two folders; its colour variant is the file name up to
     the first "_". Lists that only `data.py import` writes into in_shop/ replace what the paths say:
     `list_color_inshop.txt`, and `list_category_img.txt` with `list_category_cloth.txt`, in the form
-    of those in Anno/. Pictures are below in_shop/, or below `base` itself where an import has made
-    both parts' lists. A `UserError` for a missing or malformed list.
+    of those in Anno/. Pictures are below in_shop/, in img/ or else in img_highres/, or below `base`
+    itself where an import has made both parts' lists.
+
+    Raises
+    ------
+    UserError : a list is missing or malformed
     """
     list_path = inshop_list(base)
     if list_path is None:
@@ -122,7 +126,7 @@ def read_inshop(base: Path) -> Pictures:
     inshop = base / "in_shop"
     names, categories = number_categories(list_path, _inshop_categories(inshop, paths))
     return Pictures.of(
-        _below(base, ("in_shop/", "in_shop/Img/", "Img/", ""), paths),
+        _below(base, ("in_shop/", "in_shop/Img/", "Img/", ""), paths, INSHOP_FOLDERS),
         categories,
         names,
         listed.names(2, INSHOP_PARTITIONS),
@@ -187,11 +191,13 @@ def read_items(base: Path) -> Pictures:
     return merge(inshop, replace(consumer, items=items))
 
 
-def _below(base: Path, places: Sequence[str], paths: list[str]) -> list[str]:
-    """Paths below the first place that has a folder img/, or img_highres/, else below the last."""
-    found = ((f, place) for f in FOLDERS for place in places if (base / place / f).exists())
-    folder, place = next(found, (FOLDERS[0], places[-1]))
-    return [place + re.sub(f"^{FOLDERS[0]}/", f"{folder}/", path) for path in paths]
+def _below(
+    base: Path, places: Sequence[str], paths: list[str], folders: Sequence[str] = ("img",)
+) -> list[str]:
+    """Paths below the first place with one of the folders, the first of these, else the last."""
+    found = ((place, f) for place in places for f in folders if (base / place / f).exists())
+    place, folder = next(found, (places[-1], "img"))
+    return [place + re.sub("^img/", f"{folder}/", path) for path in paths]
 
 
 def _boxes_and_types(

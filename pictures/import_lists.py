@@ -3,7 +3,14 @@
 from pathlib import Path
 
 from pictures.csv_list import Photo
-from pictures.deepfashion import ANNO_FOLDERS, ASSIGNED_LIST, COLOR_LIST, OWN_TYPE, UNKNOWN_COLOR
+from pictures.deepfashion import (
+    ANNO_FOLDERS,
+    ASSIGNED_LIST,
+    COLOR_LIST,
+    INSHOP_FOLDERS,
+    OWN_TYPE,
+    UNKNOWN_COLOR,
+)
 from pictures.lists import write_list
 from pictures.table import number_categories
 from utils import UserError
@@ -49,7 +56,8 @@ def write_inshop_alone(
 def write_both_parts(base: Path, folder: Path, photos: list[Photo]) -> None:
     """The attribute lists, and in-shop lists where there are items."""
     inshop = base / "in_shop"
-    apart = any((inshop / name).exists() for name in (IMG, "Img"))  # with pictures of its own
+    # With pictures of its own.
+    apart = any((inshop / name).exists() for name in (*INSHOP_FOLDERS, "Img"))
     with_items = [photo for photo in photos if photo.item]
     if apart and with_items:
         raise UserError(

@@ -105,6 +105,20 @@ def test_box_of_a_picture_is_not_that_of_a_longer_name(tmp_path: Path) -> None:
     assert find_box(tmp_path, "img/a.jpg (2).jpg") == (5, 6, 7, 8)
 
 
+@pytest.mark.parametrize("other", ["img", "Img/img"])
+def test_large_inshop_pictures_beside_the_attribute_part_and_small_ones(
+    tmp_path: Path, other: str
+) -> None:
+    """The boxes of the attribute part are of small pictures: it has no large ones."""
+    base = write(tmp_path, {**ATTRIBUTE, **INSHOP})
+    for folder in (other, "in_shop/Img/img_highres", "Img/img_highres"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    assert read_inshop(base).paths[0].startswith("in_shop/Img/img_highres/WOMEN/")
+    assert read_attribute(base, 20).paths[0] == f"{other[:-3]}{PATHS[0]}"
+    (base / "in_shop/Img/img").mkdir()
+    assert read_inshop(base).paths[0].startswith("in_shop/Img/img/WOMEN/")
+
+
 @pytest.mark.parametrize(
     ("places", "folder", "prefix"),
     [

@@ -164,15 +164,16 @@ def test_in_shop_import_refuses_what_would_list_pictures_twice(tmp_path: Path) -
         run_import(items, items, "--in-shop", "--item-level")
 
 
-def test_plain_import_leaves_an_official_in_shop_part_alone(tmp_path: Path) -> None:
-    file = "in_shop/Eval/list_eval_partition.txt"
-    base = touch(tmp_path / "set", file, "in_shop/Img/img/MEN/Tees/i1/02_1.jpg")
+@pytest.mark.parametrize("folder", ["in_shop/Img/img", "in_shop/img_highres"])
+def test_plain_import_leaves_an_official_in_shop_part_alone(tmp_path: Path, folder: str) -> None:
+    file = "in_shop/list_eval_partition.txt"
+    base = touch(tmp_path / "set", file, f"{folder}/MEN/Tees/i1/02_1.jpg")
     text = "1\ncolumns\nimg/MEN/Tees/i1/02_1.jpg id_1 train\n"
     (base / file).write_text(text)
     main(["import", str(touch(tmp_path / "photos", "Hats/1.jpg")), "--dataset-base", str(base)])
     assert (base / file).read_text() == text
     merged = read_collection(base, 20, True, 0.1)
-    assert merged.paths == ["img/Hats/1.jpg", "in_shop/Img/img/MEN/Tees/i1/02_1.jpg"]
+    assert merged.paths == ["img/Hats/1.jpg", f"{folder}/MEN/Tees/i1/02_1.jpg"]
 
 
 @pytest.mark.parametrize("place", [[], ["--in-shop"]])
