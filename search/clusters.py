@@ -56,19 +56,25 @@ class Clusters:
     @cached_property
     def by_cluster(self) -> np.ndarray:
         """All rows, cluster by cluster, ascending in each: N, int64."""
-        return np.concatenate(self.members)
+        return self._sort(np.arange(len(self.labels)))
 
     @cached_property
     def members(self) -> list[np.ndarray]:
         """The rows of each cluster, ascending: K arrays, int64."""
-        return self.among(np.arange(len(self.labels)))
+        return self._split(self.by_cluster)
 
     def among(self, rows: np.ndarray) -> list[np.ndarray]:
         """Those of some ascending rows that are in each cluster: K arrays."""
-        labels, count = self.labels[rows], len(self.centroids)
-        few = count <= np.iinfo(np.uint16).max  # NumPy sorts 16 bits by radix
-        order = np.argsort(labels.astype(np.uint16) if few else labels, kind="stable")
-        return np.split(rows[order], np.cumsum(np.bincount(labels, minlength=count))[:-1])
+        return self._split(self._sort(rows))
+
+    def _sort(self, rows: np.ndarray) -> np.ndarray:
+        labels = self.labels[rows]
+        few = len(self.centroids) <= np.iinfo(np.uint16).max  # NumPy sorts 16 bits by radix
+        return rows[np.argsort(labels.astype(np.uint16) if few else labels, kind="stable")]
+
+    def _split(self, rows: np.ndarray) -> list[np.ndarray]:
+        sizes = np.bincount(self.labels[rows], minlength=len(self.centroids))
+        return np.split(rows, np.cumsum(sizes)[:-1])
 
     def order(self, queries: np.ndarray) -> np.ndarray:
         """Clusters by the distance of their centroids, nearest first: Q x D -> Q x K."""
