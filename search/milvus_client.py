@@ -12,7 +12,8 @@ from typing import Any
 
 from utils import AwayError, UserError
 
-NOT_READY, UNREACHABLE, NOT_FOUND, UNEXPECTED = 1, 2, 100, 65535  # codes of Milvus
+UNREACHABLE, NOT_FOUND, UNEXPECTED = 2, 100, 65535  # codes of Milvus
+LITE_FAULT = 1  # Milvus Lite's code of what it did not expect
 NOT_LOADED = (101, 103)  # nothing of a collection, or not all
 # Hundreds of the codes of what is refused again: collection, partition, index, database,
 # parameter, privilege, alias.
@@ -88,18 +89,20 @@ class Client:
         AwayError : no answer in time, or the server cannot do it now
         UserError : it never will
         """
-        end = time.monotonic() + self.timeout * (LONG if long or self.is_file else 1)
+        start = time.monotonic()
+        end = start + self.timeout * (LONG if long or self.is_file else 1)
         while True:
             left = max(math.ceil(end - time.monotonic()), 1)  # pymilvus wants whole seconds
             try:
                 return getattr(self.client, method)(*args, timeout=left, **options)
             except Exception as error:  # of several libraries
                 code = getattr(error, "code", None)
-                # Milvus Lite reads an index that it is still writing.
-                is_early = code == NOT_READY and method == "load_collection"
+                # Milvus Lite may have read an index that it is still writing, for some seconds.
+                is_early = code == LITE_FAULT and method == "load_collection"
+                limit = start + self.timeout if is_early else end
                 if code in NOT_LOADED and method in ("search", "query"):  # after a restart
                     self.load(args[0])
-                elif (is_early or code == UNREACHABLE) and time.monotonic() + PAUSE < end:
+                elif (is_early or code == UNREACHABLE) and time.monotonic() + PAUSE < limit:
                     time.sleep(PAUSE)
                 else:
                     raise self._error(method.replace("_", " "), error) from None
