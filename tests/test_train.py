@@ -222,11 +222,17 @@ def test_a_run_goes_on_past_a_damaged_picture_and_without_it(
     out = capsys.readouterr().out
     assert "pictures came or went" in out
     assert "epoch 2/2" in out
-    with pytest.raises(UserError, match="has VAL_SHARE=0.1"):  # else it trains on its validation
+    with pytest.raises(UserError, match=r"has VAL_SHARE=0\.1"):  # else it trains on its validation
         train.main([*flags, "--epoch", "3", "--val-share", "0.3", "--resume"])
     (tmp_path / "hat").rename(tmp_path / "cap")
     with pytest.raises(UserError, match="has other categories; undo that"):
         train.main([*flags, "--epoch", "3", "--resume"])
+    (tmp_path / "cap").rename(tmp_path / "hat")
+    point = tmp_path / "models" / "checkpoint.pth.tar"
+    content = torch.load(point)
+    assert content["identity"].pop("VAL_SHARE") == 0.1  # as versions before did not write it
+    torch.save(content, point)
+    train.main([*flags, "--epoch", "2", "--resume"])
 
 
 def test_the_rate_falls_to_0_though_pictures_came(
