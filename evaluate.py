@@ -41,6 +41,7 @@ from evaluation.report import by_category, figures_of, write_report
 from evaluation.tune_weights import tune_weights
 from features.database import DEEP, FeatureDatabase, open_database
 from network.device import pick_device
+from pictures.deepfashion import inshop_list
 from search.certainty import open_calibration
 from search.clusters import KMeansEngine, nprobe_of, open_clusters
 from search.engine import Engine
@@ -97,10 +98,12 @@ def _outcomes(
     """The outcome of each task, and what `measure` says where there is a calibration."""
     outcomes, certainty = [], None
     calibration = open_calibration(database, signals)
+    # Items of one benchmark compete with those of the other, too, where there are both.
+    items = "item" if inshop_list(database.base) else CONSUMER_TASK
+    measured = items if calibration and calibration.same == "item" else "category"
     for task in tasks:
         outcome = run_task(task, engine_of(task.gallery), query_features(task, signals))
-        is_of = calibration and task.name in MAIN_TASKS and task.name.startswith(calibration.same)
-        if calibration and is_of and certainty is None:
+        if calibration and task.name == measured:
             whole = as_searched(task, len(database.categories))
             certainty = measure(whole, engine_of(whole.gallery), signals, calibration)
         outcomes.append(with_accuracy(database, outcome) if task.name == "category" else outcome)

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 import evaluate
 from evaluation.calibrate import Competitors, competitors, fit
 from evaluation.metrics import calibration_error
-from evaluation.protocols import item_tasks
+from evaluation.protocols import CONSUMER_TASK, item_tasks
 from evaluation.reliability import as_searched, measure
 from features.database import open_database
 from pictures.table import choose_validation
@@ -176,6 +176,9 @@ def test_consumer_items_alone_are_measured_too(tmp_path: Path, capsys) -> None:
     said = capsys.readouterr().out
     assert "probability of the same item, calibrated" in said
     assert "open set: half of the items taken out" in said
+    database = open_database(tmp_path)
+    task = as_searched(item_tasks(database, CONSUMER_TASK)[0], len(database.paths))
+    assert task.groups.tolist() == database.items[task.queries].tolist()
 
 
 def test_a_calibration_of_another_distance_or_model_is_refused(measured: Path, capsys) -> None:
