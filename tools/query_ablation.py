@@ -33,9 +33,11 @@ from evaluation.protocols import (
 from features.database import open_database
 from network.device import pick_device
 from network.garments import Box
+from pictures.collection import read_collection
 from pictures.decode import read_picture
-from pictures.deepfashion import find_box
+from pictures.deepfashion import has_items
 from pictures.folder import picture_file
+from pictures.table import align
 from search import Searcher
 from search.duplicates import CollapsedEngine
 from search.engine import Engine
@@ -180,25 +182,28 @@ def cuts_table(task: Task, engine: Engine, searcher: Searcher) -> Table:
     UserError : no query has a box, or the model finds no garments
     """
     database = searcher.database
-    sampled = sample_queries(task, MAX_QUERIES)
-    boxes = {row: find_box(database.base, database.paths[row]) for row in sampled.queries.tolist()}
-    keep = np.array([bool(box and box[2] > 0) for box in boxes.values()])
+    base, val_share = database.base, searcher.config.VAL_SHARE
+    listed = read_collection(base, len(database.category_names), has_items(base), val_share)
+    queried = task.queries.tolist()
+    known = align([database.paths[row] for row in queried], listed.paths)
+    boxes = dict(zip(queried, map(tuple, listed.boxes[known].tolist()), strict=True))
+    keep = (known >= 0) & (listed.boxes[known, 2] > 0)
     if not keep.any():
-        raise UserError(f"{database.base}: no query picture has a box in list_bbox.txt")
-    boxed = replace(sampled, queries=sampled.queries[keep], groups=sampled.groups[keep])
+        raise UserError(f"{base}: no query picture has a box in list_bbox.txt")
+    boxed = replace(task, queries=task.queries[keep], groups=task.groups[keep])
+    sampled = sample_queries(boxed, MAX_QUERIES)
     cuts: dict[str, list[Box]] = {name: [] for name in ("annotated", "whole", "found")}
     queries: dict[str, list[Query]] = {name: [] for name in cuts}
-    for row in boxed.queries.tolist():
-        picture = read_picture(picture_file(database.base, database.paths[row]))
+    for row in sampled.queries.tolist():
+        picture = read_picture(picture_file(base, database.paths[row]))
         whole = 0, 0, *picture.size
-        own = boxes[row] or whole
         found = searcher.finder(picture)
-        for name, box in zip(cuts, (own, whole, *found[:1], whole), strict=False):
+        for name, box in zip(cuts, (boxes[row], whole, *found[:1], whole), strict=False):
             cuts[name].append(box)
             queries[name].append(searcher.read(picture, box))
     true = torch.tensor(cuts["annotated"])
     outcomes = {
-        name: run_task(boxed, engine, searcher.extract(own)) for name, own in queries.items()
+        name: run_task(sampled, engine, searcher.extract(own)) for name, own in queries.items()
     }
     main, *_ = _metric_names(task)
     best = outcomes["annotated"].values[main]
@@ -207,14 +212,14 @@ def cuts_table(task: Task, engine: Engine, searcher: Searcher) -> Table:
             name,
             float(box_iou(true, torch.tensor(cuts[name])).diagonal().mean()),
             *_means(outcome.values, task),
-            *astuple(summarise(outcome.values[main] - best, boxed.groups)),
+            *astuple(summarise(outcome.values[main] - best, sampled.groups)),
         )
         for name, outcome in outcomes.items()
     ]
     return Table(
         f"The part of the query pictures that is searched, same {task.name}",
         f"Difference of {main} from annotated boxes, paired 95% interval."
-        f" {_sample_note(boxed, task)}",
+        f" {_sample_note(sampled, boxed)}",
         ("", "IoU", *_metric_names(task), "difference", "95% interval"),
         rows,
         ("{}", "{:.3f}", PERCENT, PERCENT, PERCENT, CHANGE, INTERVAL),

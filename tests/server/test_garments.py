@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from search import Searcher
 from tests.network.test_garments import hand_made
 from tests.server.web_base import Server, paths_of, post, query_file, serving
 from tests.server.web_browser import ROOMY, Watched, expect
+from tools import query_ablation
 from utils import UserError, run_script, sha256_of
 
 pytest_plugins = ("tests.server.web_base", "tests.server.web_browser")
@@ -70,6 +72,25 @@ def test_auto_is_the_surest_box_everywhere(finding: Path, own_server: Server, ca
         box = post(client, photo, box=boxes[0]).json()
         assert (paths_of(auto), box["garments"]) == (paths_of(box), [])
         assert client.get("/api/collection").json()["cut"] is True
+
+
+def test_the_cuts_are_compared_with_the_annotated_boxes(finding: Path, capsys) -> None:
+    """Of whole pictures the IoU is the share of the picture that the box covers."""
+    query_ablation.main(["--dataset-base", str(finding), "--device", "cpu", "--boxes"])
+    said = capsys.readouterr().out
+    rows = [line.split() for line in (finding / "Anno/list_bbox.txt").read_text().splitlines()[2:]]
+    boxes = {path: tuple(map(int, box)) for path, *box in rows}
+    parts = (finding / "Eval/list_eval_partition.txt").read_text().splitlines()[2:]
+    tested = [path for path, part in map(str.split, parts) if part == "test"]
+    shares = []
+    for path in tested:
+        x1, y1, x2, y2 = boxes[path]
+        width, height = Image.open(finding / path).size
+        shares.append((x2 - x1) * (y2 - y1) / (width * height))
+    assert f"All {len(tested):,} queries" in said
+    found = {line.split()[0]: line.split()[1] for line in said.splitlines() if "%" in line}
+    assert found["annotated"] == "1.000"
+    assert float(found["whole"]) == pytest.approx(np.mean(shares), abs=6e-4)
 
 
 @pytest.mark.parametrize("flags", [["auto", "1"], ["1", "2", "3"], ["1", "2", "3", "auto"]])
