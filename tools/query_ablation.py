@@ -184,10 +184,9 @@ def cuts_table(task: Task, engine: Engine, searcher: Searcher) -> Table:
     database = searcher.database
     base, val_share = database.base, searcher.config.VAL_SHARE
     listed = read_collection(base, len(database.category_names), has_items(base), val_share)
-    queried = task.queries.tolist()
-    known = align([database.paths[row] for row in queried], listed.paths)
-    boxes = dict(zip(queried, map(tuple, listed.boxes[known].tolist()), strict=True))
-    keep = (known >= 0) & (listed.boxes[known, 2] > 0)
+    place = align(database.paths, listed.paths)
+    boxes = np.where(place[:, None] >= 0, listed.boxes[place], 0)
+    keep = boxes[task.queries, 2] > 0
     if not keep.any():
         raise UserError(f"{base}: no query picture has a box in list_bbox.txt")
     boxed = replace(task, queries=task.queries[keep], groups=task.groups[keep])
@@ -196,9 +195,9 @@ def cuts_table(task: Task, engine: Engine, searcher: Searcher) -> Table:
     queries: dict[str, list[Query]] = {name: [] for name in cuts}
     for row in sampled.queries.tolist():
         picture = read_picture(picture_file(base, database.paths[row]))
-        whole = 0, 0, *picture.size
+        whole, own = (0, 0, *picture.size), tuple(boxes[row].tolist())
         found = searcher.finder(picture)
-        for name, box in zip(cuts, (boxes[row], whole, *found[:1], whole), strict=False):
+        for name, box in zip(cuts, (own, whole, *found[:1], whole), strict=False):
             cuts[name].append(box)
             queries[name].append(searcher.read(picture, box))
     true = torch.tensor(cuts["annotated"])
