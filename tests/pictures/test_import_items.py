@@ -164,9 +164,16 @@ def test_in_shop_import_refuses_what_would_list_pictures_twice(tmp_path: Path) -
         run_import(items, items, "--in-shop", "--item-level")
 
 
-@pytest.mark.parametrize("folder", ["in_shop/Img/img", "in_shop/img_highres"])
-def test_plain_import_leaves_an_official_in_shop_part_alone(tmp_path: Path, folder: str) -> None:
-    file = "in_shop/list_eval_partition.txt"
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [
+        ("in_shop/Eval/list_eval_partition.txt", "in_shop/Img/img"),
+        ("in_shop/list_eval_partition.txt", "in_shop/img_highres"),
+    ],
+)
+def test_plain_import_leaves_an_official_in_shop_part_alone(
+    tmp_path: Path, file: str, folder: str
+) -> None:
     base = touch(tmp_path / "set", file, f"{folder}/MEN/Tees/i1/02_1.jpg")
     text = "1\ncolumns\nimg/MEN/Tees/i1/02_1.jpg id_1 train\n"
     (base / file).write_text(text)
